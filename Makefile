@@ -1,0 +1,5 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+.PHONY: test
+test:
+	$(PY) -m pytest -n 2

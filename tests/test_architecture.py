@@ -1,0 +1,148 @@
+"""The law of the floors: a module imports only what its row names. Walks the AST, runs nothing."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "layerkit"
+MAX_LINES = 600
+
+# module -> (layerkit modules it may import, outside packages it may import)
+FORMATS = {
+    "cursor": ("", ""),
+    "elf": ("cursor", ""),
+    "golang": ("cursor elf", "numpy"),
+    "sites": ("", "numpy iced_x86"),
+    "delta": ("cursor digest", "numpy hdiffpatch zstandard"),
+    "chunker": ("", "pyfastcdc"),
+    "chunkmanifest": ("cursor digest", ""),
+    "oci": ("digest", ""),
+    "deflate": ("", "deflate zstandard"),
+    "layer": ("digest oci deflate", ""),
+    "layerform": ("cursor digest addressfree elf golang", "numpy"),
+    "protocol": ("cursor digest chunkmanifest", "zstandard"),
+    "reference": ("digest", ""),
+}
+EDGES = {
+    "disk": ("", "fcntl"),
+    "store": ("edges.disk digest formats.chunkmanifest formats.cursor", "sqlite3"),
+    "layout": ("edges.disk digest formats.oci formats.reference", ""),
+    "rootfs": ("edges.disk formats.layer", ""),
+    "remote": ("digest formats.protocol formats.oci formats.chunkmanifest formats.reference", "urllib3"),
+    "registry": ("digest formats.oci formats.reference", "oras"),
+    "tools": ("", "subprocess"),
+    "http": ("digest formats.protocol formats.oci formats.reference", "starlette uvicorn"),
+    "engine": ("", "docker"),
+}
+WORDS = {"errors", "digest"}  # floor 0: everyone may import errors
+ONE_OWNER = {
+    "subprocess": {"edges.tools"},
+    "sqlite3": {"edges.store"},
+    "docker": {"edges.engine"},
+    "starlette": {"edges.http", "jobs.serve"},
+    "uvicorn": {"edges.http", "jobs.serve"},
+    "urllib3": {"edges.remote"},
+    "rich": {"console"},
+    "click": {"cli"},
+    "oras": {"edges.registry"},
+}
+FORBIDDEN_IN_FORMATS = {"os", "pathlib", "socket", "time", "random", "logging", "tempfile", "shutil"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        if "_data" in relative.parts:
+            continue
+        name = ".".join(relative.with_suffix("").parts)
+        found.append((name.removesuffix(".__init__"), path))
+    return found
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert all(alias.name != "*" for alias in node.names), f"{path}: star import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = {f"layerkit.{name}" for name, _ in modules()}
+            for name in names:
+                found.append((node.lineno, name if name in known else str(node.module)))
+    return found
+
+
+def allowed_inside(module: str) -> set[str] | None:
+    """Full names that `module` may import from layerkit; None means all lower floors."""
+    parts = module.split(".")
+    if module in WORDS:
+        return {"errors"}
+    if parts[0] == "formats" and len(parts) > 1:
+        own = "addressfree" if parts[1] == "addressfree" else parts[1]
+        row = FORMATS.get(own, ("", ""))[0].split()
+        if own == "addressfree":
+            row = ["cursor", "elf", "golang", "sites", "digest"]
+        return {"errors", "digest"} & ({"errors"} | set(row)) | {
+            f"formats.{name}" for name in row if name != "digest"
+        }
+    if parts[0] == "edges" and len(parts) > 1:
+        return {"errors"} | set(EDGES[parts[1]][0].split())
+    return None
+
+
+@pytest.mark.parametrize(("module", "path"), modules())
+def test_imports_go_down_only(module: str, path: Path) -> None:
+    allowed = allowed_inside(module)
+    for line, name in imports(path):
+        if not name.startswith("layerkit"):
+            continue
+        target = name.removeprefix("layerkit").lstrip(".")
+        if target == "":
+            continue  # layerkit.__version__
+        where = f"layerkit/{path.relative_to(PACKAGE)}:{line} imports {name}"
+        if module.startswith("formats.addressfree") and target.startswith("formats.addressfree"):
+            continue
+        if allowed is not None:
+            base = "formats.addressfree" if target.startswith("formats.addressfree") else target
+            assert base in allowed, where
+        elif module.startswith("jobs"):
+            agent = module == "jobs.agent" and target == "jobs.pull"
+            assert target.split(".")[0] in {"errors", "digest", "formats", "edges"} or agent, where
+        elif module == "console":
+            assert target == "errors", where
+
+
+@pytest.mark.parametrize(("module", "path"), modules())
+def test_outside_things_have_one_owner(module: str, path: Path) -> None:
+    for line, name in imports(path):
+        top = name.split(".")[0]
+        if top in ONE_OWNER:
+            assert module in ONE_OWNER[top], f"{path.name}:{line}: {top} belongs to {ONE_OWNER[top]}"
+        if module.startswith("formats"):
+            assert top not in FORBIDDEN_IN_FORMATS, f"{path.name}:{line}: {top} in formats/"
+
+
+@pytest.mark.parametrize(("module", "path"), modules())
+def test_modules_stay_small(module: str, path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(("module", "path"), modules())
+def test_modules_say_what_they_are(module: str, path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+@pytest.mark.parametrize(("module", "path"), modules())
+def test_only_the_cli_reads_the_environment(module: str, path: Path) -> None:
+    if module in {"cli", "__main__"}:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            word = f"{node.value.id}.{node.attr}"
+            assert word not in {"os.environ", "os.getenv", "sys.argv"}, f"{path}:{node.lineno}"
