@@ -1,5 +1,52 @@
+# Two commands are enough: `make demo` runs the main job, `make test` the tests.
+# Everything they need comes by itself: tools/bootstrap.py makes .venv, and a Go where there is none.
 PYTHON ?= python3
 PY := .venv/bin/python
-.PHONY: test
-test:
-	$(PY) -m pytest -n 2
+WORKERS ?= 2
+PYTEST := PYTHONHASHSEED=random $(PY) -m pytest
+
+.PHONY: help venv demo test slow check docs vectors bench budgets clean
+help:
+	@echo "make demo     build, serve and pull an example function, edit it, pull again"
+	@echo "make test     the tests (under 5 minutes)"
+	@echo "make check    lint, types, architecture, docs (under a minute)"
+	@echo "make slow     the long tests"
+	@echo "make docs     write docs/cli.md, docs/errors.md and the README's table anew"
+	@echo "make vectors  write the test vectors anew"
+	@echo "make bench    measure; results in bench/results/"
+	@echo "make budgets  write better numbers into budgets.toml"
+	@echo "make clean    remove .venv and what tools left behind"
+
+venv:
+	@$(PYTHON) tools/bootstrap.py
+
+demo: venv
+	@$(PY) tools/demo.py
+
+test: venv
+	@$(PYTEST) -n $(WORKERS) -m "not slow"
+
+slow: venv
+	@$(PYTEST) -n $(WORKERS) -m slow
+
+check: venv
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PYTEST) tests/test_architecture.py tests/test_docs.py
+
+docs: venv
+	@$(PY) tools/make_docs.py
+
+vectors: venv
+	@$(PY) tests/vectors/regenerate.py
+
+bench: venv
+	@$(PY) bench/run.py
+
+budgets: venv
+	@LAYERKIT_WRITE_BUDGETS=1 $(PYTEST) tests/test_budgets.py
+
+clean:
+	rm -rf .venv build dist bench/work .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find layerkit tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
