@@ -18,7 +18,7 @@ FORMATS = {
     "sites": ("", "numpy iced_x86"),
     "delta": ("cursor digest", "numpy hdiffpatch zstandard"),
     "chunker": ("", "pyfastcdc"),
-    "chunkmanifest": ("cursor digest", ""),
+    "chunkmanifest": ("chunker cursor digest", ""),
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
     "layer": ("digest oci deflate", ""),
