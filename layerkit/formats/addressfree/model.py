@@ -1,0 +1,299 @@
+"""The label table of a form, and the arithmetic that encoder and decoder share.
+
+A binary's address space is cut into **labels**: runs of bytes, in address order, that lie inside
+**regions** (sections, and the subtables of .gopclntab). A label has a pattern (which of its bytes
+are **fields** that hold the place of another label) and a rule (how its 32-bit id follows from
+things that do not move). The form is the file with each field rewritten to its target's id.
+
+Nothing here knows Go or a machine: kinds and patterns travel in the form.
+Spec: docs/format.md "Address-free form".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Bytes8",
+    "Fields",
+    "Int64s",
+    "Kind",
+    "Labels",
+    "Pattern",
+    "Region",
+    "Uint32s",
+    "derive_ids",
+    "expand_fields",
+    "find_tagged_words",
+    "read_u32",
+    "read_u64",
+    "write_u32",
+    "write_u64",
+]
+
+Int64s = npt.NDArray[np.int64]
+Uint32s = npt.NDArray[np.uint32]
+Uint64s = npt.NDArray[np.uint64]
+Bytes8 = npt.NDArray[np.uint8]
+
+NEW: Final = 0xFF000001  # field value: the label after the furthest one used so far in the zone
+TAG: Final = 0x9E4B1D37  # top half of an address word whose low half is an id
+HEADER_SIZE_LIMIT: Final = 1 << 16
+
+# Rules: how a label's id follows. Values travel in the form and never change their meaning.
+RULE_CONTENT: Final = 0  # the label's bytes, fields masked
+RULE_FULL: Final = 1  # the label's bytes as they stand in the form, ids included
+RULE_EXPLICIT: Final = 2  # listed in the label table
+RULE_CONT: Final = 3  # goes on the object before it: its id plus the distance
+RULE_NAME: Final = 4  # a function: the content of its name
+RULE_NONE: Final = 5  # nothing refers to it by id
+RULE_END: Final = 6  # the empty label that ends a region
+RULE_COUNT: Final = 7
+
+# Derived patterns: the bytes are recomputed, the form holds zeros.
+DERIVED_NONE: Final = 0
+DERIVED_FINDFUNCTAB: Final = 1
+
+_RADIX: Final = 0x9E3779B97F4A7C15  # odd: has an inverse modulo 2^64
+_RADIX_INVERSE: Final = pow(_RADIX, -1, 1 << 64)
+_MIX1: Final = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3 fmix64 constants
+_MIX2: Final = np.uint64(0xC4CEB9FE1A85EC53)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A run of addresses that labels partition; `offset` is its file position, -1 for .bss."""
+
+    addr: int
+    offset: int
+    size: int
+    has_words: bool  # 8-byte aligned words may hold addresses
+    is_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a 4-byte field names its target: value = (target - base) >> shift."""
+
+    base_region: int
+    base_delta: int  # added to the region's address
+    shift: int
+    zone: int  # region whose labels a NEW counts through; -1: NEW is not used
+    zone_pattern: int  # only labels of this pattern count; -1: all
+    is_name: bool  # the k-th such field names the k-th RULE_NAME label
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Fields of a label: `fixed` (offset, kind), then from `start` on every `stride` bytes
+    `repeated` (offset, kind) for as long as a whole field fits."""
+
+    fixed: tuple[tuple[int, int], ...] = ()
+    start: int = 0
+    stride: int = 0
+    repeated: tuple[tuple[int, int], ...] = ()
+    derived: int = DERIVED_NONE
+
+
+@dataclass(slots=True)
+class Labels:
+    """The label table: parallel arrays in address order, and the region each label lies in."""
+
+    regions: tuple[Region, ...]
+    kinds: tuple[Kind, ...]
+    patterns: tuple[Pattern, ...]
+    region_of: Int64s
+    start: Int64s  # address
+    size: Int64s
+    pattern: Int64s
+    rule: Int64s
+    explicit: Uint32s  # ids of the RULE_EXPLICIT labels, in order
+    salt: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.start)
+
+    def offsets(self) -> Int64s:
+        """File position of each label; -1 where it has none (.bss)."""
+        offset = np.array([r.offset for r in self.regions], np.int64)[self.region_of]
+        addr = np.array([r.addr for r in self.regions], np.int64)[self.region_of]
+        return np.where(offset < 0, -1, offset + self.start - addr)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """All pattern fields of a file, in file order."""
+
+    pos: Int64s  # file position
+    kind: Int64s
+
+
+def expand_fields(labels: Labels) -> Fields:
+    """Where the patterns put fields. Vectorised over all labels that share a pattern."""
+    offsets = labels.offsets()
+    pos_parts: list[Int64s] = []
+    kind_parts: list[Int64s] = []
+    for index, pattern in enumerate(labels.patterns):
+        if not pattern.fixed and not pattern.repeated:
+            continue
+        chosen = np.flatnonzero((labels.pattern == index) & (offsets >= 0))
+        if not len(chosen):
+            continue
+        at, size = offsets[chosen], labels.size[chosen]
+        for offset, kind in pattern.fixed:
+            fits = offset + 4 <= size
+            pos_parts.append(at[fits] + offset)
+            kind_parts.append(np.full(int(fits.sum()), kind, np.int64))
+        for offset, kind in pattern.repeated:
+            room = size - pattern.start - offset - 4
+            count = np.where(room < 0, 0, room // pattern.stride + 1)
+            step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+            pos_parts.append(np.repeat(at + pattern.start + offset, count) + step * pattern.stride)
+            kind_parts.append(np.full(int(count.sum()), kind, np.int64))
+    if not pos_parts:
+        return Fields(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    pos, kind = np.concatenate(pos_parts), np.concatenate(kind_parts)
+    order = np.argsort(pos, kind="stable")
+    return Fields(pos[order], kind[order])
+
+
+def read_u32(data: Bytes8, pos: Int64s) -> Int64s:
+    out = data[pos].astype(np.int64)
+    for k in (1, 2, 3):
+        out |= data[pos + k].astype(np.int64) << (8 * k)
+    return out
+
+
+def write_u32(data: Bytes8, pos: Int64s, value: Int64s) -> None:
+    for k in range(4):
+        data[pos + k] = (value >> (8 * k)) & 0xFF
+
+
+def read_u64(data: Bytes8, pos: Int64s) -> Int64s:
+    return read_u32(data, pos) | (read_u32(data, pos + 4) << 32)
+
+
+def write_u64(data: Bytes8, pos: Int64s, value: Int64s) -> None:
+    write_u32(data, pos, value & 0xFFFFFFFF)
+    write_u32(data, pos + 4, (value >> 32) & 0xFFFFFFFF)
+
+
+def find_tagged_words(labels: Labels, body: Bytes8) -> Int64s:
+    """File positions of the 8-byte words of the form that hold TAG and an id."""
+    found = []
+    for region in labels.regions:
+        if not region.has_words or region.offset < 0:
+            continue
+        first = region.offset + (-region.addr) % 8
+        count = max(0, (region.offset + region.size - first) // 8)
+        words = np.frombuffer(body[first : first + 8 * count].tobytes(), "<u8")
+        found.append(first + 8 * np.flatnonzero(words >> np.uint64(32) == np.uint64(TAG)))
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def hash_runs(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
+    """64-bit hashes of many runs of `data` at once: sum of (byte + 1) * RADIX^k, k from the run's
+    start, by prefix sums, then mixed with the size. Stable, not secret."""
+    n = len(data)
+    power = np.full(n, _RADIX, np.uint64)
+    if n:
+        power[0] = 1
+    np.cumprod(power, out=power)
+    prefix = np.zeros(n + 1, np.uint64)
+    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * power, out=prefix[1:])
+    total = prefix[start + size] - prefix[start]
+    # multiply by RADIX^-start
+    inverse = np.full(n + 1, _RADIX_INVERSE, np.uint64)
+    inverse[0] = 1
+    np.cumprod(inverse, out=inverse)
+    return mix(total * inverse[start], size.astype(np.uint64))
+
+
+def mix(value: Uint64s, other: Uint64s) -> Uint64s:
+    """MurmurHash3's 64-bit finalizer over value + a spread of `other`."""
+    h = value + other * np.uint64(_RADIX)
+    h ^= h >> np.uint64(33)
+    h *= _MIX1
+    h ^= h >> np.uint64(33)
+    h *= _MIX2
+    h ^= h >> np.uint64(33)
+    return h
+
+
+def fold_id(value: Uint64s, salt: int) -> Int64s:
+    """A 32-bit id: its top byte is never 00 or FF, so no id looks like a near displacement."""
+    h = mix(value, np.full(len(value), salt, np.uint64))
+    top = (h >> np.uint64(24) & np.uint64(0xFF)) % np.uint64(254) + np.uint64(1)
+    return ((h & np.uint64(0xFFFFFF)) | (top << np.uint64(24))).astype(np.int64)
+
+
+def wrap_id(value: Int64s) -> Int64s:
+    """Keep id + distance inside the id range (see `fold_id`)."""
+    v = value & 0xFFFFFFFF
+    top = v >> 24
+    return np.where((top == 0) | (top == 0xFF), v ^ 0x55000000, v)
+
+
+def object_sizes(labels: Labels) -> Int64s:
+    """Size of each label together with the RULE_CONT labels that go it on."""
+    total = labels.size.copy()
+    cont = labels.rule == RULE_CONT
+    head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
+    np.add.at(total, head[cont], labels.size[cont])
+    return total
+
+
+def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
+    """Content hash of each label that a rule asks for; 0 for the others and for .bss."""
+    offsets, sizes = labels.offsets(), object_sizes(labels)
+    out = np.zeros(labels.count, np.uint64)
+    for rule, data in ((RULE_CONTENT, masked), (RULE_FULL, full)):
+        chosen = np.flatnonzero((labels.rule == rule) & (offsets >= 0))
+        if not len(chosen):
+            continue
+        low = int(offsets[chosen].min())
+        high = int((offsets[chosen] + sizes[chosen]).max())
+        out[chosen] = hash_runs(data[low:high], offsets[chosen] - low, sizes[chosen])
+    return out
+
+
+def continue_ids(labels: Labels, ids: Int64s) -> None:
+    """Fill the ids of RULE_CONT labels from the object that they go on."""
+    cont = labels.rule == RULE_CONT
+    head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
+    ids[cont] = wrap_id(ids[head[cont]] + labels.start[cont] - labels.start[head[cont]])
+
+
+def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> tuple[Int64s, Uint64s]:
+    """Ids of all labels but RULE_NAME, RULE_NONE (0) and their continuations; and the hashes."""
+    hashes = content_hashes(labels, masked, full)
+    ids = np.zeros(labels.count, np.int64)
+    content = (labels.rule == RULE_CONTENT) | (labels.rule == RULE_FULL)
+    ids[content] = fold_id(hashes[content], labels.salt)
+    ids[labels.rule == RULE_EXPLICIT] = labels.explicit.astype(np.int64)
+    ends = labels.rule == RULE_END
+    ids[ends] = fold_id(labels.region_of[ends].astype(np.uint64) + np.uint64(1 << 60), labels.salt)
+    return ids, hashes
+
+
+def name_ids(labels: Labels, name_ids_of: Int64s) -> Int64s:
+    """Ids of functions from the ids of their names."""
+    return fold_id(name_ids_of.astype(np.uint64) + np.uint64(1 << 61), labels.salt)
+
+
+def resolve_new(is_new: npt.NDArray[np.bool_], target: Int64s) -> Int64s:
+    """Ordinals of NEW fields. `target[i]` is the ordinal that field i names, -1 for NEW or none.
+    NEW means one more than the furthest ordinal named so far (first: 0)."""
+    news = np.cumsum(is_new)
+    reach = np.where(target >= 0, target + 1 - news, 0)
+    reach[is_new] = 0
+    furthest = np.maximum.accumulate(np.concatenate(([0], reach)))[:-1]
+    out = target.copy()
+    before = news - is_new
+    out[is_new] = (before + furthest)[is_new]
+    return out

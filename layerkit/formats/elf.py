@@ -1,0 +1,151 @@
+"""ELF64 little-endian files as a view: sections, segments, symbols, address <-> file offset.
+
+Reads only what layerkit needs and checks it: every table lies inside the file, every section that
+occupies the file lies inside it. Spec: System V ABI, "Object Files" (gABI 4.1), chapter 4 and 5.
+Limits: 64-bit little-endian only; at most 65,279 sections (no extended numbering).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from layerkit.errors import FormatError
+
+__all__ = ["Elf", "Section", "Segment", "Symbol", "parse_elf"]
+
+EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+SHDR: Final = struct.Struct("<IIQQQQIIQQ")
+PHDR: Final = struct.Struct("<IIQQQQQQ")
+SYM: Final = struct.Struct("<IBBHQQ")
+assert (EHDR.size, SHDR.size, PHDR.size, SYM.size) == (64, 64, 56, 24)
+
+MACHINE_AMD64: Final = 62
+MACHINE_ARM64: Final = 183
+TYPE_EXEC: Final = 2  # ET_EXEC; PIE is ET_DYN
+SHT_SYMTAB: Final = 2
+SHT_NOBITS: Final = 8
+SHF_ALLOC: Final = 2
+SHF_EXECINSTR: Final = 4
+PT_LOAD: Final = 1
+PT_INTERP: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One row of the section header table; `offset` and `size` are in the file (bytes)."""
+
+    name: str
+    kind: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+    align: int
+
+    @property
+    def in_file(self) -> bool:
+        return self.kind != SHT_NOBITS
+
+    @property
+    def end_addr(self) -> int:
+        return self.addr + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One row of the program header table."""
+
+    kind: int
+    flags: int
+    offset: int
+    addr: int
+    file_size: int
+    mem_size: int
+    align: int
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A sized, defined symbol."""
+
+    name: bytes
+    addr: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Elf:
+    """A parsed file; `data` is the whole of it."""
+
+    data: bytes
+    machine: int
+    kind: int
+    section_table_offset: int
+    segment_table_offset: int
+    sections: tuple[Section, ...]
+    segments: tuple[Segment, ...]
+
+    def section(self, name: str) -> Section | None:
+        return next((s for s in self.sections if s.name == name), None)
+
+    def bytes_of(self, section: Section) -> bytes:
+        if not section.in_file:
+            return b""
+        return self.data[section.offset : section.offset + section.size]
+
+    def symbols(self) -> list[Symbol]:
+        """Sized symbols in table order; empty for a stripped file."""
+        table = next((s for s in self.sections if s.kind == SHT_SYMTAB), None)
+        if table is None or table.link >= len(self.sections):
+            return []
+        names = self.bytes_of(self.sections[table.link])
+        found = []
+        raw = self.bytes_of(table)
+        for name, _info, _other, index, addr, size in SYM.iter_unpack(
+            raw[: len(raw) // SYM.size * SYM.size]
+        ):
+            if index and size and name < len(names):
+                found.append(Symbol(names[name : names.index(b"\0", name)], addr, size))
+        return found
+
+
+def parse_elf(data: bytes) -> Elf:
+    """Parse an ELF64 little-endian file; anything else is a FormatError."""
+    if len(data) < EHDR.size or data[:6] != b"\x7fELF\x02\x01":
+        raise FormatError("not an ELF64 little-endian file")
+    (_, kind, machine, _, _, phoff, shoff, _, ehsize, phentsize, phnum, shentsize, shnum, names) = (
+        EHDR.unpack_from(data, 0)
+    )
+    if ehsize != EHDR.size or (shnum and shentsize != SHDR.size) or phentsize not in (0, PHDR.size):
+        raise FormatError("elf: unusual header sizes", offset=52)
+    if shoff + shnum * SHDR.size > len(data) or phoff + phnum * PHDR.size > len(data):
+        raise FormatError("elf: header tables lie outside the file", offset=32)
+    raw = [SHDR.unpack_from(data, shoff + index * SHDR.size) for index in range(shnum)]
+    sections = []
+    for row in raw:
+        name, shtype, flags, addr, offset, size, link, _, align, _ = row
+        if shtype != SHT_NOBITS and shtype != 0 and offset + size > len(data):
+            raise FormatError("elf: a section lies outside the file", offset=shoff)
+        sections.append(
+            Section(_name(data, raw, names, name), shtype, flags, addr, offset, size, link, align)
+        )
+    segments = []
+    for index in range(phnum):
+        ptype, flags, offset, addr, _, file_size, mem_size, align = PHDR.unpack_from(
+            data, phoff + index * PHDR.size
+        )
+        segments.append(Segment(ptype, flags, offset, addr, file_size, mem_size, align))
+    return Elf(data, machine, kind, shoff, phoff, tuple(sections), tuple(segments))
+
+
+def _name(data: bytes, rows: list[tuple[int, ...]], table: int, name: int) -> str:
+    if not 0 < table < len(rows):
+        return ""
+    start, size = rows[table][4], rows[table][5]
+    end = data.find(b"\0", start + name, start + size) if name < size else -1
+    if end < 0:
+        raise FormatError("elf: a section name lies outside its table", offset=start)
+    return data[start + name : end].decode("latin-1")
