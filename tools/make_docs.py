@@ -1,0 +1,146 @@
+"""Write the generated docs: docs/cli.md from click, docs/errors.md from the error tree, README's table
+from bench/results/demo.json. `--check` writes nothing and names what is out of date.
+
+    make docs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from layerkit import errors
+from layerkit.cli import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN = "<!-- begin: bytes a deploy moves (make demo; make docs) -->"
+END = "<!-- end -->"
+
+
+def generate() -> dict[Path, str]:
+    """What each generated file must hold."""
+    return {
+        ROOT / "docs/cli.md": cli_page(),
+        ROOT / "docs/errors.md": errors_page(),
+        ROOT / "README.md": readme_page(),
+    }
+
+
+def cli_page() -> str:
+    context = click.Context(cli, info_name="layerkit", terminal_width=88, max_content_width=88)
+    parts = [
+        "# Command line",
+        "Written by `make docs` from the commands themselves. Every option has an environment twin, "
+        "`LAYERKIT_<VERB>_<OPTION>` (for example `LAYERKIT_PULL_STORE`); `--quiet` and `--verbose` are "
+        "`LAYERKIT_QUIET` and `LAYERKIT_VERBOSE`. stdout carries only the result, all talk is on stderr. "
+        "Exit statuses: [errors.md](errors.md).",
+        f"```text\n{cli.get_help(context).strip()}\n```",
+    ]
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        if command is None or command.hidden:
+            continue
+        inner = click.Context(
+            command, info_name=name, parent=context, terminal_width=88, max_content_width=88
+        )
+        parts.append(f"## layerkit {name}\n\n```text\n{command.get_help(inner).strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def error_classes() -> list[tuple[int, type[errors.LayerkitError]]]:
+    """The tree, depth first, in the order of the module."""
+    found: list[tuple[int, type[errors.LayerkitError]]] = []
+
+    def walk(kind: type[errors.LayerkitError], depth: int) -> None:
+        found.append((depth, kind))
+        for below in (getattr(errors, name) for name in errors.__all__):
+            if kind in below.__bases__:
+                walk(below, depth + 1)
+
+    walk(errors.LayerkitError, 0)
+    return found
+
+
+def errors_page() -> str:
+    rows = [
+        "| code | meaning | exit status | HTTP status | retry may help | class |",
+        "|---|---|---|---|---|---|",
+    ]
+    for depth, kind in error_classes():
+        meaning = (kind.__doc__ or "").strip().splitlines()[0]
+        retry = "yes" if kind.retriable else "no"
+        rows.append(
+            f"| `{kind.code}` | {meaning} | {kind.exit_status} | {kind.http_status} | {retry} "
+            f"| {'· ' * depth}`{kind.__name__}` |"
+        )
+    return f"""# Errors
+
+Written by `make docs` from `layerkit/errors.py`. A code is the same word on the terminal, in `--json` and in the chunk server's
+`{{"errors": [{{"code", "message", "detail"}}]}}`.
+
+On the terminal an error is `error:` (what, with its code), `cause:` (got, want, where) and, where there is something to try, `hint:`. Output of
+a tool that failed (compile errors with file and line) follows `cause:` as the tool wrote it. A traceback appears only for status 1 or with `-vv`.
+
+## Exit statuses
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | unexpected: a bug |
+| 2 | usage |
+| 3 | partly done |
+| 4 | not found |
+| 5 | bytes are wrong: format or digest |
+| 6 | server or registry failed; a retry may help |
+| 7 | local store or disk: locked, full |
+| 8 | a tool failed: go, docker |
+| 130 | interrupted |
+
+Read an unknown status as failure.
+
+## Codes
+
+{chr(10).join(rows)}
+"""
+
+
+def demo_table(document: dict[str, object]) -> str:
+    """README's table, from the document that the demo wrote."""
+    rows = ["| pull | bytes moved | requests | time | whole layer | moved / whole |"]
+    rows.append("|---|---:|---:|---:|---:|---:|")
+    pulls = document["pulls"]
+    assert isinstance(pulls, list)
+    for pull in pulls:
+        rows.append(
+            f"| {pull['what']} | {pull['moved_size']:,} | {pull['request_count']} "
+            f"| {pull['seconds']:.2f} s | {pull['whole_size']:,} "
+            f"| {100 * pull['moved_size'] / pull['whole_size']:.1f} % |"
+        )
+    about = f"`make demo` on {document['machine']}, {document['date']}, {document['go']}."
+    return "\n".join(rows) + f"\n\n{about}"
+
+
+def readme_page() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    document = json.loads((ROOT / "bench/results/demo.json").read_text(encoding="utf-8"))
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{demo_table(document)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def main() -> int:
+    stale = []
+    for path, text in generate().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                path.write_text(text, encoding="utf-8")
+    if stale:
+        print("out of date:" if "--check" in sys.argv[1:] else "wrote:", *stale)
+    return 1 if stale and "--check" in sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
