@@ -28,7 +28,8 @@ FORMATS = {
 }
 EDGES = {
     "disk": ("", "fcntl"),
-    "store": ("edges.disk digest formats.chunkmanifest formats.cursor", "sqlite3"),
+    "pack": ("digest", ""),
+    "store": ("edges.disk edges.pack digest formats.chunker formats.chunkmanifest formats.cursor", "sqlite3"),
     "layout": ("edges.disk digest formats.oci formats.reference", ""),
     "rootfs": ("edges.disk formats.layer", ""),
     "remote": ("digest formats.protocol formats.oci formats.chunkmanifest formats.reference", "urllib3"),

@@ -1,0 +1,577 @@
+"""The node's store: pack files of chunks, and an SQLite index (WAL) that says where each one lies.
+
+Write order (docs/design.md): data (pack: temp, fsync, rename, fsync folder), then index (the rows
+of its chunks, one transaction), then the one commit point (the row of the image). A crash leaves,
+before the index, a pack without a name in the index, which gc removes; before the commit, chunks
+that the next pull finds and does not fetch again. A committed image always reads.
+
+Small blobs (manifests, configs, chunk manifests) lie in the index itself. Many processes may read
+and put at once; they hold the store's lock shared, gc holds it alone. A chunk is verified when it
+is read: bit rot is a ChunkDigestError, never wrong bytes. Memory: one chunk, and for gc and verify
+the ids of all chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
+from layerkit.edges.disk import TEMP_PREFIX, Disk
+from layerkit.edges.pack import PACK_RECORD, PACK_START, scan_pack
+from layerkit.errors import (
+    ChunkDigestError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+)
+from layerkit.formats.chunker import MAX_CHUNK_SIZE
+from layerkit.formats.chunkmanifest import parse_chunk_manifest
+
+__all__ = ["GcResult", "Store", "StoredImage", "VerifyResult", "rebuild_index"]
+
+INDEX_NAME: Final = "index.sqlite"
+LOCK_NAME: Final = "lock"
+PACKS_NAME: Final = "packs"
+SCHEMA_VERSION: Final = 1
+MAX_BLOB_SIZE: Final = 64 << 20  # bytes: blobs in the index are small
+BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
+REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
+QUERY_COUNT: Final = 500  # ids a query; SQLite's oldest default limit is 999
+MAX_OPEN_PACKS: Final = 64
+CHUNK_MANIFEST_KIND: Final = "chunk-manifest"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
+    offset INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS chunks_pack ON chunks (pack, offset);
+CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL,
+    data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS images (ref TEXT PRIMARY KEY, digest TEXT NOT NULL,
+    complete INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (owner TEXT NOT NULL, blob TEXT NOT NULL,
+    PRIMARY KEY (owner, blob)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pins (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A committed image: its reference and the digest that it resolved to."""
+
+    ref: str
+    digest: Digest
+    complete: bool
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GcResult:
+    """What gc dropped, or would drop."""
+
+    chunk_count: int
+    blob_count: int
+    pack_count: int
+    freed_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What verify read, and what it found damaged."""
+
+    chunk_count: int
+    blob_count: int
+    image_count: int
+    bad_chunks: tuple[Digest, ...] = ()
+    bad_blobs: tuple[Digest, ...] = ()
+    broken_images: tuple[str, ...] = ()
+    repaired: bool = False
+    index_rebuilt: bool = field(default=False)
+
+    @property
+    def good(self) -> bool:
+        return not (self.bad_chunks or self.bad_blobs or self.broken_images or self.index_rebuilt)
+
+
+class Store:
+    """Chunks, small blobs and images under one folder. Not for sharing between threads."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        self._packs = path / PACKS_NAME
+        disk.make_folder(self._packs)
+        self._open_packs: dict[str, int] = {}
+        self._db = self._open_index()
+
+    def _open_index(self) -> sqlite3.Connection:
+        path = self.path / INDEX_NAME
+        with _mapped(path):
+            db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")  # a committed image survives power loss
+                version = int(db.execute("PRAGMA user_version").fetchone()[0])
+                if version == 0:
+                    db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                elif version != SCHEMA_VERSION:
+                    raise StoreError(f"{path} has schema {version}, want {SCHEMA_VERSION}")
+            except BaseException:
+                db.close()
+                raise
+        return db
+
+    def close(self) -> None:
+        """Close the index and all packs."""
+        self._db.close()
+        for fd in self._open_packs.values():
+            os.close(fd)
+        self._open_packs.clear()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def session(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the store so that gc waits: what is put now stays until it is committed."""
+        return self._disk.lock(self.path / LOCK_NAME, shared=True, wait=True)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; the commit is one step of the disk."""
+        path = self.path / INDEX_NAME
+        with _mapped(path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._disk.act("commit", path, lambda: self._db.execute("COMMIT"))
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        with _mapped(self.path / INDEX_NAME):
+            return self._db.execute(sql, values).fetchall()
+
+    # --- chunks ----------------------------------------------------------------------------
+
+    def has(self, ids: Iterable[Digest]) -> set[Digest]:
+        """Those of `ids` that are held."""
+        wanted = list(ids)
+        found: set[Digest] = set()
+        for start in range(0, len(wanted), QUERY_COUNT):
+            raw = [chunk.raw for chunk in wanted[start : start + QUERY_COUNT]]
+            marks = ",".join("?" * len(raw))
+            rows = self._query(f"SELECT id FROM chunks WHERE id IN ({marks})", raw)
+            found.update(Digest("b3", _bytes(row[0])) for row in rows)
+        return found
+
+    def get(self, chunk: Digest) -> bytes:
+        """The bytes of a chunk, verified. NotFoundError if not held, ChunkDigestError if rotten."""
+        for _ in range(2):  # gc may move a chunk to another pack between row and file
+            rows = self._query(
+                "SELECT name, offset, chunks.size FROM chunks JOIN packs USING (pack) WHERE id = ?",
+                (chunk.raw,),
+            )
+            if not rows:
+                break
+            name, offset, size = str(rows[0][0]), _int(rows[0][1]), _int(rows[0][2])
+            data = self._read(name, offset, size)
+            if data is not None:
+                check_digest(data, chunk, f"chunk {chunk.short} in the store")
+                return data
+        else:
+            raise ChunkDigestError(
+                f"chunk {chunk.short} in the store has lost its pack",
+                got="no file",
+                want=str(chunk),
+                hint="run 'layerkit verify --repair'",
+            )
+        raise NotFoundError(f"chunk {chunk.short} is not in the store")
+
+    def _read(self, name: str, offset: int, size: int) -> bytes | None:
+        """Bytes of a pack; None if there is no such file. Damage is found by the caller."""
+        fd = self._open_packs.get(name)
+        if fd is None:
+            try:
+                fd = os.open(self._packs / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            except OSError as exc:
+                raise StoreError(f"cannot read pack {name}", cause=str(exc)) from exc
+            if len(self._open_packs) >= MAX_OPEN_PACKS:
+                os.close(self._open_packs.pop(next(iter(self._open_packs))))
+            self._open_packs[name] = fd
+        try:
+            return os.pread(fd, size, offset)
+        except OSError as exc:
+            raise StoreError(f"cannot read pack {name}", cause=str(exc)) from exc
+
+    def put_many(self, chunks: Iterable[tuple[Digest, bytes]]) -> int:
+        """Put verified chunks into one pack; those held already are skipped. Returns the count.
+
+        Durable when it returns. Memory: what `chunks` yields at a time, and the rows.
+        """
+        with self.session():
+            rows = self._write_pack(chunks, skip_held=True)
+        return rows
+
+    def _write_pack(self, chunks: Iterable[tuple[Digest, bytes]], *, skip_held: bool) -> int:
+        name = f"{secrets.token_hex(12)}.pack"
+        rows: list[tuple[bytes, int, int]] = []
+        seen: set[Digest] = set()
+        with self._disk.open_new(self._packs / name) as file:
+            file.write(PACK_START)
+            buffer = bytearray()
+            for chunk, data in chunks:
+                if chunk in seen or (skip_held and self.has([chunk])):
+                    continue
+                if not 0 < len(data) <= MAX_CHUNK_SIZE:
+                    raise FormatError(f"chunk {chunk.short} of {len(data)} bytes cannot be stored")
+                seen.add(chunk)
+                buffer += PACK_RECORD.pack(len(data), chunk.raw)
+                rows.append((chunk.raw, file.size + len(buffer), len(data)))
+                buffer += data
+                if len(buffer) >= MAX_CHUNK_SIZE:
+                    file.write(buffer)
+                    buffer.clear()
+            if not rows:
+                return 0
+            file.write(buffer)
+            file.commit()
+        self._index_pack(name, file.size, rows, replace=not skip_held)
+        return len(rows)
+
+    def _index_pack(
+        self, name: str, size: int, rows: list[tuple[bytes, int, int]], *, replace: bool
+    ) -> None:
+        verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+        with self._transaction() as db:
+            pack = db.execute("INSERT INTO packs (name, size) VALUES (?, ?)", (name, size))
+            number = pack.lastrowid
+            db.executemany(
+                f"{verb} INTO chunks (id, pack, offset, size) VALUES (?, ?, ?, ?)",
+                ((raw, number, offset, length) for raw, offset, length in rows),
+            )
+
+    def drop(self, ids: Iterable[Digest]) -> None:
+        """Forget chunks (damaged ones), so that they are fetched again."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM chunks WHERE id = ?", ((chunk.raw,) for chunk in ids))
+
+    # --- blobs -----------------------------------------------------------------------------
+
+    def put_blob(self, data: bytes, kind: str = "") -> Digest:
+        """Keep a small blob under its digest. `kind` "chunk-manifest" tells gc to look inside."""
+        if len(data) > MAX_BLOB_SIZE:
+            raise StoreError(f"blob of {len(data)} bytes is over the limit of {MAX_BLOB_SIZE}")
+        digest = sha256_digest(data)
+        with self.session(), self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO blobs (digest, kind, data) VALUES (?, ?, ?)",
+                (str(digest), kind, data),
+            )
+        return digest
+
+    def has_blob(self, digest: Digest) -> bool:
+        return bool(self._query("SELECT 1 FROM blobs WHERE digest = ?", (str(digest),)))
+
+    def get_blob(self, digest: Digest) -> bytes:
+        """A blob, verified."""
+        rows = self._query("SELECT data FROM blobs WHERE digest = ?", (str(digest),))
+        if not rows:
+            raise NotFoundError(f"blob {digest.short} is not in the store")
+        data = _bytes(rows[0][0])
+        check_digest(data, digest, f"blob {digest.short} in the store")
+        return data
+
+    # --- images ----------------------------------------------------------------------------
+
+    def commit_image(self, ref: str, digest: Digest, blobs: Iterable[Digest]) -> None:
+        """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks."""
+        with self._transaction() as db:
+            owner = str(digest)
+            db.executemany(
+                "INSERT OR IGNORE INTO holds (owner, blob) VALUES (?, ?)",
+                ((owner, str(blob)) for blob in blobs),
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO images (ref, digest, complete) VALUES (?, ?, 1)",
+                (ref, owner),
+            )
+
+    def find_image(self, ref: str) -> Digest | None:
+        """The digest of a committed image; None if it is not here or lost a part."""
+        rows = self._query("SELECT digest FROM images WHERE ref = ? AND complete = 1", (ref,))
+        return Digest.parse(str(rows[0][0])) if rows else None
+
+    def is_complete(self, digest: Digest) -> bool:
+        """Is `digest` committed, whole, under any reference?"""
+        return bool(
+            self._query("SELECT 1 FROM images WHERE digest = ? AND complete = 1", (str(digest),))
+        )
+
+    def list_images(self) -> list[StoredImage]:
+        rows = self._query(
+            "SELECT ref, images.digest, complete, pins.digest IS NOT NULL FROM images"
+            " LEFT JOIN pins ON pins.digest = images.digest ORDER BY ref"
+        )
+        return [
+            StoredImage(str(ref), Digest.parse(str(digest)), bool(complete), bool(pinned))
+            for ref, digest, complete, pinned in rows
+        ]
+
+    def list_blobs(self, digest: Digest) -> list[Digest]:
+        """The blobs that image `digest` was committed with."""
+        rows = self._query("SELECT blob FROM holds WHERE owner = ? ORDER BY blob", (str(digest),))
+        return [Digest.parse(str(row[0])) for row in rows]
+
+    def remove_image(self, ref: str) -> bool:
+        """Forget a reference; gc then drops what nothing else needs."""
+        with self._transaction() as db:
+            return db.execute("DELETE FROM images WHERE ref = ?", (ref,)).rowcount > 0
+
+    def pin(self, digest: Digest) -> None:
+        """Keep what image `digest` was committed with, even when no reference names it."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO pins (digest) VALUES (?)", (str(digest),))
+
+    def unpin(self, digest: Digest) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM pins WHERE digest = ?", (str(digest),))
+
+    # --- gc --------------------------------------------------------------------------------
+
+    def gc(self, *, dry_run: bool = False) -> GcResult:
+        """Drop what neither an image nor a pin needs. StoreLockedError while a pull is running.
+
+        Rows go first, then files: a crash in between leaves files that the next gc removes.
+        """
+        with self._disk.lock(self.path / LOCK_NAME):
+            blobs, chunks = self._mark()
+            dead_blobs = [
+                digest for digest in self._names("SELECT digest FROM blobs") if digest not in blobs
+            ]
+            rows = self._query("SELECT id, size FROM chunks")
+            dead_chunks = [(raw, size) for raw, size in rows if raw not in chunks]
+            freed = sum(_int(size) for _, size in dead_chunks)
+            if not dry_run:
+                with self._transaction() as db:
+                    db.executemany("DELETE FROM blobs WHERE digest = ?", ((d,) for d in dead_blobs))
+                    db.executemany(
+                        "DELETE FROM chunks WHERE id = ?", ((c,) for c, _ in dead_chunks)
+                    )
+                    db.execute(
+                        "DELETE FROM holds WHERE owner NOT IN"
+                        " (SELECT digest FROM images UNION SELECT digest FROM pins)"
+                    )
+                packs = self._clean_packs()
+            else:
+                packs = 0
+        return GcResult(len(dead_chunks), len(dead_blobs), packs, freed)
+
+    def _names(self, sql: str) -> list[str]:
+        return [str(row[0]) for row in self._query(sql)]
+
+    def _mark(self) -> tuple[set[str], set[bytes]]:
+        """Blobs and chunks that something needs."""
+        blobs = set(
+            self._names(
+                "SELECT blob FROM holds WHERE owner IN"
+                " (SELECT digest FROM images UNION SELECT digest FROM pins)"
+            )
+        )
+        chunks: set[bytes] = set()
+        for digest in self._names(
+            f"SELECT digest FROM blobs WHERE kind = '{CHUNK_MANIFEST_KIND}' ORDER BY digest"
+        ):
+            if digest in blobs:
+                chunks.update(self._chunks_of(digest))
+        return blobs, chunks
+
+    def _chunks_of(self, digest: str) -> set[bytes]:
+        """Ids in a stored chunk manifest; none if it is damaged (verify reports that)."""
+        try:
+            data = self.get_blob(Digest.parse(digest))
+        except (IntegrityError, NotFoundError):
+            return set()
+        return {chunk.id.raw for chunk in parse_chunk_manifest(data).chunks}
+
+    def _clean_packs(self) -> int:
+        """Rewrite packs that are mostly unused, then remove files that no row names."""
+        used = self._query(
+            "SELECT pack, name, packs.size, COALESCE(SUM(chunks.size), 0) FROM packs"
+            " LEFT JOIN chunks USING (pack) GROUP BY pack ORDER BY pack"
+        )
+        for pack, _, size, live in used:
+            if 0 < _int(live) < REWRITE_BELOW * _int(size):
+                self._rewrite_pack(_int(pack))
+        with self._transaction() as db:
+            db.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM chunks)")
+        known = set(self._names("SELECT name FROM packs"))
+        removed = 0
+        for entry in sorted(os.listdir(self._packs)):
+            if entry not in known:
+                fd = self._open_packs.pop(entry, None)
+                if fd is not None:
+                    os.close(fd)
+                removed += self._disk.remove(self._packs / entry)
+        for entry in os.listdir(self.path):
+            if entry.startswith(TEMP_PREFIX):
+                self._disk.remove(self.path / entry)
+        return removed
+
+    def _rewrite_pack(self, pack: int) -> None:
+        """Copy the live, undamaged chunks of a pack into a new one; the old one loses its rows."""
+        rows = self._query("SELECT id FROM chunks WHERE pack = ? ORDER BY offset", (pack,))
+
+        def live() -> Iterator[tuple[Digest, bytes]]:
+            for (raw,) in rows:
+                chunk = Digest("b3", _bytes(raw))
+                with contextlib.suppress(ChunkDigestError):  # stays in the old pack for verify
+                    yield chunk, self.get(chunk)
+
+        self._write_pack(live(), skip_held=False)
+
+    # --- verify ----------------------------------------------------------------------------
+
+    def verify(self, *, repair: bool = False) -> VerifyResult:
+        """Read everything. `repair` drops damaged copies, so that the next pull fetches them."""
+        with self.session():
+            bad_chunks, chunk_count = self._find_bad_chunks()
+            bad_blobs, blob_count = self._find_bad_blobs()
+            if repair and (bad_chunks or bad_blobs):
+                with self._transaction() as db:
+                    db.executemany(
+                        "DELETE FROM chunks WHERE id = ?", ((c.raw,) for c in bad_chunks)
+                    )
+                    db.executemany(
+                        "DELETE FROM blobs WHERE digest = ?", ((str(d),) for d in bad_blobs)
+                    )
+            broken = self._find_broken_images(set(bad_chunks), set(bad_blobs))
+            if repair and broken:
+                with self._transaction() as db:
+                    db.executemany(
+                        "UPDATE images SET complete = 0 WHERE ref = ?", ((r,) for r in broken)
+                    )
+        images = len(self._query("SELECT 1 FROM images"))
+        return VerifyResult(
+            chunk_count,
+            blob_count,
+            images,
+            tuple(bad_chunks),
+            tuple(bad_blobs),
+            tuple(broken),
+            repair,
+        )
+
+    def _find_bad_chunks(self) -> tuple[list[Digest], int]:
+        rows = self._query(
+            "SELECT id, name, offset, chunks.size FROM chunks LEFT JOIN packs USING (pack)"
+            " ORDER BY pack, offset"
+        )
+        bad = []
+        for raw, name, offset, size in rows:
+            data = self._read(str(name), _int(offset), _int(size)) if name else None
+            if data is None or chunk_id(data).raw != raw:
+                bad.append(Digest("b3", _bytes(raw)))
+        return bad, len(rows)
+
+    def _find_bad_blobs(self) -> tuple[list[Digest], int]:
+        names = self._names("SELECT digest FROM blobs ORDER BY digest")
+        bad = []
+        for name in names:
+            try:
+                self.get_blob(Digest.parse(name))
+            except IntegrityError:
+                bad.append(Digest.parse(name))
+        return bad, len(names)
+
+    def _find_broken_images(self, bad_chunks: set[Digest], bad_blobs: set[Digest]) -> list[str]:
+        """References whose image lacks a blob or a chunk, or has a damaged one."""
+        broken = []
+        for image in self.list_images():
+            blobs = self.list_blobs(image.digest)
+            if any(blob in bad_blobs or not self.has_blob(blob) for blob in blobs):
+                broken.append(image.ref)
+                continue
+            marks = ",".join("?" * len(blobs))
+            manifests = self._query(
+                f"SELECT digest FROM blobs WHERE kind = ? AND digest IN ({marks})",
+                (CHUNK_MANIFEST_KIND, *map(str, blobs)),
+            )
+            ids = {Digest("b3", raw) for row in manifests for raw in self._chunks_of(str(row[0]))}
+            if ids & bad_chunks or self.has(ids) != ids:
+                broken.append(image.ref)
+        return broken
+
+
+def rebuild_index(path: Path, disk: Disk) -> int:
+    """Make a new index from the packs when the old one is unreadable; returns the chunk count.
+
+    Images are forgotten; the next pull finds the chunks and fetches only the small blobs.
+    """
+    with disk.lock(path / LOCK_NAME):
+        for suffix in ("", "-wal", "-shm"):
+            disk.remove(path / f"{INDEX_NAME}{suffix}")
+        with Store(path, disk) as store:
+            count = 0
+            for name in sorted(os.listdir(path / PACKS_NAME)):
+                rows = [] if name.startswith(TEMP_PREFIX) else scan_pack(path / PACKS_NAME / name)
+                if rows:
+                    size = (path / PACKS_NAME / name).stat().st_size
+                    store._index_pack(name, size, rows, replace=False)
+                    count += len(rows)
+    return count
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise StoreError("index holds a value of the wrong type")
+    return value
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int):
+        raise StoreError("index holds a value of the wrong type")
+    return value
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise _map_sqlite_error(exc, path) from exc
+
+
+def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
+    name = getattr(exc, "sqlite_errorname", "") or ""
+    kinds: dict[str, Callable[..., StoreError]] = {
+        "SQLITE_FULL": StoreFullError,
+        "SQLITE_BUSY": StoreLockedError,
+        "SQLITE_LOCKED": StoreLockedError,
+    }
+    cause = f"{name}: {exc}"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreError(
+            f"index {path} is damaged", cause=cause, hint="run 'layerkit verify --repair'"
+        )
+    kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
+    return kind(f"cannot use index {path}", cause=cause)
