@@ -1,0 +1,94 @@
+"""What every verb shares: options with environment twins, -q and -v, --json, REF and folder parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from layerkit.console import Console
+from layerkit.errors import LayerkitError
+
+__all__ = ["PREFIX", "State", "json_option", "option", "state_of", "verb"]
+
+PREFIX = "LAYERKIT_"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class State:
+    """What one command line carries through click."""
+
+    console: Console = field(default_factory=Console)
+    as_json: bool = False
+
+
+def state_of(context: click.Context) -> State:
+    return context.ensure_object(State)
+
+
+def option(*names: str, **facts: Any) -> Callable[[F], F]:
+    """A click option whose environment twin is LAYERKIT_ and its long name."""
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    facts.setdefault("envvar", PREFIX + long[2:].upper().replace("-", "_"))
+    return click.option(*names, **facts)
+
+
+def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        state_of(context).console.quiet = True
+
+
+def _set_verbose(context: click.Context, _: click.Parameter, value: int) -> None:
+    if value:
+        state_of(context).console.verbose = value
+        level = logging.DEBUG if value >= 2 else logging.INFO
+        logging.basicConfig(level=level, format="%(name)s: %(message)s")
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    state_of(context).as_json = value
+
+
+def json_option(function: F) -> F:
+    """``--json``: one document on stdout instead of a table."""
+    return option(
+        "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print one document."
+    )(function)
+
+
+def verb(group: click.Group, name: str, **facts: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Register a verb with -q and -v."""
+
+    def register(function: Callable[..., Any]) -> click.Command:
+        for decorate in (
+            option(
+                "-v",
+                "--verbose",
+                count=True,
+                expose_value=False,
+                callback=_set_verbose,
+                help="Say more; -vv shows tracebacks.",
+            ),
+            option(
+                "-q",
+                "--quiet",
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="Say nothing but errors.",
+            ),
+        ):
+            function = decorate(function)
+        return group.command(name, **facts)(function)
+
+    return register
+
+
+def error_document(error: LayerkitError) -> dict[str, object]:
+    """An error as the chunk server would answer it."""
+    entry = {"code": error.code, "message": error.message, "detail": error.cause}
+    return {"errors": [entry]}
