@@ -129,7 +129,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image manifest: an image, or with `artifact_type` an artifact; `subject` is referred to."""
+    """An image manifest; with `artifact_type` an artifact; `subject` is what it refers to."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
