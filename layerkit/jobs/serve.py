@@ -1,0 +1,269 @@
+"""`layerkit serve`: an OCI layout folder as a chunk server.
+
+The layout is read again when its index.json changes; blobs are immutable. A reference name in the
+index is `name:tag`; a bare tag belongs to the repository named like the folder. Chunks are cut out
+of form blobs, which are decompressed once and kept while they fit in CACHE_SIZE. Memory: that, and
+about 200 bytes for each chunk listed by the layout's chunk manifests.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from layerkit.digest import Digest, check_digest
+from layerkit.edges.http import RunningServer, make_app, run_server, start_server
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError, UsageError
+from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.oci import (
+    ANNOTATION_LAYER,
+    ANNOTATION_REF_NAME,
+    CHUNK_MANIFEST,
+    FORM_ZSTD,
+    INDEX_TYPES,
+    MAX_DOCUMENT_SIZE,
+    Descriptor,
+    Manifest,
+    parse_index,
+    parse_manifest,
+)
+from layerkit.formats.protocol import unpack_form
+from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
+
+__all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
+
+DEFAULT_LISTEN: Final = "127.0.0.1:7420"
+CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
+
+
+@dataclass(slots=True)
+class _Repository:
+    """What a repository holds: all that its tags reach."""
+
+    tags: dict[str, Digest] = field(default_factory=dict)
+    manifests: dict[Digest, Descriptor] = field(default_factory=dict)
+    blobs: set[Digest] = field(default_factory=set)
+    referrers: dict[Digest, list[Descriptor]] = field(default_factory=dict)
+    chunk_lists: dict[Digest, Descriptor] = field(default_factory=dict)  # newest first
+
+
+class LayoutSource:
+    """The `Source` of a layout folder. Safe for threads."""
+
+    def __init__(self, layout: Path, cache_size: int = CACHE_SIZE) -> None:
+        self._path = layout
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._repositories: dict[str, _Repository] = {}
+        self._places: dict[Digest, tuple[int, dict[bytes, tuple[int, int]]]] = {}
+        self._forms: OrderedDict[Digest, bytes] = OrderedDict()
+        self._forms_size = 0
+        self._cache_size = cache_size
+        self._view()  # a folder that is no layout is an error now, not at the first request
+
+    def has_repository(self, name: str) -> bool:
+        return name in self._view()
+
+    def list_tags(self, name: str) -> list[str]:
+        return sorted(self._repository(name).tags)
+
+    def read_manifest(self, name: str, ref: str) -> tuple[Descriptor, bytes]:
+        repository = self._repository(name)
+        digest = Digest.parse(ref) if ":" in ref else repository.tags.get(ref)
+        descriptor = repository.manifests.get(digest) if digest else None
+        if descriptor is None:
+            raise NotFoundError(f"manifest {ref[:80]} is not in repository {name}")
+        return descriptor, self._read_document(descriptor.digest)
+
+    def find_blob(self, name: str, digest: Digest) -> Path:
+        path = self._blob_path(digest)
+        if digest not in self._repository(name).blobs or not path.is_file():
+            raise NotFoundError(f"blob {digest.short} is not in repository {name}")
+        return path
+
+    def list_referrers(self, name: str, digest: Digest) -> Sequence[Descriptor]:
+        return self._repository(name).referrers.get(digest, [])
+
+    def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
+        for digest, form in self._repository(name).chunk_lists.items():
+            form_size, places = self._find_places(digest)
+            place = places.get(chunk.raw)
+            if place is not None:
+                offset, size = place
+                return memoryview(self._read_form(form, form_size))[offset : offset + size]
+        return None
+
+    # --- reading the layout ------------------------------------------------------------------
+
+    def _repository(self, name: str) -> _Repository:
+        found = self._view().get(name)
+        if found is None:
+            raise NotFoundError(f"repository {name} is not held here")
+        return found
+
+    def _view(self) -> dict[str, _Repository]:
+        """The repositories, read again if index.json is another file than last time."""
+        path = self._path / "index.json"
+        try:
+            info = path.stat()
+        except OSError as exc:
+            raise NotFoundError(
+                f"{self._path} is not an OCI layout", cause=str(exc.strerror)
+            ) from exc
+        seen = (info.st_ino, info.st_mtime_ns, info.st_size)
+        with self._lock:
+            if seen != self._seen:
+                try:
+                    self._repositories = self._read_index(path.read_bytes())
+                except FormatError as exc:
+                    raise StoreError(
+                        f"layout {self._path} is damaged", cause=f"{exc.message}: {exc.cause}"
+                    ) from exc
+                self._seen = seen
+            return self._repositories
+
+    def _read_index(self, raw: bytes) -> dict[str, _Repository]:
+        entries = parse_index(raw).manifests
+        repositories: dict[str, _Repository] = {}
+        referring: list[tuple[Descriptor, Manifest]] = []
+        for entry in reversed(entries):  # the newest first
+            text = entry.annotations.get(ANNOTATION_REF_NAME, "")
+            if text:
+                name, tag = self._parse_ref_name(text)
+                repository = repositories.setdefault(name, _Repository())
+                repository.tags.setdefault(tag, entry.digest)
+                self._add_manifest(repository, entry)
+            elif entry.media_type not in INDEX_TYPES:
+                manifest = parse_manifest(self._read_document(entry.digest))
+                if manifest.subject is not None:
+                    referring.append((entry, manifest))
+        for entry, manifest in referring:
+            for repository in repositories.values():
+                if manifest.subject and manifest.subject.digest in repository.manifests:
+                    self._add_referrer(repository, entry, manifest)
+        return repositories
+
+    def _parse_ref_name(self, text: str) -> tuple[str, str]:
+        if ":" not in text and "/" not in text and is_tag(text):
+            return self._path.resolve().name.lower(), text
+        try:
+            ref = Reference.parse(text)
+        except UsageError as exc:
+            raise FormatError(f"index: reference name {text[:80]!r} is not valid") from exc
+        return ref.repository, ref.tag or DEFAULT_TAG
+
+    def _add_manifest(self, repository: _Repository, entry: Descriptor) -> None:
+        if entry.digest in repository.manifests:
+            return
+        repository.manifests[entry.digest] = entry
+        repository.blobs.add(entry.digest)
+        raw = self._read_document(entry.digest)
+        if entry.media_type in INDEX_TYPES:
+            for child in parse_index(raw).manifests:
+                self._add_manifest(repository, child)
+            return
+        manifest = parse_manifest(raw)
+        repository.blobs.update(blob.digest for blob in (manifest.config, *manifest.layers))
+
+    def _add_referrer(self, repository: _Repository, entry: Descriptor, manifest: Manifest) -> None:
+        if manifest.subject is None or entry.digest in repository.manifests:
+            return
+        known = Descriptor(
+            entry.media_type,
+            entry.digest,
+            entry.size,
+            manifest.annotations,
+            None,
+            manifest.artifact_type,
+        )
+        repository.manifests[entry.digest] = entry
+        repository.blobs.add(entry.digest)
+        repository.blobs.update(blob.digest for blob in (manifest.config, *manifest.layers))
+        repository.referrers.setdefault(manifest.subject.digest, []).append(known)
+        forms = {
+            blob.annotations.get(ANNOTATION_LAYER, ""): blob
+            for blob in manifest.layers
+            if blob.media_type == FORM_ZSTD
+        }
+        for blob in manifest.layers:
+            form = forms.get(blob.annotations.get(ANNOTATION_LAYER, ""))
+            if blob.media_type == CHUNK_MANIFEST and form is not None:
+                repository.chunk_lists[blob.digest] = form
+
+    def _blob_path(self, digest: Digest) -> Path:
+        return self._path / "blobs" / "sha256" / digest.hex
+
+    def _read_blob(self, digest: Digest) -> bytes:
+        try:
+            return self._blob_path(digest).read_bytes()
+        except OSError as exc:
+            raise StoreError(
+                f"layout {self._path} lacks blob {digest.short}", cause=str(exc.strerror)
+            ) from exc
+
+    def _read_document(self, digest: Digest) -> bytes:
+        raw = self._read_blob(digest)
+        if len(raw) > MAX_DOCUMENT_SIZE:
+            raise StoreError(f"manifest {digest.short} is over {MAX_DOCUMENT_SIZE} bytes")
+        try:
+            check_digest(raw, digest, f"manifest {digest.short}")
+        except IntegrityError as exc:
+            raise StoreError(f"layout {self._path} is damaged", cause=exc.cause) from exc
+        return raw
+
+    # --- chunks ------------------------------------------------------------------------------
+
+    def _find_places(self, digest: Digest) -> tuple[int, dict[bytes, tuple[int, int]]]:
+        """Form size, and where each chunk of a chunk manifest lies in the form."""
+        with self._lock:
+            found = self._places.get(digest)
+        if found is None:
+            try:
+                manifest = parse_chunk_manifest(self._read_blob(digest))
+            except FormatError as exc:
+                raise StoreError(f"chunk manifest {digest.short} is damaged") from exc
+            places = {chunk.id.raw: (offset, chunk.size) for offset, chunk in manifest.spans()}
+            found = (manifest.form_size, places)
+            with self._lock:
+                self._places[digest] = found
+        return found
+
+    def _read_form(self, form: Descriptor, form_size: int) -> bytes:
+        """A form, decompressed once for all who ask at the same time."""
+        with self._lock:
+            data = self._forms.get(form.digest)
+            if data is not None:
+                self._forms.move_to_end(form.digest)
+                return data
+            try:
+                data = unpack_form(self._read_blob(form.digest), form_size)
+            except FormatError as exc:
+                raise StoreError(f"form {form.digest.short} is damaged") from exc
+            self._forms[form.digest] = data
+            self._forms_size += len(data)
+            while self._forms_size > self._cache_size and len(self._forms) > 1:
+                self._forms_size -= len(self._forms.popitem(last=False)[1])
+            return data
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """``host:port``, ``[v6]:port`` or ``:port`` (loopback)."""
+    host, colon, raw_port = text.rpartition(":")
+    if not colon or not (raw_port.isascii() and raw_port.isdigit()) or int(raw_port) > 65535:
+        raise UsageError(f"{text[:80]!r} is not an address", hint=f"write {DEFAULT_LISTEN}")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(raw_port)
+
+
+def serve(layout: Path, listen: str, ready: Callable[[str], None]) -> None:
+    """Serve `layout` until a signal; `ready` gets the URL once the port is bound."""
+    host, port = parse_listen(listen)
+    run_server(make_app(LayoutSource(layout)), host, port, ready)
+
+
+def start(layout: Path, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
+    """Serve `layout` from a thread; `.url`, `.stop()`, or as a context."""
+    return start_server(make_app(LayoutSource(layout)), host, port)
