@@ -1,0 +1,229 @@
+"""Extraction of layers into a folder: beneath a folder descriptor, without following links.
+
+Every parent is opened one part at a time with O_NOFOLLOW, so neither a link in a layer nor one that
+somebody plants meanwhile leads outside. Whiteouts act on lower layers only. Devices and pipes are
+refused, setuid and setgid bits and owners are dropped, duplicates in one layer are an error. The
+tree is built in a temp folder and renamed: it is there whole, or not at all. Limits: `Limits`,
+checked before anything is written. Spec: OCI image-spec 1.1 "Image Layer Filesystem Changeset".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from layerkit.edges.disk import Disk
+from layerkit.errors import FormatError, NotFoundError, StoreError
+from layerkit.formats.layer import FILE, FOLDER, HARDLINK, SYMLINK, TarEntry, read_tar
+
+__all__ = ["Limits", "extract_layers"]
+
+WHITEOUT: Final = ".wh."
+OPAQUE: Final = ".wh..wh..opq"
+_OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an image may ask of the disk."""
+
+    entry_count: int = 1 << 18
+    total_size: int = 8 << 30  # bytes
+    depth: int = 64  # parts of a path
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What the layer being extracted has made so far."""
+
+    paths: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)  # with all parents of `paths`
+
+
+class _Tree:
+    """The tree being made, under one folder descriptor."""
+
+    def __init__(self, root: Path, root_fd: int, disk: Disk, limits: Limits) -> None:
+        self._root = root
+        self._fd = root_fd
+        self._disk = disk
+        self._limits = limits
+        self._entry_count = 0
+        self._total_size = 0
+        self._modes: dict[str, int] = {}
+        self._layer = _Layer()
+
+    def add_layer(self, plain: bytes | memoryview) -> None:
+        self._layer = _Layer()
+        for entry in read_tar(plain):
+            self._add(entry)
+
+    def finish(self) -> None:
+        """Give folders their modes, deepest first, and make their names durable."""
+        for path, mode in sorted(self._modes.items(), reverse=True):
+            with contextlib.suppress(NotFoundError), self._folder(path) as fd:
+                self._disk.act("chmod", path, partial(os.fchmod, fd, mode))
+                self._disk.act("fsync", path, partial(os.fsync, fd))
+        self._disk.act("fsync", self._root, lambda: os.fsync(self._fd))
+
+    def _add(self, entry: TarEntry) -> None:
+        path = entry.path
+        self._check(entry)
+        if not path:  # the root itself
+            return
+        parent, _, name = path.rpartition("/")
+        if name.startswith(WHITEOUT):
+            self._whiteout(parent, name)
+            return
+        if path in self._layer.paths and entry.kind != FOLDER:
+            raise FormatError(f"layer has {path[:200]!r} twice")
+        with self._folder(parent, make=True) as fd:
+            self._make_room(fd, entry, path, name)
+            self._make(fd, entry, path, name)
+        self._layer.paths.add(path)
+        parts = path.split("/")
+        self._layer.folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+
+    def _check(self, entry: TarEntry) -> None:
+        self._entry_count += 1
+        self._total_size += len(entry.data)
+        if self._entry_count > self._limits.entry_count:
+            raise FormatError(f"image has over {self._limits.entry_count} entries")
+        if self._total_size > self._limits.total_size:
+            raise FormatError(f"image is over {self._limits.total_size} bytes")
+        if entry.path.count("/") >= self._limits.depth:
+            raise FormatError(f"path {entry.path[:200]!r} is over {self._limits.depth} parts deep")
+        if entry.kind not in (FILE, FOLDER, SYMLINK, HARDLINK):
+            raise FormatError(f"layer entry {entry.path[:200]!r} is a device or a pipe")
+        if entry.kind == SYMLINK and _climbs_out(entry.path, entry.link):
+            raise FormatError(f"link {entry.path[:200]!r} leads out of the root")
+
+    def _make_room(self, fd: int, entry: TarEntry, path: str, name: str) -> None:
+        """Remove what lies there, unless a folder meets a folder."""
+        found = _lstat(fd, name)
+        if found is None or (stat.S_ISDIR(found.st_mode) and entry.kind == FOLDER):
+            return
+        if path in self._layer.paths or path in self._layer.folders:
+            raise FormatError(f"layer has {path[:200]!r} twice")
+        self._disk.remove_at(fd, name, where=self._root / Path(path).parent)
+
+    def _make(self, fd: int, entry: TarEntry, path: str, name: str) -> None:
+        if entry.kind == FOLDER:
+            if _lstat(fd, name) is None:
+                self._disk.make_folder_at(fd, name)
+            self._modes[path] = entry.mode & 0o1777
+        elif entry.kind == SYMLINK:
+            self._disk.symlink_at(fd, name, entry.link)
+        elif entry.kind == HARDLINK:
+            old_parent, _, old_name = entry.link.rpartition("/")
+            with self._folder(old_parent) as old_fd:
+                found = _lstat(old_fd, old_name)
+                if found is None or not stat.S_ISREG(found.st_mode):
+                    raise FormatError(f"hard link {path[:200]!r} points at no file")
+                self._disk.link_at(old_fd, old_name, fd, name)
+        else:
+            self._write(fd, entry, name)
+
+    def _write(self, fd: int, entry: TarEntry, name: str) -> None:
+        disk = self._disk
+        file = disk.open_at(fd, name)
+        try:
+            disk.write_fd(file, entry.data, name)
+            disk.act("chmod", name, lambda: os.fchmod(file, entry.mode & 0o777))
+            disk.act("utime", name, lambda: os.utime(file, (entry.mtime, entry.mtime)))
+            disk.act("fsync", name, lambda: os.fsync(file))
+        finally:
+            os.close(file)
+
+    def _whiteout(self, parent: str, name: str) -> None:
+        """Remove what lower layers put here; what this layer made stays."""
+        where = self._root / parent
+        with contextlib.suppress(NotFoundError), self._folder(parent) as fd:
+            names = sorted(os.listdir(fd)) if name == OPAQUE else [name[len(WHITEOUT) :]]
+            for victim in names:
+                path = f"{parent}/{victim}" if parent else victim
+                mine = path in self._layer.paths or path in self._layer.folders
+                if victim in ("", ".", "..") or mine or _lstat(fd, victim) is None:
+                    continue
+                self._disk.remove_at(fd, victim, where=where)
+
+    @contextlib.contextmanager
+    def _folder(self, path: str, *, make: bool = False) -> Iterator[int]:
+        """A descriptor of a folder of the tree; a link on the way is an error."""
+        fd = os.dup(self._fd)
+        try:
+            for part in path.split("/") if path else ():
+                if make and _lstat(fd, part) is None:
+                    self._disk.make_folder_at(fd, part, 0o755)
+                try:
+                    deeper = os.open(part, _OPEN_FOLDER, dir_fd=fd)
+                except FileNotFoundError as exc:
+                    raise NotFoundError(f"{path[:200]!r} is not in the tree") from exc
+                except NotADirectoryError as exc:
+                    raise FormatError(f"{path[:200]!r} leads through a link or a file") from exc
+                except OSError as exc:
+                    raise FormatError(f"{path[:200]!r} cannot be entered", cause=str(exc)) from exc
+                os.close(fd)
+                fd = deeper
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def extract_layers(
+    layers: Iterable[bytes | memoryview], target: Path, disk: Disk, limits: Limits | None = None
+) -> None:
+    """Extract plain layer tars, lowest first, so that `target` is the whole tree or as before.
+
+    Raises FormatError for what must not be extracted. Memory: one layer.
+    """
+    disk.make_folder(target.parent)
+    temp = disk.make_temp_folder(target.parent)
+    try:
+        fd = os.open(temp, _OPEN_FOLDER)
+        try:
+            tree = _Tree(temp, fd, disk, limits or Limits())
+            for plain in layers:
+                tree.add_layer(plain)
+            tree.finish()
+            disk.act("chmod", temp, lambda: os.fchmod(fd, 0o755))
+        finally:
+            os.close(fd)
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise StoreError(f"{target} is not a folder")
+        disk.exchange_folder(temp, target)
+    except BaseException:
+        if temp.exists():
+            disk.remove_tree(temp)
+        raise
+
+
+def _lstat(fd: int, name: str) -> os.stat_result | None:
+    try:
+        return os.lstat(name, dir_fd=fd)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:  # a name that is too long, or holds what the disk refuses
+        raise FormatError(f"name {name[:200]!r} is not possible here", cause=str(exc)) from exc
+
+
+def _climbs_out(path: str, link: str) -> bool:
+    """Does a relative link target leave the root? (An absolute one is meant from the root.)"""
+    depth = path.count("/")
+    parts = link.split("/")
+    if link.startswith("/"):
+        depth = 0
+    for part in parts:
+        if part == "..":
+            depth -= 1
+        elif part not in ("", "."):
+            depth += 1
+        if depth < 0:
+            return True
+    return False
