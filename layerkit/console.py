@@ -1,4 +1,4 @@
-"""What a person sees: tables and progress on stderr, results and JSON on stdout, errors in three lines.
+"""What a person sees: results, tables and JSON on stdout; talk, progress and errors on stderr.
 
 The only user of rich, which loads when something is drawn, never for ``--help``. Progress is silent
 when stderr is not a terminal or with ``-q``. Not here: deciding what to show (cli), exit statuses

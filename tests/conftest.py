@@ -1,4 +1,4 @@
-"""Shared fixtures: hypothesis profiles, the Go toolchain. An area's own live in tests/<area>/conftest.py.
+"""Shared fixtures: hypothesis profiles, the Go toolchain. An area's own are in its conftest.py.
 
 LAYERKIT_TEST_PROFILE=deep makes random tests search longer; a failure prints its seed.
 """
@@ -37,7 +37,9 @@ def pytest_report_header() -> str:
 def _no_layerkit_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own LAYERKIT_… settings do not reach the tests."""
     for name in list(os.environ):
-        if name.startswith("LAYERKIT_") and not name.startswith(("LAYERKIT_TEST", "LAYERKIT_WRITE")):
+        if name.startswith("LAYERKIT_") and not name.startswith(
+            ("LAYERKIT_TEST", "LAYERKIT_WRITE")
+        ):
             monkeypatch.delenv(name)
 
 
@@ -48,7 +50,9 @@ def go_toolchain() -> Path:
     for found in (shutil.which("go"), str(beside) if beside.exists() else None):
         if found is None:
             continue
-        said = subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout
+        said = subprocess.run(
+            [found, "version"], capture_output=True, text=True, check=False
+        ).stdout
         release = re.search(r"\bgo(\d+)\.(\d+)", said)
         if release and (int(release[1]), int(release[2])) >= NEEDS_GO:
             return Path(found)

@@ -1,8 +1,8 @@
 """Make `.venv` ready: create it, install layerkit and its development tools, find a Go.
 
-Stdlib only; runs on a bare Debian python3 too, where `ensurepip` and `pip` are missing. Does nothing
-when `.venv` fits pyproject.toml already. Written for old Pythons to parse, so that they get one
-clear message instead of a syntax error.
+Stdlib only; runs on a bare Debian python3 too, where `ensurepip` and `pip` are missing. Does
+nothing when `.venv` fits pyproject.toml already. Written for old Pythons to parse, so that they
+get one clear message instead of a syntax error.
 
     python3 tools/bootstrap.py            make .venv ready
     python3 tools/bootstrap.py --force    install again

@@ -1,5 +1,5 @@
-"""Write the generated docs: docs/cli.md from click, docs/errors.md from the error tree, README's table
-from bench/results/demo.json. `--check` writes nothing and names what is out of date.
+"""Write the generated docs: docs/cli.md from click, docs/errors.md from the error tree, README's
+table from bench/results/demo.json. `--check` writes nothing and names what is out of date.
 
     make docs
 """
@@ -33,10 +33,10 @@ def cli_page() -> str:
     context = click.Context(cli, info_name="layerkit", terminal_width=88, max_content_width=88)
     parts = [
         "# Command line",
-        "Written by `make docs` from the commands themselves. Every option has an environment twin, "
-        "`LAYERKIT_<VERB>_<OPTION>` (for example `LAYERKIT_PULL_STORE`); `--quiet` and `--verbose` are "
-        "`LAYERKIT_QUIET` and `LAYERKIT_VERBOSE`. stdout carries only the result, all talk is on stderr. "
-        "Exit statuses: [errors.md](errors.md).",
+        "Written by `make docs` from the commands themselves. Every option has an environment twin "
+        "named after it: `LAYERKIT_STORE` for `--store`, `LAYERKIT_DRY_RUN` for `--dry-run`. stdout "
+        "carries only the result; all talk is on stderr, silent when that is not a terminal or with "
+        "`-q`. `--json` prints one document. Exit statuses: [errors.md](errors.md).",
         f"```text\n{cli.get_help(context).strip()}\n```",
     ]
     for name in cli.list_commands(context):
@@ -78,11 +78,12 @@ def errors_page() -> str:
         )
     return f"""# Errors
 
-Written by `make docs` from `layerkit/errors.py`. A code is the same word on the terminal, in `--json` and in the chunk server's
-`{{"errors": [{{"code", "message", "detail"}}]}}`.
+Written by `make docs` from `layerkit/errors.py`. A code is the same word on the terminal, in
+`--json` and in the chunk server's `{{"errors": [{{"code", "message", "detail"}}]}}`.
 
-On the terminal an error is `error:` (what, with its code), `cause:` (got, want, where) and, where there is something to try, `hint:`. Output of
-a tool that failed (compile errors with file and line) follows `cause:` as the tool wrote it. A traceback appears only for status 1 or with `-vv`.
+On the terminal an error is `error:` (what, with its code), `cause:` (got, want, where) and, where
+there is something to try, `hint:`. Output of a tool that failed (compile errors with file and line)
+follows `cause:` as the tool wrote it. A traceback appears only for status 1 or with `-vv`.
 
 ## Exit statuses
 
@@ -98,6 +99,8 @@ a tool that failed (compile errors with file and line) follows `cause:` as the t
 | 7 | local store or disk: locked, full |
 | 8 | a tool failed: go, docker |
 | 130 | interrupted |
+| 141 | whoever read stdout went away |
+| 143 | terminated |
 
 Read an unknown status as failure.
 

@@ -1,6 +1,8 @@
-"""The command line: the composition root. Reads arguments and the environment, wires edges into jobs,
-turns errors into exit statuses. The verbs are in `cli.make`, `cli.move` and `cli.look`; what they need
-loads when they run, so that ``layerkit --help`` stays quick.
+"""The command line, the composition root: reads arguments and the environment, wires edges into
+jobs, turns errors into exit statuses.
+
+The verbs are in `cli.make`, `cli.move` and `cli.look`; what they need loads when they run, so that
+``layerkit --help`` stays quick.
 
 Exit statuses: docs/errors.md.
 """

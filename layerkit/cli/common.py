@@ -1,10 +1,10 @@
-"""What every verb shares: options with environment twins, -q and -v, --json, REF and folder parameters."""
+"""What every verb shares: options with environment twins, -q and -v, --json, results as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -12,17 +12,26 @@ import click
 from layerkit.console import Console
 from layerkit.errors import LayerkitError
 
-__all__ = ["PREFIX", "State", "json_option", "option", "state_of", "verb"]
+__all__ = [
+    "PREFIX",
+    "State",
+    "document_of",
+    "error_document",
+    "json_option",
+    "option",
+    "state_of",
+    "verb",
+]
 
 PREFIX = "LAYERKIT_"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class State:
     """What one command line carries through click."""
 
-    console: Console = field(default_factory=Console)
+    console: Console = dataclasses.field(default_factory=Console)
     as_json: bool = False
 
 
@@ -60,7 +69,9 @@ def json_option(function: F) -> F:
     )(function)
 
 
-def verb(group: click.Group, name: str, **facts: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def verb(
+    group: click.Group, name: str, **facts: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Register a verb with -q and -v."""
 
     def register(function: Callable[..., Any]) -> click.Command:
@@ -92,3 +103,21 @@ def error_document(error: LayerkitError) -> dict[str, object]:
     """An error as the chunk server would answer it."""
     entry = {"code": error.code, "message": error.message, "detail": error.cause}
     return {"errors": [entry]}
+
+
+def document_of(value: Any) -> dict[str, Any]:
+    """A result's dataclass as a JSON document; its field names are the glossary's words."""
+    plain = {name.name: _plain(getattr(value, name.name)) for name in dataclasses.fields(value)}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and hasattr(value, "algorithm"):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return document_of(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
 import layerkit
-from layerkit.cli.common import json_option, option, state_of, verb
+from layerkit.cli.common import json_option, state_of, verb
 
 __all__ = ["add_look_verbs"]
 
