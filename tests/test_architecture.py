@@ -25,6 +25,8 @@ FORMATS = {
     "layerform": ("cursor digest addressfree elf golang", "numpy"),
     "protocol": ("cursor digest chunkmanifest", "zstandard"),
     "reference": ("digest", ""),
+    "buildconfig": ("layer", ""),
+    "gotool": ("", ""),
 }
 EDGES = {
     "disk": ("", "fcntl"),

@@ -2,7 +2,7 @@
 
 Write order: blobs, then `index.json`, the one commit point, replaced atomically under a lock. A
 crash leaves blobs that nothing names. `batch` undoes what it wrote when its body fails. Tags are
-whole references (`hello:v1`) in the annotation `org.opencontainers.image.ref.name`; a foreign layout
+whole references (`hello:v1`) in `org.opencontainers.image.ref.name`; a foreign layout
 with bare tags resolves too. Referrers (manifests with a `subject`) are listed without a name.
 Spec: OCI image-spec 1.1 "Image Layout"; docs/design.md.
 """
@@ -84,10 +84,13 @@ class Layout:
                 self._written.append(path)
         return descriptor
 
-    def read_blob(self, digest: Digest, limit: int = MAX_BLOB_SIZE) -> bytes:
+    def read_blob(self, what: Digest | oci.Descriptor, limit: int = MAX_BLOB_SIZE) -> bytes:
         """The bytes of a blob of at most `limit` bytes, checked against its digest."""
-        data = self._read_file(self.blob_path(digest), limit)
-        check_digest(data, digest, f"blob {digest.short} in {self.path}")
+        if isinstance(what, oci.Descriptor):
+            limit = min(limit, what.size)
+            what = what.digest
+        data = self._read_file(self.blob_path(what), limit)
+        check_digest(data, what, f"blob {what.short} in {self.path}")
         return data
 
     def read_manifest(self, digest: Digest) -> oci.Manifest:
