@@ -82,7 +82,8 @@ class Kind:
     base_region: int
     base_delta: int  # added to the region's address
     shift: int
-    zone: int  # region whose labels a NEW counts through; -1: NEW is not used
+    counter: int  # fields of the same counter share one NEW count; -1: NEW is not used
+    zone: int  # region whose labels a NEW counts through
     zone_pattern: int  # only labels of this pattern count; -1: all
     is_name: bool  # the k-th such field names the k-th RULE_NAME label
 

@@ -1,0 +1,300 @@
+"""What the encoder knows about a Go binary: regions, objects with their patterns, and targets.
+
+Only the encoder needs this. Everything found here reaches the decoder as labels, patterns and
+kinds, so a new Go release is new knowledge here and nothing there.
+Sources: src/runtime/symtab.go, src/runtime/runtime2.go (_func), src/runtime/stkframe.go
+(stackObjectRecord), src/internal/abi/symtab.go (FUNCDATA), go1.20 to go1.27.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from layerkit.formats.addressfree import model
+from layerkit.formats.addressfree.model import Int64s, Kind, Pattern, Region
+from layerkit.formats.elf import SHF_EXECINSTR, Section
+from layerkit.formats.golang import FUNC_SIZE, GoTables
+from layerkit.formats.gotypes import NAME, TYPE, walk_types
+
+__all__ = ["Discovery", "discover"]
+
+(K_ENTRY, K_RECORD, K_NAME, K_INLINE_NAME, K_PCTAB, K_CU, K_FUNCDATA, K_FILE, K_TYPE, K_TEXT, K_RODATA, K_RECORD_ENTRY) = range(12)  # fmt: skip
+P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
+FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
+NO_FUNCDATA: Final = 0xFFFFFFFF
+
+
+@dataclass(slots=True)
+class Discovery:
+    """Regions, kinds, and objects: address -> (size or 0 for up to the next cut, pattern)."""
+
+    go: GoTables
+    regions: list[Region] = field(default_factory=list)
+    kinds: tuple[Kind, ...] = ()
+    patterns: dict[tuple[Pattern, int], int] = field(default_factory=dict)
+    objects: dict[int, tuple[int, int]] = field(default_factory=dict)
+    targets: list[Int64s] = field(default_factory=list)
+    word_pos: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+    word_target: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def pattern(self, pattern: Pattern, mark: int = 0) -> int:
+        """Index of a pattern; `mark` keeps equal patterns apart."""
+        return self.patterns.setdefault((pattern, mark), len(self.patterns))
+
+    def region_at(self, addr: int) -> int:
+        """Index of the region that starts at or holds the address."""
+        for index, region in enumerate(self.regions):
+            if region.addr <= addr < region.addr + max(1, region.size):
+                return index
+        return len(self.regions) - 1
+
+
+def discover(go: GoTables, code_targets: Int64s) -> Discovery:
+    """All the encoder's knowledge but the code itself; `code_targets` are where code points."""
+    found = Discovery(go)
+    for mark in (P_PLAIN, P_FUNCTION, P_FUNCTION_NAME):
+        found.pattern(Pattern(), mark)
+    _make_regions(found)
+    _make_kinds(found)
+    _functions(found)
+    _cu_table(found)
+    _words(found)
+    _types(found, code_targets)
+    return found
+
+
+def _make_regions(found: Discovery) -> None:
+    go = found.go
+    for section in sorted((s for s in go.elf.sections if s.addr and s.size), key=lambda s: s.addr):
+        if section is go.pclntab:
+            _pclntab_regions(found, section)
+            continue
+        text = bool(section.flags & SHF_EXECINSTR)
+        words = not text and section.in_file and section.name != ".typelink"
+        offset = section.offset if section.in_file else -1
+        found.regions.append(Region(section.addr, offset, section.size, words, text))
+
+
+def _pclntab_regions(found: Discovery, section: Section) -> None:
+    go = found.go
+    cuts = [0, go.name_off, go.cu_off, go.file_off, go.pctab_off, go.func_off]
+    cuts += [int(go.records[0]), _records_end(go), section.size]
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        if high > low:
+            found.regions.append(
+                Region(section.addr + low, section.offset + low, high - low, low == 0, False)
+            )
+
+
+def _func_u32(go: GoTables, offset: int) -> Int64s:
+    data = np.frombuffer(go.pcln, np.uint8)
+    return model.read_u32(data, go.records + offset)
+
+
+def _func_counts(go: GoTables) -> tuple[Int64s, Int64s]:
+    """npcdata and nfuncdata of each function."""
+    data = np.frombuffer(go.pcln, np.uint8)
+    return _func_u32(go, 28), data[go.records + 43].astype(np.int64)
+
+
+def _records_end(go: GoTables) -> int:
+    pcdata, funcdata = _func_counts(go)
+    return int((go.records + FUNC_SIZE + 4 * (pcdata + funcdata)).max())
+
+
+def _make_kinds(found: Discovery) -> None:
+    go, start = found.go, found.go.pclntab.addr
+    text = found.region_at(go.text)
+    names, cus = found.region_at(start + go.name_off), found.region_at(start + go.cu_off)
+    files, pctab = found.region_at(start + go.file_off), found.region_at(start + go.pctab_off)
+    functab = found.region_at(start + go.func_off)
+    records = found.region_at(start + int(go.records[0]))
+
+    def kind(
+        addr: int, counter: int = -1, zone: int = -1, pattern: int = -1, *, shift: int = 0, name: bool = False
+    ) -> Kind:
+        base = found.region_at(addr)
+        delta = addr - found.regions[base].addr
+        return Kind(base, delta, shift, counter, zone, pattern, name)
+
+    found.kinds = (
+        kind(go.text, 0, text, P_FUNCTION),
+        kind(found.regions[functab].addr, 1, records),
+        kind(found.regions[names].addr, 2, names, P_FUNCTION_NAME, name=True),
+        kind(found.regions[names].addr),
+        kind(found.regions[pctab].addr, 3, pctab),
+        kind(found.regions[cus].addr, shift=2),
+        kind(go.gofunc),
+        kind(found.regions[files].addr),
+        kind(go.types),
+        kind(go.text),
+        kind(go.rodata),
+        kind(go.text, 4, text, P_FUNCTION),
+    )
+
+
+def _functions(found: Discovery) -> None:
+    """Functab, _func records, names, pctab blobs, and what funcdata points to."""
+    go, base = found.go, found.go.pclntab.addr
+    for addr in go.entries[:-1].tolist():
+        found.objects[addr] = (0, P_FUNCTION)
+    name_addr = base + go.name_off
+    names = _func_u32(go, 4) + name_addr
+    for addr in np.unique(names).tolist():
+        found.objects[addr] = (0, P_FUNCTION_NAME)
+    table = Pattern(start=0, stride=8, repeated=((0, K_ENTRY), (4, K_RECORD)))
+    found.objects[base + go.func_off] = (8 * go.func_count + 4, found.pattern(table))
+
+    pcdata, funcdata = _func_counts(go)
+    shapes: dict[tuple[int, int], int] = {}
+    data = np.frombuffer(go.pcln, np.uint8)
+    for record, npc, nfd in zip(go.records.tolist(), pcdata.tolist(), funcdata.tolist(), strict=True):
+        if (npc, nfd) not in shapes:
+            shapes[npc, nfd] = found.pattern(_record_pattern(npc, nfd))
+        found.objects[base + record] = (FUNC_SIZE + 4 * (npc + nfd), shapes[npc, nfd])
+
+    pctab = base + go.pctab_off
+    offsets = [_func_u32(go, at) for at in (16, 20, 24)]
+    for index in range(int(pcdata.max(initial=0))):
+        offsets.append(model.read_u32(data, (go.records + FUNC_SIZE + 4 * index)[pcdata > index]))
+    found.targets.append(np.unique(np.concatenate(offsets)) + pctab)
+    first = go.records + FUNC_SIZE + 4 * pcdata
+    for index in range(int(funcdata.max(initial=0))):
+        value = np.unique(model.read_u32(data, (first + 4 * index)[funcdata > index]))
+        value = value[value != NO_FUNCDATA]
+        found.targets.append(value + go.gofunc)
+        _inside_funcdata(found, index, value + go.gofunc)
+    size = go.pclntab.end_addr - go.findfunctab
+    span = int(go.entries[-1]) - int(go.entries[0])
+    want = 4 * -(-span // 4096) - (-span // 256)
+    derived = found.pattern(Pattern(derived=model.DERIVED_FINDFUNCTAB))
+    found.objects[go.findfunctab] = (want if want <= size or size < 0 else 0, derived)
+
+
+def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
+    fixed = [(0, K_RECORD_ENTRY), (4, K_NAME), (16, K_PCTAB), (20, K_PCTAB), (24, K_PCTAB), (32, K_CU)]
+    fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in range(pcdata)]
+    first = FUNC_SIZE + 4 * pcdata
+    fixed += [(first + 4 * index, K_FUNCDATA) for index in range(funcdata)]
+    return Pattern(fixed=tuple(fixed))
+
+
+def _inside_funcdata(found: Discovery, index: int, addrs: Int64s) -> None:
+    """Patterns of the funcdata blobs that hold places themselves."""
+    go = found.go
+    home = next((s for s in go.elf.sections if s.addr <= go.gofunc < s.end_addr), None)
+    if home is None:
+        return
+    raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
+    if index == FUNCDATA_INLINE_TREE:
+        tree = found.pattern(Pattern(stride=16, repeated=((4, K_INLINE_NAME),)))
+        for addr in addrs.tolist():
+            found.objects[addr] = (0, tree)
+        return
+    if index == FUNCDATA_WRAP_INFO:
+        info = found.pattern(Pattern(fixed=((0, K_TEXT),)))
+        for addr in addrs.tolist():
+            found.objects[addr] = (4, info)
+        return
+    if index != FUNCDATA_STACK_OBJECTS:
+        return
+    records = found.pattern(Pattern(start=8, stride=16, repeated=((12, K_RODATA),)))
+    for addr in addrs.tolist():
+        at = addr - home.addr
+        if at + 8 > len(raw):
+            continue
+        count = int.from_bytes(raw[at : at + 8].tobytes(), "little")
+        if count < 4096 and at + 8 + 16 * count <= len(raw):
+            found.objects[addr] = (8 + 16 * count, records)
+            masks = at + 8 + 12 + 16 * np.arange(count)
+            found.targets.append(model.read_u32(raw, masks) + go.rodata)
+
+
+def _cu_table(found: Discovery) -> None:
+    """Compilation units list files; a function names its unit by a place in that list."""
+    go, base = found.go, found.go.pclntab.addr
+    files = np.frombuffer(go.pcln, "<u4", (go.file_off - go.cu_off) // 4, go.cu_off)
+    used = np.unique(files[files != 0xFFFFFFFF]).astype(np.int64)
+    found.targets.append(used + base + go.file_off)
+    pattern = found.pattern(Pattern(stride=4, repeated=((0, K_FILE),)))
+    found.objects[base + go.cu_off] = (0, pattern)
+    for addr in (np.unique(_func_u32(go, 32)) * 4 + base + go.cu_off).tolist():
+        found.objects[addr] = (0, pattern)
+    names = np.frombuffer(go.pcln, np.uint8)
+    inline = _inline_names(found, names)
+    if len(inline):
+        found.targets.append(np.unique(inline) + base + go.name_off)
+
+
+def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
+    """Name offsets in all inline trees; a tree runs to the next funcdata object."""
+    go = found.go
+    tree = found.pattern(Pattern(stride=16, repeated=((4, K_INLINE_NAME),)))
+    starts = np.array(sorted(a for a, (_, p) in found.objects.items() if p == tree), np.int64)
+    home = next((s for s in go.elf.sections if s.addr <= go.gofunc < s.end_addr), None)
+    if home is None or not len(starts):
+        return np.zeros(0, np.int64)
+    cuts = np.unique(np.concatenate([*found.targets, np.array([home.end_addr, go.findfunctab])]))
+    ends = cuts[np.searchsorted(cuts, starts, side="right")]
+    raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
+    count = (ends - starts) // 16
+    step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    value = model.read_u32(raw, np.repeat(starts - home.addr + 4, count) + 16 * step)
+    return value[value < go.cu_off - go.name_off]
+
+
+def _words(found: Discovery) -> None:
+    """Aligned words that fall into the module's address range."""
+    go = found.go
+    low = min(r.addr for r in found.regions)
+    high = max(r.addr + r.size for r in found.regions)
+    data = np.frombuffer(go.elf.data, np.uint8)
+    pos_parts, target_parts = [], []
+    for region in found.regions:
+        if not region.has_words or region.offset < 0:
+            continue
+        first = region.offset + (-region.addr) % 8
+        count = max(0, (region.offset + region.size - first) // 8)
+        words = np.frombuffer(data[first : first + 8 * count].tobytes(), "<i8")
+        hit = np.flatnonzero((words >= low) & (words <= high))
+        pos_parts.append(first + 8 * hit)
+        target_parts.append(words[hit])
+    found.word_pos = np.concatenate(pos_parts)
+    found.word_target = np.concatenate(target_parts)
+
+
+def _types(found: Discovery, code_targets: Int64s) -> None:
+    go = found.go
+    home = next((s for s in go.elf.sections if s.addr <= go.types < s.end_addr), None)
+    if home is None or not home.in_file:
+        return
+    seeds = [found.word_target, code_targets]
+    link = go.elf.section(".typelink")
+    if link is not None and link.size:
+        offsets = np.frombuffer(go.elf.bytes_of(link)[: link.size // 4 * 4], "<i4")
+        seeds.append(offsets.astype(np.int64) + go.types)
+        table = found.pattern(Pattern(stride=4, repeated=((0, K_TYPE),)))
+        found.objects[link.addr] = (link.size // 4 * 4, table)
+    every = np.unique(np.concatenate(seeds))
+    every = every[(every >= home.addr) & (every < home.end_addr)]
+    kinds = {NAME: K_TYPE, TYPE: K_TYPE}
+    raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
+    spots, bases = [], []
+    for made in walk_types(go, home, every.tolist()):
+        fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
+        found.objects[made.addr] = (made.size, found.pattern(Pattern(fixed=fixed)))
+        spots += [made.addr - home.addr + offset for offset, _ in fixed]
+        bases += [go.types if kind == K_TYPE else -1 for _, kind in fixed]
+    spot, base = np.array(spots, np.int64), np.array(bases, np.int64)
+    value = model.read_u32(raw, spot)
+    wanted = (base >= 0) & (value > 0)
+    found.targets.append(np.unique(value[wanted] + go.types))
+    # a field pair can look like an address; it is none
+    taken = np.unique((spot + home.offset) // 8 * 8)
+    taken += 0 if home.offset % 8 == home.addr % 8 else home.offset % 8
+    keep = ~np.isin(found.word_pos, taken)
+    found.word_pos, found.word_target = found.word_pos[keep], found.word_target[keep]
+

@@ -1,0 +1,160 @@
+"""Go's type descriptors in a binary: which objects they are, and where they hold offsets.
+
+Walks from every address that something points to and that looks like a descriptor, closing over
+what descriptors name. A wrong guess costs a few bytes of delta, never correctness: the form is
+checked by decoding.
+
+Source: src/internal/abi/type.go, go1.20 to go1.27.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from layerkit.formats.elf import Section
+from layerkit.formats.golang import GoTables
+
+__all__ = ["NAME", "TEXT", "TYPE", "TypeObject", "walk_types"]
+
+# What a 4-byte field of a descriptor is an offset to
+NAME, TYPE, TEXT = 0, 1, 2
+
+_TYPE: Final = struct.Struct("<QQIBBBBQQii")  # Size_ PtrBytes Hash TFlag Align FieldAlign Kind
+assert _TYPE.size == 48  # Equal GCData Str PtrToThis
+_UNCOMMON: Final = struct.Struct("<iHHI")  # PkgPath Mcount Xcount Moff
+_I32: Final = struct.Struct("<i")
+_SLICE: Final = struct.Struct("<QQ")
+TFLAG_UNCOMMON: Final = 1
+(ARRAY, CHAN, FUNC, INTERFACE, MAP, POINTER, SLICE, STRUCT) = (17, 18, 19, 20, 21, 22, 23, 25)
+_SIZES: Final = {ARRAY: 72, CHAN: 64, FUNC: 56, INTERFACE: 80, POINTER: 56, SLICE: 56, STRUCT: 80}
+_METHOD_LIMIT: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class TypeObject:
+    """A descriptor: its address, its true size, and its (offset, NAME|TYPE|TEXT) fields."""
+
+    addr: int
+    size: int
+    fields: tuple[tuple[int, int], ...]
+
+
+def walk_types(go: GoTables, home: Section, seeds: Iterable[int]) -> list[TypeObject]:
+    """Descriptors in section `home` reachable from the seed addresses."""
+    return _Walk(go, home).run(seeds)
+
+
+class _Walk:
+    """One walk: the section's bytes and the addresses still to look at."""
+
+    def __init__(self, go: GoTables, home: Section) -> None:
+        self._data = go.elf.bytes_of(home)
+        self._addr = home.addr
+        self._end = home.end_addr
+        self._types = go.types
+        self._map_size = 112 if go.minor >= 24 else 88  # swiss maps came with go1.24
+        loaded = [s for s in go.elf.sections if s.addr]
+        self._low = min(s.addr for s in loaded)
+        self._high = max(s.end_addr for s in loaded)
+
+    def run(self, seeds: Iterable[int]) -> list[TypeObject]:
+        work = [a for a in seeds if self._looks_right(a)]
+        seen = set(work)
+        found = []
+        while work:
+            addr = work.pop()
+            made, named = self._read(addr)
+            found.append(made)
+            for other in named:
+                if other not in seen and self._looks_right(other):
+                    seen.add(other)
+                    work.append(other)
+        found.sort(key=lambda t: t.addr)
+        return found
+
+    def _looks_right(self, addr: int) -> bool:
+        at = addr - self._addr
+        if at < 0 or at + 80 > len(self._data) or addr % 8:
+            return False
+        size, ptr, _, tflag, align, falign, kind, equal, gc, name, to_this = _TYPE.unpack_from(
+            self._data, at
+        )
+        span = self._high - self._types
+        return (
+            ptr <= size < 1 << 40
+            and 1 <= kind & 31 <= 26
+            and align in (1, 2, 4, 8)
+            and falign in (1, 2, 4, 8)
+            and tflag < 64
+            and (equal == 0 or self._low <= equal < self._high)
+            and (gc == 0 or self._low <= gc < self._high)
+            and 0 < name < span
+            and 0 <= to_this < span
+        )
+
+    def _i32(self, at: int) -> int:
+        return int(_I32.unpack_from(self._data, at)[0]) if at + 4 <= len(self._data) else 0
+
+    def _read(self, addr: int) -> tuple[TypeObject, list[int]]:
+        at = addr - self._addr
+        row = _TYPE.unpack_from(self._data, at)
+        kind, tflag, to_this = row[6] & 31, row[3], row[10]
+        fields = [(40, NAME), (44, TYPE)]
+        named = [self._types + to_this] if to_this else []
+        extra = self._map_size if kind == MAP else _SIZES.get(kind, 48)
+        end = extra
+        if tflag & TFLAG_UNCOMMON:
+            end = self._methods(at, extra, fields, named)
+        if kind == FUNC:
+            inputs, outputs = struct.unpack_from("<HH", self._data, at + 48)
+            first = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
+            end = max(end, first + 8 * (inputs + (outputs & 0x7FFF)))
+        elif kind in (INTERFACE, STRUCT):
+            end = self._members(at, addr, kind, end, fields, named)
+        return TypeObject(addr, min(end, len(self._data) - at), tuple(fields)), named
+
+    def _methods(
+        self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]
+    ) -> int:
+        """The uncommon part at `extra` and its methods; returns the end."""
+        if at + extra + 16 > len(self._data):
+            return extra
+        _, count, exported, first = _UNCOMMON.unpack_from(self._data, at + extra)
+        end = extra + first + 16 * count
+        if exported > count or count > _METHOD_LIMIT or at + end > len(self._data):
+            return extra
+        fields.append((extra, NAME))
+        for index in range(count):
+            q = extra + first + 16 * index
+            fields += [(q, NAME), (q + 4, TYPE), (q + 8, TEXT), (q + 12, TEXT)]
+            if method_type := self._i32(at + q + 4):
+                named.append(self._types + method_type)
+        return max(extra + 16, end)
+
+    def _members(
+        self,
+        at: int,
+        addr: int,
+        kind: int,
+        end: int,
+        fields: list[tuple[int, int]],
+        named: list[int],
+    ) -> int:
+        """Interface methods or struct fields, when they lie right behind the descriptor."""
+        pointer, count = _SLICE.unpack_from(self._data, at + 56)
+        width = 8 if kind == INTERFACE else 24
+        first = pointer - addr
+        if not count or count > _METHOD_LIMIT or not end <= first <= end + 16 * _METHOD_LIMIT:
+            return end
+        if at + first + width * count > len(self._data):
+            return end
+        if kind == INTERFACE:
+            for index in range(count):
+                q = first + 8 * index
+                fields += [(q, NAME), (q + 4, TYPE)]
+                if method_type := self._i32(at + q + 4):
+                    named.append(self._types + method_type)
+        return first + width * count if first <= end + 64 or kind == INTERFACE else end
