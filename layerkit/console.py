@@ -60,6 +60,24 @@ def render_error(error: LayerkitError) -> list[str]:
     return lines
 
 
+def _outline(value: Mapping[str, object], indent: str) -> Iterator[str]:
+    width = max((len(key) for key in value), default=0)
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield f"{indent}{key}"
+            yield from _outline(item, indent + "  ")
+        elif isinstance(item, list) and item and all(isinstance(part, Mapping) for part in item):
+            yield f"{indent}{key}"
+            for part in item:
+                first, *rest = _outline(part, indent + "    ") or [""]
+                yield f"{indent}  - {first.strip()}"
+                yield from rest
+        elif isinstance(item, list):
+            yield f"{indent}{key:{width}}  {' '.join(map(str, item))}".rstrip()
+        else:
+            yield f"{indent}{key:{width}}  {item}".rstrip()
+
+
 class _Silent:
     """Progress that nobody watches."""
 
@@ -106,6 +124,11 @@ class Console:
         traceback.print_exception(error)
         name = type(error).__name__
         sys.stderr.write(f"layerkit: error: unexpected {name}: {redact(str(error))} [UNKNOWN]\n")
+
+    def outline(self, value: Mapping[str, object]) -> None:
+        """A document for people: one `key value` a line, indented like its nesting."""
+        for line in _outline(value, ""):
+            self.result(line)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table on stdout; numbers (every column but the first) are set right."""

@@ -33,6 +33,7 @@ EDGES = {
     "pack": ("digest", ""),
     "store": ("edges.disk edges.pack digest formats.chunker formats.chunkmanifest formats.cursor", "sqlite3"),
     "layout": ("edges.disk digest formats.layer formats.oci formats.reference", ""),
+    "subject": ("edges.layout formats.oci formats.reference", ""),
     "rootfs": ("edges.disk formats.layer", ""),
     "remote": ("digest formats.protocol formats.oci formats.chunkmanifest formats.reference", "urllib3"),
     "registry": ("digest formats.oci formats.reference", "oras"),

@@ -33,10 +33,10 @@ def cli_page() -> str:
     context = click.Context(cli, info_name="layerkit", terminal_width=88, max_content_width=88)
     parts = [
         "# Command line",
-        "Written by `make docs` from the commands themselves. Every option has an environment twin "
-        "named after it: `LAYERKIT_STORE` for `--store`, `LAYERKIT_DRY_RUN` for `--dry-run`. stdout "
-        "carries only the result; all talk is on stderr, silent when that is not a terminal or with "
-        "`-q`. `--json` prints one document. Exit statuses: [errors.md](errors.md).",
+        "Written by `make docs` from the commands. Every option has an environment twin "
+        "named after it: `LAYERKIT_STORE` for `--store`, `LAYERKIT_DRY_RUN` for `--dry-run`. "
+        "stdout carries only the result; talk is on stderr, silent when that is no terminal or "
+        "with `-q`. `--json` prints one document. Exit statuses: [errors.md](errors.md).",
         f"```text\n{cli.get_help(context).strip()}\n```",
     ]
     for name in cli.list_commands(context):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 import layerkit
-from layerkit.cli.common import json_option, state_of, verb
+from layerkit.cli.common import json_option, option, state_of, verb
 
 __all__ = ["add_look_verbs"]
 
@@ -16,8 +17,79 @@ SHELLS = ("bash", "zsh", "fish")
 
 def add_look_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
+    verb(group, "inspect")(inspect)
+    verb(group, "diff")(diff)
     verb(group, "version")(version)
     verb(group, "completion")(completion)
+
+
+layout_option = option(
+    "--layout",
+    type=click.Path(path_type=Path),
+    help="The OCI layout that references name an image in.",
+)
+
+
+@click.argument("subject", metavar="REF|FILE")
+@layout_option
+@json_option
+@click.pass_context
+def inspect(context: click.Context, subject: str, layout: Path | None) -> None:
+    """Describe an image (LAYOUT:REF, or REF with --layout) or a FILE: binary, chunk manifest,
+    OCI document, tar layer."""
+    from layerkit.edges.subject import find_subject
+    from layerkit.jobs.inspect import inspect as run_inspect
+
+    document = run_inspect(find_subject(subject, layout))
+    state = state_of(context)
+    if state.as_json:
+        state.console.document(document)
+    else:
+        state.console.outline(document)
+
+
+@click.argument("old")
+@click.argument("new")
+@layout_option
+@option(
+    "--platform", default="linux/amd64", show_default=True, help="Which image of an index to take."
+)
+@json_option
+@click.pass_context
+def diff(context: click.Context, old: str, new: str, layout: Path | None, platform: str) -> None:
+    """Say what would travel to a node that has OLD and wants NEW, by method and by section.
+
+    OLD and NEW are binaries, or images: LAYOUT:REF, LAYOUT, or REF with --layout.
+    """
+    from layerkit.edges.subject import find_subject
+    from layerkit.formats.oci import parse_platform
+    from layerkit.jobs.diff import compare_versions, read_version
+
+    wanted = parse_platform(platform)
+    versions = [read_version(find_subject(text, layout), wanted) for text in (old, new)]
+    found = compare_versions(versions[0], versions[1])
+    state = state_of(context)
+    if state.as_json:
+        state.console.document(found.document())
+        return
+    whole = found.whole_size
+    methods = [("whole, zstd 19", whole), ("chunks", found.chunks_size)]
+    if found.delta_size is not None:
+        methods.append(("delta", found.delta_size))
+    state.console.table(
+        f"{found.old.name} -> {found.new.name}",
+        ("method", "bytes", "of whole"),
+        [
+            (name, f"{size:,}", f"{100 * size / whole:.1f} %" if whole else "-")
+            for name, size in methods
+        ],
+    )
+    if found.sections:
+        rows = [
+            (name, f"{change.old_size:,}", f"{change.new_size:,}", f"{change.fetch_size:,}")
+            for name, change in found.sections.items()
+        ]
+        state.console.table("", ("section", "old", "new", "in chunks to fetch"), rows)
 
 
 @json_option

@@ -1,8 +1,8 @@
 """`layerkit diff OLD NEW`: what would travel to a node that has OLD, by method and by section.
 
-Pure: takes two versions in memory, moves nothing. The cut is made over forms, so the address-free
-form comes in through `Methods` alone; a method that does not exist yet answers None. Memory: both
-versions whole. Bytes of chunk manifests are not counted (a few per cent of the chunks).
+Moves nothing. The cut is made over forms, so the address-free form comes in through `Methods`
+alone; a method that does not exist yet answers None. Memory: both versions whole. Bytes of chunk
+manifests are not counted (a few per cent of the chunks).
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layerkit.digest import Digest, chunk_id, sha256_digest
+from layerkit.edges.subject import Subject
 from layerkit.errors import FormatError
+from layerkit.formats import oci
 from layerkit.formats.chunker import cut
+from layerkit.formats.chunkmanifest import MAX_FORM_SIZE
+from layerkit.formats.deflate import decompress
 from layerkit.formats.elf import Elf, parse_elf
+from layerkit.formats.layer import FILE, read_tar
 from layerkit.formats.protocol import pack_form, serialize_chunk_batch
 
-__all__ = ["Difference", "Methods", "SectionChange", "Version", "compare_versions"]
+__all__ = ["Difference", "Methods", "SectionChange", "Version", "compare_versions", "read_version"]
 
 OUTSIDE = "(outside sections)"  # file headers, section table, padding between sections
 
@@ -43,6 +48,32 @@ class Version:
             "size": self.size,
             "binary_size": len(self.binary),
         }
+
+
+def read_version(subject: Subject, platform: oci.Platform) -> Version:
+    """Read one side whole: a file as the binary, an image's layers as plain tars."""
+    if subject.layout is None or subject.descriptor is None:
+        return Version(
+            subject.name, "binary", sha256_digest(subject.raw), (subject.raw,), subject.raw
+        )
+    layout = subject.layout
+    image = layout.select(subject.descriptor, platform)
+    layers = tuple(
+        decompress(layout.read_blob(layer.digest), layer.media_type, MAX_FORM_SIZE)
+        for layer in layout.read_manifest(image.digest).layers
+    )
+    return Version(subject.name, "image", image.digest, layers, _find_binary(layers))
+
+
+def _find_binary(layers: Sequence[bytes]) -> bytes:
+    """The largest executable ELF file in the layers: a function's image has one."""
+    found = b""
+    for layer in layers:
+        for entry in read_tar(layer):
+            if entry.kind == FILE and entry.mode & 0o111 and len(entry.data) > len(found):
+                data = bytes(entry.data)
+                found = data if data.startswith(b"\x7fELF") else found
+    return found
 
 
 @dataclass(frozen=True, slots=True)

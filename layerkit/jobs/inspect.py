@@ -1,30 +1,31 @@
 """`layerkit inspect`: what a file or an image is, as one document.
 
 A file is told by its first bytes: binary, chunk manifest, OCI manifest, index or config, plain tar
-layer. An image is read from a layout through `ImageReader`. Checks what it reads; changes nothing.
+layer. An image is read from its layout, digests checked. Changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
-from layerkit.digest import Digest, sha256_digest
+from layerkit.digest import sha256_digest
+from layerkit.edges.layout import Layout
+from layerkit.edges.subject import Subject
 from layerkit.errors import FormatError
 from layerkit.formats import chunkmanifest, oci
-from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, parse_elf
+from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, PT_INTERP, parse_elf
+from layerkit.formats.golang import go_release
 from layerkit.formats.layer import read_tar
 
-__all__ = ["BlobReader", "inspect_file", "inspect_image"]
+__all__ = ["inspect", "inspect_file", "inspect_image"]
 
 Document = dict[str, object]
 ARCHITECTURES = {MACHINE_AMD64: "amd64", MACHINE_ARM64: "arm64"}
 
 
-class BlobReader(Protocol):
-    """Verified reads from a layout."""
-
-    def read_blob(self, descriptor: oci.Descriptor) -> bytes: ...
+def inspect(subject: Subject) -> Document:
+    """Describe what a person named."""
+    if subject.layout is None or subject.descriptor is None:
+        return inspect_file(subject.raw, subject.name)
+    return inspect_image(subject.name, subject.descriptor, subject.layout)
 
 
 def inspect_file(raw: bytes, name: str) -> Document:
@@ -50,7 +51,8 @@ def _binary_document(raw: bytes) -> Document:
     elf = parse_elf(raw)
     return {
         "architecture": ARCHITECTURES.get(elf.machine, f"machine {elf.machine}"),
-        "static": not any(segment.kind == 3 for segment in elf.segments),  # PT_INTERP
+        "go": _go_release(raw),
+        "static": not any(segment.kind == PT_INTERP for segment in elf.segments),
         "sections": {
             section.name: {"addr": section.addr, "offset": section.offset, "size": section.size}
             for section in elf.sections
@@ -142,26 +144,20 @@ def _descriptor_document(descriptor: oci.Descriptor) -> Document:
     return found
 
 
-def inspect_image(
-    name: str,
-    descriptor: oci.Descriptor,
-    blobs: BlobReader,
-    chunk_manifests: Mapping[Digest, bytes],
-) -> Document:
-    """Describe an image or an index; `chunk_manifests` are raw, by the diff_id of their layer."""
-    raw = blobs.read_blob(descriptor)
+def inspect_image(name: str, descriptor: oci.Descriptor, layout: Layout) -> Document:
+    """Describe an image or an index of a layout."""
+    raw = layout.read_blob(descriptor.digest, oci.MAX_DOCUMENT_SIZE)
     head: Document = {"name": name, "digest": str(descriptor.digest), "size": len(raw)}
     if descriptor.media_type in oci.INDEX_TYPES:
-        index = oci.parse_index(raw)
-        images = [
-            inspect_image(str(d.platform), d, blobs, chunk_manifests) for d in index.manifests
-        ]
+        children = oci.parse_index(raw).manifests
+        images = [inspect_image(str(child.platform), child, layout) for child in children]
         return {"kind": "index", **head, "manifests": images}
     manifest = oci.parse_manifest(raw)
-    config = oci.parse_config(blobs.read_blob(manifest.config))
+    config = oci.parse_config(layout.read_blob(manifest.config.digest, oci.MAX_DOCUMENT_SIZE))
+    chunk_manifests = _chunk_manifests(descriptor, layout)
     layers = []
     for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=False):
-        found = {
+        found: Document = {
             "role": layer.annotations.get(oci.ANNOTATION_ROLE, ""),
             "media_type": layer.media_type,
             "digest": str(layer.digest),
@@ -169,9 +165,8 @@ def inspect_image(
             "diff_id": str(diff_id),
             "compression": layer.annotations.get(oci.ANNOTATION_COMPRESSION, ""),
         }
-        if diff_id in chunk_manifests:
-            parsed = chunkmanifest.parse_chunk_manifest(chunk_manifests[diff_id])
-            found["chunk_manifest"] = chunk_manifest_document(parsed)
+        if str(diff_id) in chunk_manifests:
+            found["chunk_manifest"] = chunk_manifests[str(diff_id)]
         layers.append(found)
     return {
         "kind": "image",
@@ -180,3 +175,22 @@ def inspect_image(
         "annotations": dict(manifest.annotations),
         "layers": layers,
     }
+
+
+def _chunk_manifests(descriptor: oci.Descriptor, layout: Layout) -> dict[str, Document]:
+    """Chunk manifests of an image, by the diff_id of their layer."""
+    found = {}
+    for artifact in layout.referrers(descriptor.digest, oci.CHUNKS_ARTIFACT):
+        for blob in layout.read_manifest(artifact.digest).layers:
+            if blob.media_type == oci.CHUNK_MANIFEST:
+                parsed = chunkmanifest.parse_chunk_manifest(layout.read_blob(blob.digest))
+                found[str(parsed.diff_id)] = chunk_manifest_document(parsed)
+    return found
+
+
+def _go_release(raw: bytes) -> str:
+    """The Go release that a binary was built with; "" where it does not say."""
+    try:
+        return go_release(raw)
+    except FormatError:
+        return ""
