@@ -28,6 +28,8 @@ _UNCOMMON: Final = struct.Struct("<iHHI")  # PkgPath Mcount Xcount Moff
 _I32: Final = struct.Struct("<i")
 _SLICE: Final = struct.Struct("<QQ")
 TFLAG_UNCOMMON: Final = 1
+TFLAG_GC_ON_DEMAND: Final = 1 << 4
+MASK_SPAN: Final = 1 << 13  # bytes of pointers that a mask in the file covers at most
 (ARRAY, CHAN, FUNC, INTERFACE, MAP, POINTER, SLICE, STRUCT) = (17, 18, 19, 20, 21, 22, 23, 25)
 _SIZES: Final = {ARRAY: 72, CHAN: 64, FUNC: 56, INTERFACE: 80, POINTER: 56, SLICE: 56, STRUCT: 80}
 _METHOD_LIMIT: Final = 1 << 14
@@ -40,6 +42,9 @@ class TypeObject:
     addr: int
     size: int
     fields: tuple[tuple[int, int], ...]
+    mask: int  # address of the GC mask, 0: none
+    mask_size: int  # bytes
+    names: tuple[tuple[int, int], ...]  # address and true size of each name that it refers to
 
 
 def walk_types(go: GoTables, home: Section, seeds: Iterable[int]) -> list[TypeObject]:
@@ -114,7 +119,37 @@ class _Walk:
             end = max(end, first + 8 * (inputs + (outputs & 0x7FFF)))
         elif kind in (INTERFACE, STRUCT):
             end = self._members(at, addr, kind, end, fields, named)
-        return TypeObject(addr, min(end, len(self._data) - at), tuple(fields)), named
+        names = tuple(
+            found
+            for offset, what in fields
+            if what == NAME and (found := self._name(self._i32(at + offset)))
+        )
+        # GCData is a mask of PtrBytes/8 bits, unless built on demand (tflag 1<<4, go1.24)
+        mask = row[8] if row[1] and not tflag & TFLAG_GC_ON_DEMAND and row[1] <= MASK_SPAN else 0
+        size = min(end, len(self._data) - at)
+        return TypeObject(addr, size, tuple(fields), mask, (row[1] // 8 + 7) // 8, names), named
+
+    def _name(self, offset: int) -> tuple[int, int] | None:
+        """A name's address and size: flag byte, varint length, text, and the same for a tag."""
+        at = self._types + offset - self._addr
+        if not offset or not 0 <= at < len(self._data) - 8:
+            return None
+        flags, size = self._data[at], 1
+        for part in (1, 2):  # 1: the name; 2: the tag, if flag bit 1 is set
+            if part == 2 and not flags & 2:
+                break
+            length = shift = 0
+            while True:
+                byte = self._data[at + size] if at + size < len(self._data) else 0
+                size += 1
+                length |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80 or shift > 21:
+                    break
+            size += length
+        if flags & 4:
+            size += 4  # nameOff of the package path
+        return (self._types + offset, size) if at + size <= len(self._data) else None
 
     def _methods(
         self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]

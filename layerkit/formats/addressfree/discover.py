@@ -25,6 +25,8 @@ __all__ = ["Discovery", "discover"]
 P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
 FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
+MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
+MODULEDATA_SIZE: Final = 640  # bytes, at least its part with addresses; 592 in go1.26
 
 
 @dataclass(slots=True)
@@ -154,7 +156,7 @@ def _functions(found: Discovery) -> None:
     for record, npc, nfd in zip(go.records.tolist(), pcdata.tolist(), funcdata.tolist(), strict=True):
         if (npc, nfd) not in shapes:
             shapes[npc, nfd] = found.pattern(_record_pattern(npc, nfd))
-        found.objects[base + record] = (FUNC_SIZE + 4 * (npc + nfd), shapes[npc, nfd])
+        found.objects[base + record] = (0, shapes[npc, nfd])  # padding goes with the record
 
     pctab = base + go.pctab_off
     offsets = [_func_u32(go, at) for at in (16, 20, 24)]
@@ -209,8 +211,17 @@ def _inside_funcdata(found: Discovery, index: int, addrs: Int64s) -> None:
         count = int.from_bytes(raw[at : at + 8].tobytes(), "little")
         if count < 4096 and at + 8 + 16 * count <= len(raw):
             found.objects[addr] = (8 + 16 * count, records)
-            masks = at + 8 + 12 + 16 * np.arange(count)
-            found.targets.append(model.read_u32(raw, masks) + go.rodata)
+            record = at + 8 + 16 * np.arange(count)
+            _pointer_masks(
+                found, model.read_u32(raw, record + 12) + go.rodata, model.read_u32(raw, record + 8)
+            )
+
+
+def _pointer_masks(found: Discovery, addrs: Int64s, pointer_bytes: Int64s) -> None:
+    """GC masks: one bit for each word of the part of an object that holds pointers."""
+    for addr, span in zip(addrs.tolist(), pointer_bytes.tolist(), strict=True):
+        if 0 < span <= MASK_LIMIT:
+            found.objects.setdefault(addr, ((span // 8 + 7) // 8, P_PLAIN))
 
 
 def _cu_table(found: Discovery) -> None:
@@ -262,8 +273,13 @@ def _words(found: Discovery) -> None:
         hit = np.flatnonzero((words >= low) & (words <= high))
         pos_parts.append(first + 8 * hit)
         target_parts.append(words[hit])
-    found.word_pos = np.concatenate(pos_parts)
-    found.word_target = np.concatenate(target_parts)
+    pos, target = np.concatenate(pos_parts), np.concatenate(target_parts)
+    # only moduledata points into pclntab; elsewhere it is a number that looks like an address
+    module = next(s for s in go.elf.sections if s.addr <= go.moduledata_addr < s.end_addr)
+    at = module.offset + go.moduledata_addr - module.addr
+    inside = (target >= go.pclntab.addr) & (target < go.pclntab.end_addr)
+    keep = ~inside | ((pos >= at) & (pos < at + MODULEDATA_SIZE))
+    found.word_pos, found.word_target = pos[keep], target[keep]
 
 
 def _types(found: Discovery, code_targets: Int64s) -> None:
@@ -286,6 +302,10 @@ def _types(found: Discovery, code_targets: Int64s) -> None:
     for made in walk_types(go, home, every.tolist()):
         fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
         found.objects[made.addr] = (made.size, found.pattern(Pattern(fixed=fixed)))
+        if made.mask:
+            found.objects.setdefault(made.mask, (made.mask_size, P_PLAIN))
+        for addr, size in made.names:
+            found.objects.setdefault(addr, (size, P_PLAIN))
         spots += [made.addr - home.addr + offset for offset, _ in fixed]
         bases += [go.types if kind == K_TYPE else -1 for _, kind in fixed]
     spot, base = np.array(spots, np.int64), np.array(bases, np.int64)

@@ -1,0 +1,122 @@
+"""The address-free form: a reversible re-encoding of one Go binary in which nothing depends on
+where the linker put things, so that an edit changes only what it means. **The heart.**
+
+``encode(binary)`` gives the label table and the form; ``decode(form)`` the binary, bit for bit;
+``rebuild(binary, labels)`` the form that was published. Encode decodes and compares before it
+returns, and what does not come back exactly is left raw: it never fails and is never wrong.
+
+Not here: knowledge of tar layers (`formats.layerform`), chunks and deltas.
+Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64, not PIE; all else raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+from layerkit.errors import FormatError
+from layerkit.formats.addressfree import decoder, encoder, wire
+from layerkit.formats.cursor import Reader, Writer
+from layerkit.formats.elf import MACHINE_AMD64, TYPE_EXEC, parse_elf
+
+__all__ = ["Encoded", "Hints", "decode", "encode", "rebuild"]
+
+KIND_RAW: Final = 0
+KIND_GO: Final = 1
+SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
+TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
+PADDING_LIMIT: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the builder knows: address -> (name, size) of data objects in the same link."""
+
+    symbols: Mapping[int, tuple[bytes, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A form, its label table as a blob of its own (empty for raw), and why it is raw, if it is."""
+
+    labels: bytes
+    form: bytes
+    why_raw: str = ""
+
+
+def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
+    """Encode; raw where the binary is not one that we know how to take apart."""
+    why = "over the size limit"
+    if len(binary) <= SIZE_LIMIT:
+        try:
+            elf = parse_elf(binary)
+            if elf.machine != MACHINE_AMD64 or elf.kind != TYPE_EXEC:
+                raise FormatError("not an amd64 executable at a fixed address")
+            for salt in range(TRIES):
+                made = encoder.encode_binary(elf, hints.symbols if hints else {}, salt)
+                labels = wire.serialize_labels(made.labels, made.skip)
+                form = _serialize(KIND_GO, labels, made.body)
+                if decode(form) == binary:
+                    return Encoded(labels, form)
+            why = "does not come back bit for bit"
+        except FormatError as exc:
+            why = exc.message
+        except (IndexError, ValueError, OverflowError, KeyError) as exc:
+            # a damaged table that the checks let through; the file stays whole and raw
+            why = f"{type(exc).__name__} in Go's tables"
+    return Encoded(b"", _serialize(KIND_RAW, b"", binary), why)
+
+
+def decode(form: bytes | memoryview) -> bytes:
+    """The binary that a form stands for. Raises only FormatError; the caller checks a digest."""
+    kind, labels, body = _parse(form)
+    if kind == KIND_RAW:
+        return bytes(body)
+    table, skip = wire.parse_labels(labels, len(body))
+    try:
+        return decoder.restore(table, bytes(body), skip)
+    except (IndexError, ValueError, OverflowError) as exc:
+        raise FormatError("form: fields lie outside the file") from exc
+
+
+def rebuild(binary: bytes, labels: bytes) -> bytes:
+    """The published form of `binary`, from its published label table (empty: raw)."""
+    if not labels:
+        return _serialize(KIND_RAW, b"", binary)
+    table, skip = wire.parse_labels(labels, len(binary))
+    try:
+        body = encoder.rewrite(binary, table, skip)
+    except (IndexError, ValueError, OverflowError) as exc:
+        raise FormatError("labels do not fit the binary") from exc
+    form = _serialize(KIND_GO, labels, body)
+    if decode(form) != binary:
+        raise FormatError("labels belong to another binary")
+    return form
+
+
+def _serialize(kind: int, labels: bytes, body: bytes) -> bytes:
+    writer = Writer()
+    writer.raw(wire.MAGIC)
+    writer.u8(wire.MAJOR)
+    writer.u8(wire.MINOR)
+    writer.u8(kind)
+    writer.sized(labels)
+    writer.sized(body)
+    return writer.getvalue()
+
+
+def _parse(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
+    reader = Reader(form, "form")
+    kind = wire.check_header(reader)
+    if kind not in (KIND_RAW, KIND_GO):
+        raise reader.fail(f"kind {kind} is not known")
+    labels = reader.sized(SIZE_LIMIT, "labels")
+    body = reader.sized(SIZE_LIMIT, "body")
+    reader.finish()
+    if kind == KIND_RAW and len(labels):
+        raise reader.fail("a raw form has labels")
+    return kind, labels, body
+
+

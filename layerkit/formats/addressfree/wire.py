@@ -1,0 +1,269 @@
+"""The bytes of a form: header, label table in columns, exceptions, body.
+
+`serialize_form` and `parse_form` are twins; whatever the bytes, parsing raises only FormatError and
+allocates no more than a small multiple of what is there. Spec: docs/format.md "Address-free form".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from layerkit.errors import FormatError, VersionError
+from layerkit.formats.addressfree import model
+from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Pattern, Region
+from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
+
+__all__ = ["parse_labels", "read_column", "serialize_labels", "write_column"]
+
+MAGIC: Final = b"LKAF"
+MAJOR: Final = 0
+MINOR: Final = 0
+COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
+SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
+ADDR_LIMIT: Final = (1 << 63) - 1
+
+
+def write_column(writer: Writer, values: Int64s) -> None:
+    """A length and LEB128 varints, all values below 2^63. Vectorised: byte k of each value that
+    needs more than k bytes, put where it belongs."""
+    value = values.astype(np.uint64)
+    width = np.ones(len(value), np.int64)
+    for k in range(1, 9):
+        width += value >= np.uint64(1 << (7 * k))
+    start = np.cumsum(width) - width
+    out = np.zeros(int(width.sum()), np.uint8)
+    for k in range(int(width.max(initial=0))):
+        has = width > k
+        byte = (value[has] >> np.uint64(7 * k) & np.uint64(0x7F)).astype(np.uint8)
+        out[start[has] + k] = byte | np.where(width[has] > k + 1, 0x80, 0).astype(np.uint8)
+    writer.varint(len(values))
+    writer.sized(out.tobytes())
+
+
+def read_column(reader: Reader, name: str, limit: int) -> Int64s:
+    """The twin of `write_column`; every value is at most `limit`."""
+    count = reader.varint(COUNT_LIMIT, f"count of {name}")
+    raw = np.frombuffer(reader.sized(COUNT_LIMIT * 9, name), np.uint8)
+    ends = np.flatnonzero(raw < 0x80)
+    if len(ends) != count or (count and ends[-1] != len(raw) - 1) or (not count and len(raw)):
+        raise reader.fail(f"{name} has another count than declared")
+    start = np.concatenate(([0], ends[:-1] + 1)) if count else ends
+    width = ends - start + 1
+    if count and int(width.max()) > 9:
+        raise reader.fail(f"a value in {name} is too long")
+    if ((raw[ends] == 0) & (width > 1)).any():
+        raise reader.fail(f"a value in {name} is not in its shortest form")
+    value = np.zeros(count, np.int64)
+    for k in range(int(width.max(initial=0))):
+        has = width > k
+        value[has] |= (raw[start[has] + k].astype(np.int64) & 0x7F) << (7 * k)
+    if count and (int(value.max()) > limit or int(value.min()) < 0):
+        raise reader.fail(f"a value in {name} is over its limit {limit}")
+    return value
+
+
+def serialize_labels(labels: Labels, skip: Int64s) -> bytes:
+    """The label table with the exceptions of the code."""
+    writer = Writer()
+    writer.u32(labels.salt)
+    _write_regions(writer, labels)
+    writer.varint(len(labels.kinds))
+    for kind in labels.kinds:
+        writer.varint(kind.base_region)
+        writer.varint(zigzag(kind.base_delta))
+        writer.u8(kind.shift | kind.is_name << 7)
+        writer.varint(kind.counter + 1)
+        writer.varint(kind.zone + 1)
+        writer.varint(kind.zone_pattern + 1)
+    writer.varint(len(labels.patterns))
+    for pattern in labels.patterns:
+        _write_pattern(writer, pattern)
+    counts = np.bincount(labels.region_of, minlength=len(labels.regions))
+    write_column(writer, counts.astype(np.int64))
+    write_column(writer, labels.size)
+    write_column(writer, labels.pattern)
+    writer.sized(labels.rule.astype(np.uint8).tobytes())
+    writer.sized(labels.explicit.astype("<u4").tobytes())
+    write_column(writer, np.diff(skip, prepend=0))
+    return writer.getvalue()
+
+
+_WORDS, _TEXT, _FILE, _ADDR_FOLLOWS, _OFFSET_FOLLOWS = 1, 2, 4, 8, 16
+
+
+def _write_regions(writer: Writer, labels: Labels) -> None:
+    """Regions by what they follow from: an address is usually the end of the region before it,
+    rounded up, and so is a file position; then an edit that moves everything changes nothing."""
+    writer.varint(len(labels.regions))
+    end = end_offset = 0
+    for region in labels.regions:
+        align = _alignment(end, region.addr)
+        flags = _WORDS * region.has_words | _TEXT * region.is_text | _FILE * (region.offset >= 0)
+        flags |= _ADDR_FOLLOWS * (align >= 0)
+        follow = region.offset >= 0 and (region.offset - end_offset == region.addr - end)
+        flags |= _OFFSET_FOLLOWS * follow
+        writer.u8(flags)
+        if align >= 0:
+            writer.u8(align)
+        else:
+            writer.varint(region.addr)
+        if region.offset >= 0 and not follow:
+            writer.varint(region.offset)
+        end = region.addr + region.size
+        if region.offset >= 0:
+            end_offset = region.offset + region.size
+
+
+def _alignment(end: int, addr: int) -> int:
+    """The largest power of two up to 2^16 (as its logarithm) that rounds `end` up to `addr`."""
+    if not end or addr < end:
+        return -1
+    for shift in (12, 6, 5, 4, 3, 2, 1, 0, 13, 14, 15, 16):
+        if -(-end >> shift) << shift == addr:
+            return shift
+    return -1
+
+
+def _write_pattern(writer: Writer, pattern: Pattern) -> None:
+    writer.varint(pattern.derived)
+    writer.varint(pattern.start)
+    writer.varint(pattern.stride)
+    for group in (pattern.fixed, pattern.repeated):
+        writer.varint(len(group))
+        last = 0
+        for offset, kind in group:
+            writer.varint(zigzag(offset - last))
+            writer.varint(kind)
+            last = offset
+
+
+def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int64s]:
+    """The label table for a body of `body_size` bytes, and the exceptions."""
+    reader = Reader(data, "labels")
+    salt = reader.u32()
+    flags_at = _read_region_rules(reader)
+    region_count = len(flags_at)
+    kinds = _read_kinds(reader, region_count)
+    patterns = tuple(
+        _read_pattern(reader, len(kinds))
+        for _ in range(reader.varint(SMALL_LIMIT, "count of patterns"))
+    )
+    counts = read_column(reader, "label counts", COUNT_LIMIT)
+    size = read_column(reader, "label sizes", ADDR_LIMIT >> 8)
+    pattern = read_column(reader, "label patterns", max(0, len(patterns) - 1))
+    rule = np.frombuffer(reader.sized(COUNT_LIMIT, "label rules"), np.uint8).astype(np.int64)
+    raw_explicit = reader.sized(COUNT_LIMIT * 4, "explicit ids")
+    skip = np.cumsum(read_column(reader, "exceptions", body_size))
+    reader.finish()
+    count = len(size)
+    if len(counts) != region_count or int(counts.sum()) != count or (counts < 1).any():
+        raise reader.fail("label counts do not add up")
+    if len(pattern) != count or len(rule) != count or len(raw_explicit) % 4:
+        raise reader.fail("label columns have different lengths")
+    if count and (int(rule.max()) >= model.RULE_COUNT or int(rule[0]) == model.RULE_CONT):
+        raise reader.fail("a label has a rule that is not known")
+    explicit = np.frombuffer(raw_explicit, "<u4")
+    if len(explicit) != int((rule == model.RULE_EXPLICIT).sum()):
+        raise reader.fail("explicit ids do not match their labels")
+    if len(size) and float(size.sum(dtype=np.float64)) > ADDR_LIMIT / 4:
+        raise reader.fail("labels are longer than an address space")
+    regions = _place_regions(reader, flags_at, counts, size, body_size)
+    region_of = np.repeat(np.arange(region_count), counts)
+    first = np.cumsum(size) - size
+    head = np.cumsum(counts) - counts
+    addr = np.array([r.addr for r in regions], np.int64)
+    start = first - first[head][region_of] + addr[region_of] if count else first
+    for kind in kinds:
+        if kind.zone >= region_count or kind.zone_pattern >= len(patterns):
+            raise reader.fail("a kind names a region or pattern that is not there")
+    return Labels(regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt), skip
+
+
+def _read_region_rules(reader: Reader) -> list[tuple[int, int, int]]:
+    """Per region: flags, alignment or address, file position (or -1)."""
+    found = []
+    for _ in range(reader.varint(SMALL_LIMIT, "count of regions")):
+        flags = reader.u8()
+        if flags >= 32:
+            raise reader.fail("a region has flags that are not known")
+        if flags & _ADDR_FOLLOWS:
+            place = reader.u8()
+            if place > 16:
+                raise reader.fail("a region's alignment is over 2^16")
+        else:
+            place = reader.varint(ADDR_LIMIT >> 1, "address of a region")
+        explicit = flags & _FILE and not flags & _OFFSET_FOLLOWS
+        offset = reader.varint(ADDR_LIMIT >> 1, "offset of a region") if explicit else -1
+        found.append((flags, place, offset))
+    return found
+
+
+def _place_regions(
+    reader: Reader, rules: list[tuple[int, int, int]], counts: Int64s, size: Int64s, body_size: int
+) -> tuple[Region, ...]:
+    bounds = np.concatenate(([0], np.cumsum(size)))[np.concatenate(([0], np.cumsum(counts)))]
+    end = end_offset = 0
+    regions = []
+    for (flags, place, offset), extent in zip(rules, np.diff(bounds).tolist(), strict=True):
+        addr = -(-end >> place) << place if flags & _ADDR_FOLLOWS else place
+        if addr < end:
+            raise reader.fail("regions overlap")
+        if flags & _OFFSET_FOLLOWS:
+            offset = end_offset + addr - end
+        if flags & _FILE and offset + extent > body_size:
+            raise reader.fail("a region lies outside the file")
+        end = addr + extent
+        if flags & _FILE:
+            end_offset = offset + extent
+        if end > ADDR_LIMIT >> 1:
+            raise reader.fail("a region lies outside the address space")
+        regions.append(
+            Region(addr, offset if flags & _FILE else -1, extent, bool(flags & _WORDS), bool(flags & _TEXT))
+        )
+    return tuple(regions)
+
+
+def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
+    kinds = []
+    for _ in range(reader.varint(SMALL_LIMIT, "count of kinds")):
+        region = reader.varint(SMALL_LIMIT, "region of a kind")
+        delta = unzigzag(reader.varint(ADDR_LIMIT, "delta of a kind"))
+        shift = reader.u8()
+        counter = reader.varint(SMALL_LIMIT, "counter of a kind") - 1
+        zone = reader.varint(SMALL_LIMIT, "zone of a kind") - 1
+        pattern = reader.varint(SMALL_LIMIT, "zone pattern of a kind") - 1
+        if region >= region_count or shift & 0x7F > 31 or (counter >= 0 and zone < 0):
+            raise reader.fail("a kind names a region that is not there")
+        kinds.append(Kind(region, delta, shift & 0x7F, counter, zone, pattern, bool(shift >> 7)))
+    return tuple(kinds)
+
+
+def _read_pattern(reader: Reader, kind_count: int) -> Pattern:
+    derived = reader.varint(model.DERIVED_FINDFUNCTAB, "derived pattern")
+    start = reader.varint(SMALL_LIMIT, "start of a pattern")
+    stride = reader.varint(SMALL_LIMIT, "stride of a pattern")
+    groups: list[tuple[tuple[int, int], ...]] = []
+    for _ in range(2):
+        fields, last = [], 0
+        for _ in range(reader.varint(SMALL_LIMIT, "fields of a pattern")):
+            last += unzigzag(reader.varint(1 << 33, "offset of a field"))
+            kind = reader.varint(max(0, kind_count - 1), "kind of a field")
+            if last < 0 or not kind_count:
+                raise reader.fail("a field lies before its label")
+            fields.append((last, kind))
+        groups.append(tuple(fields))
+    if groups[1] and stride < 4:
+        raise reader.fail("a repeated pattern has no stride")
+    return Pattern(groups[0], start, stride, groups[1], derived)
+
+
+def check_header(reader: Reader) -> int:
+    """Magic and version; returns the kind byte."""
+    if bytes(reader.take(4)) != MAGIC:
+        raise FormatError("form: no magic")
+    major, _minor = reader.u8(), reader.u8()
+    if major != MAJOR:
+        raise VersionError(f"form: got major version {major}, want {MAJOR}")
+    return reader.u8()
