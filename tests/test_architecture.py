@@ -27,6 +27,7 @@ FORMATS = {
     "reference": ("digest", ""),
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
+    "image": ("digest oci deflate layer chunkmanifest protocol", ""),
 }
 EDGES = {
     "disk": ("", "fcntl"),

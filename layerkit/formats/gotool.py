@@ -104,7 +104,8 @@ def compare_cgo(with_cgo: Iterable[Package], without: Iterable[Package]) -> CgoR
     has files, or that nobody imports any more, has a fallback.
     """
     left = {package.path: package for package in without}
-    needed, fallback = [], []
+    needed: list[Package] = []
+    fallback: list[Package] = []
     for package in with_cgo:
         if package.standard or not package.cgo_files:
             continue

@@ -1,0 +1,172 @@
+"""Images from layers: packed layers, config, manifest, index, and the chunks artifact beside them.
+
+Pure: every blob is made in memory, with its descriptor; the caller writes them. There is no clock:
+`created` is the epoch, so the same input gives the same digests on every day. What was packed is
+unpacked and compared before it is handed on. Spec: docs/design.md; OCI image-spec 1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from layerkit.digest import Digest, sha256_digest
+from layerkit.errors import FormatError
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import (
+    RAW,
+    ROLE_CODES,
+    build_chunk_manifest,
+    serialize_chunk_manifest,
+)
+from layerkit.formats.deflate import Compression, compress, decompress
+from layerkit.formats.layer import Entry, build_tar
+from layerkit.formats.protocol import pack_form
+
+__all__ = [
+    "ANNOTATION_GO",
+    "Blob",
+    "ImageSettings",
+    "Layer",
+    "PackedImage",
+    "pack_chunks_artifact",
+    "pack_image",
+    "pack_index",
+    "pack_layer",
+]
+
+ANNOTATION_GO: Final = "dev.layerkit.go"  # the Go release, as label and as annotation
+CREATED: Final = "1970-01-01T00:00:00Z"
+FORM_LEVEL: Final = 9  # 0.13 s for a 6 MB binary; level 19 takes 1.8 s for 9 % less disk
+_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MEDIA_TYPES: Final = {
+    "gzip": oci.LAYER_GZIP,
+    "zstd": oci.LAYER_ZSTD,
+    "tar": oci.LAYER_TAR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes and the descriptor that names them."""
+
+    descriptor: oci.Descriptor
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A packed layer: its plain tar, its blob, how it came to be."""
+
+    role: str
+    tar: bytes = field(repr=False)
+    diff_id: Digest
+    blob: Blob
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """What the config and the manifest say besides the layers."""
+
+    platform: oci.Platform
+    entrypoint: tuple[str, ...]
+    user: str
+    cmd: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """One platform's image: config, layers, manifest; the manifest's descriptor is its name."""
+
+    config: Blob
+    layers: tuple[Layer, ...]
+    manifest: Blob
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """In writing order: what is named before what names it."""
+        return (*(layer.blob for layer in self.layers), self.config, self.manifest)
+
+
+def pack_layer(role: str, entries: Iterable[Entry], recipe: Compression, created_by: str) -> Layer:
+    """Make the tar and its blob; checks that the blob gives the tar again."""
+    tar = build_tar(entries)
+    data = compress(tar, recipe)
+    media_type = _MEDIA_TYPES[recipe.algorithm]
+    if decompress(data, media_type, len(tar)) != tar:
+        raise FormatError(f"{role} layer does not come out of '{recipe}' as it went in")
+    annotations = {oci.ANNOTATION_ROLE: role, oci.ANNOTATION_COMPRESSION: str(recipe)}
+    blob = Blob(oci.describe(data, media_type, annotations), data)
+    return Layer(role, tar, sha256_digest(tar), blob, created_by)
+
+
+def pack_image(layers: Sequence[Layer], settings: ImageSettings) -> PackedImage:
+    """Config and manifest of an image with these layers, lowest first."""
+    env = () if "PATH" in settings.env else (_PATH,)
+    config = oci.ImageConfig(
+        settings.platform,
+        tuple(layer.diff_id for layer in layers),
+        settings.entrypoint,
+        settings.cmd,
+        (*env, *(f"{name}={value}" for name, value in sorted(settings.env.items()))),
+        settings.user,
+        "/",
+        labels=settings.labels,
+        history=tuple(layer.created_by for layer in layers),
+        created=CREATED,
+    )
+    config_blob = _pack(oci.serialize_config(config), oci.CONFIG)
+    manifest = oci.Manifest(
+        config_blob.descriptor,
+        tuple(layer.blob.descriptor for layer in layers),
+        settings.annotations,
+    )
+    data = oci.serialize_manifest(manifest)
+    if oci.parse_manifest(data) != manifest or oci.parse_config(config_blob.data) != config:
+        raise FormatError("image manifest or config does not parse as it was written")
+    descriptor = oci.describe(data, oci.MANIFEST, platform=settings.platform)
+    return PackedImage(config_blob, tuple(layers), Blob(descriptor, data))
+
+
+def pack_index(images: Sequence[PackedImage], annotations: Mapping[str, str]) -> Blob:
+    """One index over the images of several platforms, sorted by platform."""
+    entries = sorted(
+        (image.manifest.descriptor for image in images), key=lambda entry: str(entry.platform)
+    )
+    return _pack(oci.serialize_index(oci.Index(tuple(entries), annotations)), oci.INDEX)
+
+
+def pack_chunks_artifact(image: PackedImage) -> tuple[Blob, ...]:
+    """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image."""
+    blobs = [Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB)]
+    listed = []
+    for layer in image.layers:
+        annotations = {oci.ANNOTATION_LAYER: str(layer.diff_id)}
+        chunk_manifest = build_chunk_manifest(
+            layer.tar, RAW, layer.diff_id, len(layer.tar), ROLE_CODES[layer.role]
+        )
+        for data, media_type in (
+            (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST),
+            (pack_form(layer.tar, FORM_LEVEL), oci.FORM_ZSTD),
+        ):
+            blob = Blob(oci.describe(data, media_type, annotations), data)
+            blobs.append(blob)
+            listed.append(blob.descriptor)
+    subject = image.manifest.descriptor
+    manifest = oci.Manifest(
+        oci.EMPTY_DESCRIPTOR,
+        tuple(listed),
+        artifact_type=oci.CHUNKS_ARTIFACT,
+        subject=oci.Descriptor(subject.media_type, subject.digest, subject.size),
+    )
+    data = oci.serialize_manifest(manifest)
+    descriptor = oci.describe(data, oci.MANIFEST, artifact_type=oci.CHUNKS_ARTIFACT)
+    return (*blobs, Blob(descriptor, data))
+
+
+def _pack(data: bytes, media_type: str) -> Blob:
+    return Blob(oci.describe(data, media_type), data)

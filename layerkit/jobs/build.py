@@ -1,0 +1,427 @@
+"""`layerkit build`: a folder of Go sources becomes an OCI image in a layout folder.
+
+Static binaries only: CGO_ENABLED=0, -trimpath, no version control stamp, and a linked file that
+equals `-ldflags="-s -w -buildid="`. The same sources give the same digest from another folder, user
+or day, on another machine with the same Go. go runs in a scratch folder; every blob is made in memory; the
+layout's index.json is written last, so a build that fails leaves nothing behind. Spec:
+docs/design.md "Layers".
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import certifi
+import tzdata
+
+from layerkit.digest import Digest, sha256_digest
+from layerkit.edges.disk import Disk, map_os_error
+from layerkit.edges.layout import Layout
+from layerkit.edges.tools import Go, Tools, parse_go_version
+from layerkit.errors import FormatError, NotFoundError, ToolMissingError, UsageError
+from layerkit.formats import deflate, gotool, image, layer, oci
+from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_settings
+from layerkit.formats.reference import Reference
+
+__all__ = [
+    "DEFAULT_PLATFORM",
+    "BuildResult",
+    "BuiltImage",
+    "BuiltLayer",
+    "Linked",
+    "build",
+    "link",
+    "read_base",
+]
+
+DEFAULT_PLATFORM: Final = oci.Platform("linux", "amd64")
+MAX_ASSET_SIZE: Final = 4 << 30  # bytes of one asset; layers are held in memory
+_TITLE: Final = "org.opencontainers.image.title"
+_VERSION: Final = "org.opencontainers.image.version"
+_VARIANTS: Final = {"amd64": ("GOAMD64", "v1"), "arm64": ("GOARM64", "v8.0"), "arm": ("GOARM", "7")}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """A layer of the result."""
+
+    role: str
+    digest: Digest
+    diff_id: Digest
+    size: int
+    plain_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """One platform of the result; `binary_digest` names the linked file in the code layer."""
+
+    platform: str
+    digest: Digest
+    binary: str
+    binary_digest: Digest
+    binary_size: int
+    layers: tuple[BuiltLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What was built: `reference` is ``name@digest``, `tag` the name it also has in the layout."""
+
+    reference: str
+    tag: str
+    digest: Digest
+    media_type: str
+    size: int
+    go: str
+    layout: str
+    images: tuple[BuiltImage, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A linked binary, and the symbols that were left out of it (None: not kept)."""
+
+    binary: bytes
+    symbols: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is built, by what, with which settings."""
+
+    folder: Path
+    settings: BuildSettings
+    tools: Tools
+    go: Go
+
+
+def build(
+    folder: Path,
+    ref: Reference,
+    *,
+    layout_path: Path,
+    env: Mapping[str, str],
+    platforms: Sequence[oci.Platform] = (DEFAULT_PLATFORM,),
+    compression: str = deflate.DEFAULT_COMPRESSION,
+    strict_cgo: bool = False,
+    version: str = "",
+    warn: Callable[[str], None] = lambda text: None,
+    disk: Disk | None = None,
+) -> BuildResult:
+    """Build `folder` into the layout as `ref`.
+
+    Args:
+        env: the user's environment; only what says where things are reaches Go.
+        version: of the function, for `org.opencontainers.image.version`; "" leaves it out.
+        warn: gets one line for each package that has cgo files but a fallback.
+    Raises: BuildError, CgoError, ToolMissingError, UsageError, NotFoundError, StoreFullError.
+    """
+    disk = disk or Disk()
+    recipe = deflate.compression_by_name(compression)
+    wanted = _check_platforms(platforms)
+    tools = Tools(env)
+    settings = _read_settings(folder)
+    source = _Source(folder, settings, tools, _choose_go(tools, settings, folder))
+    entries, made_from = read_base()
+    base = image.pack_layer(layer.BASE, entries, recipe, made_from)
+    deps = _pack_deps(folder, settings, recipe)
+    scratch = disk.make_temp_folder(Path(env.get("TMPDIR") or "/tmp"))
+    warnings: list[str] = []
+    try:
+        built = []
+        for platform in wanted:
+            name, linked, found = _compile(source, platform, scratch, strict_cgo)
+            warnings += [text for text in found if text not in warnings]
+            layers = _layers(source, name, linked, base, deps, recipe)
+            packed = image.pack_image(layers, _settings_for(source, platform, name, version))
+            built.append((packed, name, linked))
+    except BaseException:
+        tools.kill()
+        raise
+    finally:
+        disk.remove_tree(scratch)
+    for text in warnings:
+        warn(text)
+    top = _publish(Layout(layout_path, disk), ref, [packed for packed, _, _ in built])
+    return BuildResult(
+        str(ref.pinned(top.digest)),
+        str(replace(ref.tagged, digest=None)),
+        top.digest,
+        top.media_type,
+        top.size,
+        source.go.release,
+        str(layout_path),
+        tuple(_describe(packed, name, linked) for packed, name, linked in built),
+        tuple(warnings),
+    )
+
+
+# --- settings and assets ---
+
+
+def _check_platforms(platforms: Sequence[oci.Platform]) -> tuple[oci.Platform, ...]:
+    for platform in platforms:
+        if platform.os != "linux":
+            raise UsageError(f"platform {platform} is not linux")
+    if not platforms or len(set(platforms)) != len(platforms):
+        raise UsageError("platforms must be given, each once", hint="write linux/amd64,linux/arm64")
+    return tuple(sorted(platforms, key=str))
+
+
+def _read_settings(folder: Path) -> BuildSettings:
+    if not folder.is_dir():
+        raise NotFoundError(f"folder {folder} does not exist")
+    path = folder / FILE_NAME
+    return parse_settings(_read_file(path)) if path.exists() else BuildSettings()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_ASSET_SIZE + 1)
+    except OSError as exc:
+        raise map_os_error(exc, "read", path) from exc
+    if len(data) > MAX_ASSET_SIZE:
+        raise UsageError(f"{path} is over {MAX_ASSET_SIZE} bytes")
+    return data
+
+
+def _read_assets(folder: Path, patterns: Sequence[str], key: str) -> list[layer.Entry]:
+    """The files that the patterns name, as /app/PATH; only the owner's execute bit is kept."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        if pattern.startswith("/") or ".." in Path(pattern).parts:
+            raise UsageError(f"{FILE_NAME}: {key}: {pattern!r} leaves the function's folder")
+        hits = sorted(folder.glob(pattern))
+        if not hits:
+            raise NotFoundError(f"{FILE_NAME}: {key}: nothing is named {pattern!r} in {folder}")
+        for hit in hits:
+            for path in sorted(hit.rglob("*")) if hit.is_dir() else [hit]:
+                if not path.is_dir():
+                    found[path.relative_to(folder).as_posix()] = path
+    entries = []
+    for name, path in sorted(found.items()):
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{FILE_NAME}: {key}: {name!r} is no file of the function's folder")
+        if not name.isprintable():
+            raise UsageError(f"{FILE_NAME}: {key}: {name!r} is not a printable name")
+        mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+        entries.append(layer.Entry(f"{layer.APP_FOLDER}/{name}", _read_file(path), mode))
+    return entries
+
+
+# --- layers ---
+
+
+def read_base() -> tuple[list[layer.Entry], str]:
+    """The base layer's entries and what they were made from."""
+    root = importlib.resources.files(tzdata)
+    names = root.joinpath("zones").read_text("utf-8").split()
+    zones = {name: root.joinpath("zoneinfo", *name.split("/")).read_bytes() for name in names}
+    bundle = certifi.contents().encode("ascii")
+    made_from = f"layerkit base: certifi {certifi.__version__}, tzdata {tzdata.__version__}"
+    return layer.base_entries(bundle, zones), made_from
+
+
+def _pack_deps(
+    folder: Path, settings: BuildSettings, recipe: deflate.Compression
+) -> image.Layer | None:
+    if not settings.deps:
+        return None
+    entries = _read_assets(folder, settings.deps, "layers.deps")
+    return image.pack_layer(layer.DEPS, entries, recipe, "layerkit deps")
+
+
+def _layers(
+    source: _Source,
+    name: str,
+    linked: Linked,
+    base: image.Layer,
+    deps: image.Layer | None,
+    recipe: deflate.Compression,
+) -> list[image.Layer]:
+    """Base, deps if there are any, code."""
+    configuration = _read_assets(source.folder, source.settings.code, "layers.code")
+    taken = f"{layer.APP_FOLDER}/{name}"
+    assets = [entry.path for entry in configuration]
+    if deps is not None:
+        assets += [entry.path for entry in layer.read_tar(deps.tar) if entry.kind == layer.FILE]
+    for path in assets:
+        if path == taken or path.startswith(f"{taken}/"):
+            raise UsageError(f"{FILE_NAME}: /{path} is where the binary goes", hint="rename it")
+    code = image.pack_layer(
+        layer.CODE,
+        layer.code_entries(name, linked.binary, configuration),
+        recipe,
+        f"layerkit code: {source.go.release}",
+    )
+    return [base, *([] if deps is None else [deps]), code]
+
+
+def _settings_for(
+    source: _Source, platform: oci.Platform, name: str, version: str
+) -> image.ImageSettings:
+    settings = source.settings
+    annotations = {_TITLE: name, image.ANNOTATION_GO: source.go.release}
+    if version:
+        annotations[_VERSION] = version
+    return image.ImageSettings(
+        platform,
+        settings.entrypoint or (f"/{layer.APP_FOLDER}/{name}",),
+        settings.user,
+        settings.cmd,
+        settings.image_env,
+        {image.ANNOTATION_GO: source.go.release} | dict(settings.labels),
+        annotations | dict(settings.annotations),
+    )
+
+
+# --- go ---
+
+
+def _choose_go(tools: Tools, settings: BuildSettings, folder: Path) -> Go:
+    """The Go that is there, or the exact release that layerkit.toml names, fetched by Go itself."""
+    go = tools.find_go()
+    want = parse_go_version(f"go{settings.go}")
+    if not settings.go or go.release == f"go{settings.go}":
+        return go
+    if settings.go.count(".") == 1 and settings.go[2:].isdigit():
+        if parse_go_version(go.release)[:2] == want:
+            return go
+        raise ToolMissingError(
+            f"{FILE_NAME} wants go {settings.go}",
+            cause=f"got {go.release} at {go.path}",
+            hint=f'install it, or name a whole release, as in go = "{settings.go}.0"',
+        )
+    env = dict(go.environment) | {"GOTOOLCHAIN": f"go{settings.go}"}
+    done = tools.run([str(go.path), "env", "GOVERSION"], env=env, cwd=folder)
+    if done.status != 0:
+        raise ToolMissingError(
+            f"go {settings.go} cannot be fetched",
+            argv=done.argv,
+            status=done.status,
+            stderr_tail=done.stderr_text[-500:].strip(),
+        )
+    return Go(go.path, done.stdout.decode("ascii", "replace").strip(), env)
+
+
+def _go_env(source: _Source, platform: oci.Platform, *, cgo: bool = False) -> dict[str, str]:
+    """The whole environment of a go command: where things are, and what is built."""
+    env = dict(source.go.environment)
+    for name, value in _VARIANTS.values():
+        env[name] = value
+    env |= {name: value for name, value in source.settings.env.items()}
+    if platform.variant and platform.architecture in _VARIANTS:
+        name = _VARIANTS[platform.architecture][0]
+        env[name] = platform.variant.removeprefix("v") if name == "GOARM" else platform.variant
+        if name == "GOARM64" and "." not in platform.variant:
+            env[name] += ".0"
+    env |= {"GOOS": platform.os, "GOARCH": platform.architecture}
+    return env | {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": ""}
+
+
+def _compile(
+    source: _Source, platform: oci.Platform, scratch: Path, strict_cgo: bool
+) -> tuple[str, Linked, list[str]]:
+    """(name, binary, warnings). The package lists are read while the compiler works."""
+    with ThreadPoolExecutor(3) as pool:
+        linking = pool.submit(link, source, platform, scratch)
+        listing = [pool.submit(_list_packages, source, platform, cgo) for cgo in (True, False)]
+        try:
+            with_cgo, without = (future.result() for future in listing)
+            report = gotool.compare_cgo(with_cgo, without)
+            if report.needed:
+                raise gotool.needs_cgo(report.needed, strict=False)
+            if report.fallback and strict_cgo:
+                raise gotool.needs_cgo(report.fallback, strict=True)
+            name = gotool.binary_name(with_cgo, str(source.folder))
+            linked = linking.result()
+        except BaseException:
+            source.tools.kill()  # else the pool waits for what nobody wants any more
+            raise
+    warnings = [
+        f"package {package.path} has cgo files; the static build uses its fallback"
+        for package in report.fallback
+    ]
+    return name, linked, warnings
+
+
+def _list_packages(
+    source: _Source, platform: oci.Platform, cgo: bool
+) -> tuple[gotool.Package, ...]:
+    argv = [str(source.go.path), "list", "-e", "-deps", f"-json={gotool.LIST_FIELDS}"]
+    argv += [*_tag_flags(source.settings), source.settings.package]
+    env = _go_env(source, platform, cgo=cgo)
+    done = source.tools.run(argv, env=env, cwd=source.folder)
+    if done.status != 0:
+        raise gotool.explain_failure(done.stderr_text, done.argv, done.status, str(source.folder))
+    return gotool.parse_packages(done.stdout)
+
+
+def _tag_flags(settings: BuildSettings) -> list[str]:
+    return [f"-tags={','.join(settings.tags)}"] if settings.tags else []
+
+
+def link(source: _Source, platform: oci.Platform, scratch: Path) -> Linked:
+    """Compile and link. The seam for keeping symbols: link with `-w -buildid=`, strip after."""
+    output = scratch / f"binary-{str(platform).replace('/', '-')}"
+    settings = source.settings
+    argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
+    argv += [*_tag_flags(settings), f"-ldflags={f'-s -w -buildid= {settings.ldflags}'.strip()}"]
+    argv += ["-o", str(output), settings.package]
+    env = _go_env(source, platform)
+    done = source.tools.run(argv, env=env, cwd=source.folder)
+    if done.status != 0:
+        raise gotool.explain_failure(done.stderr_text, done.argv, done.status, str(source.folder))
+    binary = _read_file(output)
+    if not binary.startswith(b"\x7fELF"):
+        raise FormatError(f"go did not link an ELF binary for {platform}")
+    return Linked(binary)
+
+
+# --- the layout ---
+
+
+def _publish(layout: Layout, ref: Reference, images: Sequence[image.PackedImage]) -> oci.Descriptor:
+    """Write blobs, then artifacts, then the one commit point. Nothing stays if a write fails."""
+    blobs = [blob for packed in images for blob in packed.blobs()]
+    artifacts = [image.pack_chunks_artifact(packed) for packed in images]
+    blobs += [blob for artifact in artifacts for blob in artifact]
+    top = images[0].manifest
+    if len(images) > 1:
+        top = image.pack_index(images, {})
+        blobs.append(top)
+    with layout.batch():
+        for blob in blobs:
+            layout.put_blob(blob.data, blob.descriptor.media_type)
+        layout.commit(ref, top.descriptor, [artifact[-1].descriptor for artifact in artifacts])
+    return top.descriptor
+
+
+def _describe(packed: image.PackedImage, name: str, linked: Linked) -> BuiltImage:
+    layers = tuple(
+        BuiltLayer(
+            item.role,
+            item.blob.descriptor.digest,
+            item.diff_id,
+            item.blob.descriptor.size,
+            len(item.tar),
+        )
+        for item in packed.layers
+    )
+    descriptor = packed.manifest.descriptor
+    return BuiltImage(
+        str(descriptor.platform),
+        descriptor.digest,
+        name,
+        sha256_digest(linked.binary),
+        len(linked.binary),
+        layers,
+    )
