@@ -157,7 +157,7 @@ class Demo:
             url or "",
             "--store",
             self.store,
-            "-o",
+            "--rootfs",
             rootfs,
             "--json",
         )

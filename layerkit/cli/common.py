@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +14,7 @@ from layerkit.console import Console
 from layerkit.errors import LayerkitError
 
 __all__ = [
+    "DEFAULT_LAYOUT",
     "PREFIX",
     "State",
     "document_of",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 PREFIX = "LAYERKIT_"
+DEFAULT_LAYOUT = Path("layout")  # where build writes and look verbs look, unless told
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -72,31 +75,34 @@ def json_option(function: F) -> F:
 def verb(
     group: click.Group, name: str, **facts: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register a verb with -q and -v."""
+    """Register a verb; -q and -v come last in its help."""
 
     def register(function: Callable[..., Any]) -> click.Command:
-        for decorate in (
-            option(
-                "-v",
-                "--verbose",
-                count=True,
-                expose_value=False,
-                callback=_set_verbose,
-                help="Say more; -vv shows tracebacks.",
-            ),
-            option(
-                "-q",
-                "--quiet",
-                is_flag=True,
-                expose_value=False,
-                callback=_set_quiet,
-                help="Say nothing but errors.",
-            ),
-        ):
-            function = decorate(function)
-        return group.command(name, **facts)(function)
+        command = group.command(name, **facts)(function)
+        command.params += _talk_options()
+        return command
 
     return register
+
+
+def _talk_options() -> list[click.Parameter]:
+    quiet = click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_quiet,
+        envvar=f"{PREFIX}QUIET",
+        help="Say nothing but errors.",
+    )
+    verbose = click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        expose_value=False,
+        callback=_set_verbose,
+        envvar=f"{PREFIX}VERBOSE",
+        help="Say more; -vv shows tracebacks.",
+    )
+    return [quiet, verbose]
 
 
 def error_document(error: LayerkitError) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import layerkit
-from layerkit.cli.common import json_option, option, state_of, verb
+from layerkit.cli.common import DEFAULT_LAYOUT, json_option, option, state_of, verb
 
 __all__ = ["add_look_verbs"]
 
@@ -26,7 +26,7 @@ def add_look_verbs(group: click.Group) -> None:
 layout_option = option(
     "--layout",
     type=click.Path(path_type=Path),
-    help="The OCI layout that references name an image in.",
+    help="The OCI layout that references name an image in.  [default: layout]",
 )
 
 
@@ -40,7 +40,7 @@ def inspect(context: click.Context, subject: str, layout: Path | None) -> None:
     from layerkit.edges.subject import find_subject
     from layerkit.jobs.inspect import inspect as run_inspect
 
-    document = run_inspect(find_subject(subject, layout))
+    document = run_inspect(find_subject(subject, layout, DEFAULT_LAYOUT))
     state = state_of(context)
     if state.as_json:
         state.console.document(document)
@@ -66,8 +66,9 @@ def diff(context: click.Context, old: str, new: str, layout: Path | None, platfo
     from layerkit.jobs.diff import compare_versions, read_version
 
     wanted = parse_platform(platform)
-    versions = [read_version(find_subject(text, layout), wanted) for text in (old, new)]
-    found = compare_versions(versions[0], versions[1])
+    old_version = read_version(find_subject(old, layout, DEFAULT_LAYOUT), wanted)
+    new_version = read_version(find_subject(new, layout, DEFAULT_LAYOUT), wanted)
+    found = compare_versions(old_version, new_version)
     state = state_of(context)
     if state.as_json:
         state.console.document(found.document())

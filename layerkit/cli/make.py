@@ -2,10 +2,84 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
+from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+
 __all__ = ["add_make_verbs"]
+
+COMPRESSIONS = ("gzip", "zstd", "tar")
 
 
 def add_make_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
+    verb(group, "build")(build)
+
+
+@click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@option(
+    "-t", "--tag", "ref", required=True, metavar="REF", help="Name the image, as host/name:tag."
+)
+@option(
+    "-o",
+    "--output",
+    default=DEFAULT_LAYOUT,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The OCI layout to write to.",
+)
+@option(
+    "--platform",
+    "platforms",
+    default="linux/amd64",
+    show_default=True,
+    metavar="LIST",
+    help="Platforms with commas between; several make an index.",
+)
+@option(
+    "--compression",
+    type=click.Choice(COMPRESSIONS),
+    default="gzip",
+    show_default=True,
+    help="Of layers; Debian 12's docker cannot load zstd.",
+)
+@option("--strict-cgo", is_flag=True, help="Refuse packages that merely fall back without cgo.")
+@json_option
+@click.pass_context
+def build(
+    context: click.Context,
+    /,
+    folder: Path,
+    ref: str,
+    output: Path,
+    platforms: str,
+    compression: str,
+    strict_cgo: bool,
+) -> None:
+    """Build the Go function in DIR into an OCI image, with its chunks beside it.
+
+    Prints the image as name@digest. Settings are in DIR/layerkit.toml.
+    """
+    from layerkit.formats.oci import parse_platform
+    from layerkit.formats.reference import Reference
+    from layerkit.jobs.build import build as run_build
+
+    state = state_of(context)
+    found = run_build(
+        folder,
+        Reference.parse(ref),
+        layout_path=output,
+        env=os.environ,
+        platforms=[parse_platform(text.strip()) for text in platforms.split(",")],
+        compression=compression,
+        strict_cgo=strict_cgo,
+        warn=state.console.warn,
+    )
+    if state.as_json:
+        state.console.document(document_of(found))
+        return
+    state.console.say(f"{found.tag} in {found.layout}, built with {found.go}")
+    state.console.result(found.reference)

@@ -31,8 +31,11 @@ class Subject:
     descriptor: Descriptor | None = None
 
 
-def find_subject(text: str, layout: Path | None) -> Subject:
-    """Find what `text` names; NotFoundError if it is not on this machine."""
+def find_subject(text: str, layout: Path | None, fallback: Path | None = None) -> Subject:
+    """Find what `text` names; NotFoundError if it is not on this machine.
+
+    `layout` makes `text` a reference; `fallback` is a layout that is tried last.
+    """
     if layout is not None:
         return _image(Layout(layout), text)
     path = Path(text)
@@ -43,6 +46,8 @@ def find_subject(text: str, layout: Path | None) -> Subject:
     for at in (at for at, letter in enumerate(text) if letter == ":"):
         if Path(text[:at]).is_dir():
             return _image(Layout(Path(text[:at])), text[at + 1 :])
+    if fallback is not None and Layout(fallback).exists():
+        return _image(Layout(fallback), text)
     raise NotFoundError(f"{text} is neither a file nor an image in a layout", hint=_HINT)
 
 
