@@ -37,7 +37,14 @@ from layerkit.errors import (
 from layerkit.formats.chunker import MAX_CHUNK_SIZE
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 
-__all__ = ["GcResult", "Store", "StoredImage", "VerifyResult", "rebuild_index"]
+__all__ = [
+    "CHUNK_MANIFEST_KIND",
+    "GcResult",
+    "Store",
+    "StoredImage",
+    "VerifyResult",
+    "rebuild_index",
+]
 
 INDEX_NAME: Final = "index.sqlite"
 LOCK_NAME: Final = "lock"
@@ -336,10 +343,17 @@ class Store:
             for ref, digest, complete, pinned in rows
         ]
 
-    def list_blobs(self, digest: Digest) -> list[Digest]:
-        """The blobs that image `digest` was committed with."""
-        rows = self._query("SELECT blob FROM holds WHERE owner = ? ORDER BY blob", (str(digest),))
-        return [Digest.parse(str(row[0])) for row in rows]
+    def list_blobs(self, digest: Digest, kind: str = "") -> list[Digest]:
+        """What image `digest` was committed with; with `kind`, those held of that kind."""
+        sql = "SELECT blob FROM holds WHERE owner = ? ORDER BY blob"
+        values = [str(digest)]
+        if kind:
+            sql = (
+                "SELECT blob FROM holds JOIN blobs ON blobs.digest = holds.blob"
+                " WHERE owner = ? AND kind = ? ORDER BY blob"
+            )
+            values.append(kind)
+        return [Digest.parse(str(row[0])) for row in self._query(sql, values)]
 
     def remove_image(self, ref: str) -> bool:
         """Forget a reference; gc then drops what nothing else needs."""
@@ -510,12 +524,8 @@ class Store:
             if any(blob in bad_blobs or not self.has_blob(blob) for blob in blobs):
                 broken.append(image.ref)
                 continue
-            marks = ",".join("?" * len(blobs))
-            manifests = self._query(
-                f"SELECT digest FROM blobs WHERE kind = ? AND digest IN ({marks})",
-                (CHUNK_MANIFEST_KIND, *map(str, blobs)),
-            )
-            ids = {Digest("b3", raw) for row in manifests for raw in self._chunks_of(str(row[0]))}
+            manifests = self.list_blobs(image.digest, CHUNK_MANIFEST_KIND)
+            ids = {Digest("b3", raw) for blob in manifests for raw in self._chunks_of(str(blob))}
             if ids & bad_chunks or self.has(ids) != ids:
                 broken.append(image.ref)
         return broken
