@@ -1,0 +1,3 @@
+module example.com/layerkit/go-runtime
+
+go 1.24

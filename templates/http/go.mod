@@ -1,0 +1,3 @@
+module example.com/FUNCTION
+
+go 1.24
