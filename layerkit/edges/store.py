@@ -55,6 +55,8 @@ BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transact
 REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
 QUERY_COUNT: Final = 500  # ids a query; SQLite's oldest default limit is 999
 MAX_OPEN_PACKS: Final = 64
+INDEX_DAMAGED: Final = "is damaged"
+_REPAIR_HINT: Final = "run 'layerkit verify --repair'"
 CHUNK_MANIFEST_KIND: Final = "chunk-manifest"
 
 _SCHEMA: Final = """
@@ -207,7 +209,7 @@ class Store:
                 f"chunk {chunk.short} in the store has lost its pack",
                 got="no file",
                 want=str(chunk),
-                hint="run 'layerkit verify --repair'",
+                hint=_REPAIR_HINT,
             )
         raise NotFoundError(f"chunk {chunk.short} is not in the store")
 
@@ -462,6 +464,15 @@ class Store:
 
         self._write_pack(live(), skip_held=False)
 
+    def check_index(self) -> None:
+        """Raise StoreError unless SQLite finds its file sound."""
+        path = self.path / INDEX_NAME
+        found = self._query("PRAGMA quick_check(1)")
+        if not found or found[0][0] != "ok":
+            raise StoreError(
+                f"index {path} {INDEX_DAMAGED}", cause=str(found[:1]), hint=_REPAIR_HINT
+            )
+
     # --- verify ----------------------------------------------------------------------------
 
     def verify(self, *, repair: bool = False) -> VerifyResult:
@@ -580,8 +591,6 @@ def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
     }
     cause = f"{name}: {exc}"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreError(
-            f"index {path} is damaged", cause=cause, hint="run 'layerkit verify --repair'"
-        )
+        return StoreError(f"index {path} {INDEX_DAMAGED}", cause=cause, hint=_REPAIR_HINT)
     kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
     return kind(f"cannot use index {path}", cause=cause)

@@ -2,8 +2,9 @@
 
 resolve -> documents -> plan (pure) -> fetch -> verify each chunk -> assemble -> verify form digest
 and diff_id -> commit -> materialise. What was fetched stays fetched: after a crash or a cut the
-next pull goes on. The chunks artifact only says how to move bytes; what is accepted is decided by the image's
-own manifest and diff_ids. Memory: one layer's form and plain tar (all layers up to KEEP_SIZE).
+next pull goes on. The chunks artifact only says how to move bytes; what is accepted is decided by
+the image's own manifest and diff_ids. Memory: one layer's form and plain tar, and plain tars up to
+KEEP_SIZE.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class PullResult:
     request_count: int
     fetched_count: int  # chunks
     held_count: int
-    planned_size: int
-    whole_size: int
+    planned_size: int  # what it was planned to move, documents included
+    whole_size: int  # what a plain pull of the layers would move
     seconds: float
     refetched: tuple[str, ...] = ()  # ids of chunks that came wrong and were fetched again
 
@@ -187,11 +188,13 @@ def pull(
     started = now()
     run = _Pull(ref.tagged, remote, store, platform or host_platform(), progress)
     before = (remote.bytes_moved, remote.request_count)
+    planned_size = 0
     with store.session():
         run.resolve()
         if not run.up_to_date:
             run.read_documents()
             run.make_plan()
+            planned_size = remote.bytes_moved - before[0] + run.plan.planned_size
             if not dry_run:
                 run.fetch()
                 run.check_layers()
@@ -211,8 +214,8 @@ def pull(
         remote.request_count - before[1],
         run.fetched_count,
         run.plan.held_count,
-        run.plan.planned_size,
-        run.plan.whole_size,
+        planned_size,
+        run.whole_size,
         now() - started,
         tuple(str(chunk) for chunk in run.refetched),
     )
@@ -241,6 +244,10 @@ class _Pull:
     @property
     def name(self) -> str:
         return self.ref.repository
+
+    @property
+    def whole_size(self) -> int:
+        return sum(blob.size for blob in self._read_manifest().layers)
 
     # --- documents ---------------------------------------------------------------------------
 
