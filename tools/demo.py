@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench/results/demo.json"
 LAYERKIT = [sys.executable, "-m", "layerkit"]
+OLD_GREETING, NEW_GREETING = "hello from layerkit", "good morning from layerkit"
 ANSWER_SECONDS = 20.0  # how long a function may take to answer its first request
 ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 
@@ -121,7 +122,7 @@ def ask_function(rootfs: Path, config: dict) -> str:
     entrypoint = [*config["config"]["Entrypoint"], *config["config"].get("Cmd", [])]
     argv = [str(rootfs / entrypoint[0].lstrip("/")), *entrypoint[1:]]
     environment = dict(pair.split("=", 1) for pair in config["config"].get("Env", []))
-    environment |= {"PORT": str(port), "HOME": str(rootfs)}
+    environment |= {"HOST": "127.0.0.1", "PORT": str(port), "HOME": str(rootfs)}
     with running(argv, env=environment, stderr=subprocess.DEVNULL):
         end = time.monotonic() + ANSWER_SECONDS
         while True:
@@ -188,13 +189,10 @@ class Demo:
     def edit(self) -> None:
         main = self.source / "main.go"
         text = main.read_text(encoding="utf-8")
-        new = (
-            text.replace("Hello", "Howdy", 1)
-            if "Hello" in text
-            else text.replace("hello", "howdy", 1)
-        )
+        new = text.replace(OLD_GREETING, NEW_GREETING)
         if new == text:
-            raise SystemExit("demo: nothing to edit in main.go")
+            raise SystemExit(f"demo: {OLD_GREETING!r} is not in main.go")
+        say(f"  {OLD_GREETING!r} becomes {NEW_GREETING!r}")
         main.write_text(new, encoding="utf-8")
 
     def run(self) -> None:

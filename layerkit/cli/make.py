@@ -11,12 +11,33 @@ from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option
 
 __all__ = ["add_make_verbs"]
 
+TEMPLATES = ("http", "cron", "worker")
 COMPRESSIONS = ("gzip", "zstd", "tar")
 
 
 def add_make_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
+    verb(group, "init")(init)
     verb(group, "build")(build)
+
+
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@option(
+    "--template",
+    type=click.Choice(TEMPLATES),
+    default=TEMPLATES[0],
+    show_default=True,
+    help="What kind of function.",
+)
+@click.pass_context
+def init(context: click.Context, /, folder: Path, template: str) -> None:
+    """Make a new function in DIR from a template. Prints the folder."""
+    from layerkit.jobs.init import init as run_init
+
+    found = run_init(folder, template)
+    console = state_of(context).console
+    console.say(f"made {', '.join(found.files)}; next: layerkit build {folder} -t {found.name}:v1")
+    console.result(found.folder)
 
 
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
