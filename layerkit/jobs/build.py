@@ -1,15 +1,16 @@
 """`layerkit build`: a folder of Go sources becomes an OCI image in a layout folder.
 
 Static binaries only: CGO_ENABLED=0, -trimpath, no version control stamp, and a linked file that
-equals `-ldflags="-s -w -buildid="`. The same sources give the same digest from another folder, user
-or day, on another machine with the same Go. go runs in a scratch folder; every blob is made in memory; the
-layout's index.json is written last, so a build that fails leaves nothing behind. Spec:
-docs/design.md "Layers".
+equals `-ldflags="-s -w -buildid="`. The same sources give the same digest from another folder,
+user, day or machine with the same Go. go runs in a scratch folder; every blob is made in memory;
+the layout's index.json is written last, so a build that fails leaves nothing behind.
+Spec: docs/design.md "Layers".
 """
 
 from __future__ import annotations
 
 import importlib.resources
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk, map_os_error
 from layerkit.edges.layout import Layout
 from layerkit.edges.tools import Go, Tools, parse_go_version
-from layerkit.errors import FormatError, NotFoundError, ToolMissingError, UsageError
+from layerkit.errors import FormatError, NotFoundError, StoreError, ToolMissingError, UsageError
 from layerkit.formats import deflate, gotool, image, layer, oci
 from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_settings
 from layerkit.formats.reference import Reference
@@ -100,6 +101,7 @@ class _Source:
     settings: BuildSettings
     tools: Tools
     go: Go
+    scratch: Path  # go's temporary files too, so that none stay when it is killed
 
 
 def build(
@@ -128,16 +130,17 @@ def build(
     wanted = _check_platforms(platforms)
     tools = Tools(env)
     settings = _read_settings(folder)
-    source = _Source(folder, settings, tools, _choose_go(tools, settings, folder))
+    go = _choose_go(tools, settings, folder)
     entries, made_from = read_base()
     base = image.pack_layer(layer.BASE, entries, recipe, made_from)
     deps = _pack_deps(folder, settings, recipe)
-    scratch = disk.make_temp_folder(Path(env.get("TMPDIR") or "/tmp"))
+    scratch = disk.make_temp_folder(Path(env.get("TMPDIR") or "/tmp").absolute())
+    source = _Source(folder, settings, tools, go, scratch)
     warnings: list[str] = []
     try:
         built = []
         for platform in wanted:
-            name, linked, found = _compile(source, platform, scratch, strict_cgo)
+            name, linked, found = _compile(source, platform, strict_cgo)
             warnings += [text for text in found if text not in warnings]
             layers = _layers(source, name, linked, base, deps, recipe)
             packed = image.pack_image(layers, _settings_for(source, platform, name, version))
@@ -146,7 +149,7 @@ def build(
         tools.kill()
         raise
     finally:
-        disk.remove_tree(scratch)
+        _remove_scratch(disk, scratch)
     for text in warnings:
         warn(text)
     top = _publish(Layout(layout_path, disk), ref, [packed for packed, _, _ in built])
@@ -156,11 +159,22 @@ def build(
         top.digest,
         top.media_type,
         top.size,
-        source.go.release,
+        go.release,
         str(layout_path),
         tuple(_describe(packed, name, linked) for packed, name, linked in built),
         tuple(warnings),
     )
+
+
+def _remove_scratch(disk: Disk, scratch: Path) -> None:
+    """Killed compilers may still write for a moment, so try more than once."""
+    for _ in range(20):
+        try:
+            disk.remove_tree(scratch)
+            return
+        except (StoreError, NotFoundError):
+            time.sleep(0.05)
+    disk.remove_tree(scratch)
 
 
 # --- settings and assets ---
@@ -324,15 +338,16 @@ def _go_env(source: _Source, platform: oci.Platform, *, cgo: bool = False) -> di
         if name == "GOARM64" and "." not in platform.variant:
             env[name] += ".0"
     env |= {"GOOS": platform.os, "GOARCH": platform.architecture}
+    env |= {"TMPDIR": str(source.scratch), "GOTMPDIR": str(source.scratch)}
     return env | {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": ""}
 
 
 def _compile(
-    source: _Source, platform: oci.Platform, scratch: Path, strict_cgo: bool
+    source: _Source, platform: oci.Platform, strict_cgo: bool
 ) -> tuple[str, Linked, list[str]]:
     """(name, binary, warnings). The package lists are read while the compiler works."""
     with ThreadPoolExecutor(3) as pool:
-        linking = pool.submit(link, source, platform, scratch)
+        linking = pool.submit(link, source, platform)
         listing = [pool.submit(_list_packages, source, platform, cgo) for cgo in (True, False)]
         try:
             with_cgo, without = (future.result() for future in listing)
@@ -369,9 +384,9 @@ def _tag_flags(settings: BuildSettings) -> list[str]:
     return [f"-tags={','.join(settings.tags)}"] if settings.tags else []
 
 
-def link(source: _Source, platform: oci.Platform, scratch: Path) -> Linked:
+def link(source: _Source, platform: oci.Platform) -> Linked:
     """Compile and link. The seam for keeping symbols: link with `-w -buildid=`, strip after."""
-    output = scratch / f"binary-{str(platform).replace('/', '-')}"
+    output = source.scratch / f"binary-{str(platform).replace('/', '-')}"
     settings = source.settings
     argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
     argv += [*_tag_flags(settings), f"-ldflags={f'-s -w -buildid= {settings.ldflags}'.strip()}"]

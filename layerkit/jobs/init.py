@@ -56,19 +56,17 @@ def init(folder: Path, template: str = DEFAULT_TEMPLATE, disk: Disk | None = Non
         raise UsageError(f"{folder} is not empty", hint="name a new folder")
     name = _function_name(folder)
     files = _read_template(find_data("templates").joinpath(template), name)
-    parent = folder.resolve().parent
-    disk.make_folder(parent)
-    temp = disk.make_temp_folder(parent)
+    was_there = folder.is_dir()
     try:
         for relative, data in sorted(files.items()):
-            disk.make_folder((temp / relative).parent)
-            disk.write_atomic(temp / relative, data)
-        temp.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()  # empty, and only an empty folder goes
-        disk.rename(temp, folder.resolve())
+            disk.make_folder((folder / relative).parent)
+            disk.write_atomic(folder / relative, data)
     except BaseException:
-        disk.remove_tree(temp)
+        if was_there:
+            for relative in files:
+                disk.remove(folder / relative)
+        elif folder.is_dir():
+            disk.remove_tree(folder)
         raise
     return InitResult(str(folder), name, template, tuple(sorted(files)))
 
