@@ -6,7 +6,11 @@ Every array is sized by what the form holds, so memory is bounded by a small mul
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -15,7 +19,11 @@ from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
 from layerkit.formats.sites import find_candidates
 
-__all__ = ["Lookup", "counters", "field_labels", "function_ids", "make_lookup", "restore", "text_hits"]
+__all__ = ["Lookup", "counters", "derived_bytes", "field_labels", "function_ids", "make_lookup", "restore", "text_hits"]
+
+
+FIPS_MAGIC_SIZE: Final = 16  # bytes
+FIPS_SUM_SIZE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +170,43 @@ def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
     model.write_u64(out, words[named >= 0], labels.start[named[named >= 0]])
     pos, next_addr, site_target = text_hits(labels, form, lookup, skip)
     model.write_u32(out, pos, labels.start[site_target] - next_addr)
-    restore_derived(labels, out)
+    for at, found in derived_bytes(labels, out):
+        out[at : at + len(found)] = found
     return out.tobytes()
 
 
-def restore_derived(labels: Labels, out: Bytes8) -> None:
-    """Recompute what the form leaves out."""
+def derived_bytes(labels: Labels, out: Bytes8) -> Iterator[tuple[int, Bytes8]]:
+    """File position and bytes of all that the form leaves out. `out` is complete but for them;
+    the FIPS sum comes last, since it covers code and data."""
     offsets = labels.offsets()
-    for index, pattern in enumerate(labels.patterns):
-        if pattern.derived == model.DERIVED_FINDFUNCTAB:
-            for label in np.flatnonzero((labels.pattern == index) & (offsets >= 0)):
-                at, size = int(offsets[label]), int(labels.size[label])
-                table = findfunctab(labels)[:size]
-                out[at : at + len(table)] = table
+    for derived in (model.DERIVED_FINDFUNCTAB, model.DERIVED_FIPS_SUM):
+        chosen = [i for i, p in enumerate(labels.patterns) if p.derived == derived]
+        for label in np.flatnonzero(np.isin(labels.pattern, chosen) & (offsets >= 0)).tolist():
+            at, size = int(offsets[label]), int(labels.size[label])
+            if derived == model.DERIVED_FINDFUNCTAB:
+                yield at, findfunctab(labels)[:size]
+            else:
+                yield at + FIPS_MAGIC_SIZE, fips_sum(labels, out, at)
+
+
+def fips_sum(labels: Labels, out: Bytes8, at: int) -> Bytes8:
+    """The sum in go:fipsinfo: HMAC-SHA256 with a key of zeros over four address ranges, which
+    stand behind it. Source: src/cmd/link/internal/ld/fips140.go asmbfips, go1.24 to go1.27."""
+    first = at + FIPS_MAGIC_SIZE + FIPS_SUM_SIZE + 8  # behind the magic, the sum, its own address
+    if first + 64 > len(out):
+        raise FormatError("form: fips info lies outside the file")
+    bounds = out[first : first + 64].view("<i8").tolist()
+    sum_ = hmac.new(bytes(32), b"go fips object v1\n", hashlib.sha256)
+    for low, high in zip(bounds[0::2], bounds[1::2], strict=True):
+        home = next((r for r in labels.regions if r.addr <= low < r.addr + r.size), None)
+        if home is None or home.offset < 0 or not low <= high:
+            raise FormatError("form: a fips range lies outside the file")
+        start = home.offset + low - home.addr
+        if start + high - low > len(out):
+            raise FormatError("form: a fips range lies outside the file")
+        sum_.update((high - low).to_bytes(8, "big"))
+        sum_.update(out[start : start + high - low].data)
+    return np.frombuffer(sum_.digest(), np.uint8)
 
 
 def findfunctab(labels: Labels) -> Bytes8:

@@ -25,6 +25,7 @@ __all__ = ["Discovery", "discover"]
 P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
 FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
+FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
 MODULEDATA_SIZE: Final = 640  # bytes, at least its part with addresses; 592 in go1.26
 
@@ -65,6 +66,7 @@ def discover(go: GoTables, code_targets: Int64s) -> Discovery:
     _cu_table(found)
     _words(found)
     _types(found, code_targets)
+    _fips_info(found)
     return found
 
 
@@ -162,7 +164,11 @@ def _functions(found: Discovery) -> None:
     offsets = [_func_u32(go, at) for at in (16, 20, 24)]
     for index in range(int(pcdata.max(initial=0))):
         offsets.append(model.read_u32(data, (go.records + FUNC_SIZE + 4 * index)[pcdata > index]))
-    found.targets.append(np.unique(np.concatenate(offsets)) + pctab)
+    tables = np.unique(np.concatenate(offsets))
+    tables = tables[tables > 0]
+    ends = table_ends(data[go.pctab_off : go.func_off], tables)
+    for addr, size in zip((tables + pctab).tolist(), (ends - tables).tolist(), strict=True):
+        found.objects[addr] = (size, P_PLAIN)
     first = go.records + FUNC_SIZE + 4 * pcdata
     for index in range(int(funcdata.max(initial=0))):
         value = np.unique(model.read_u32(data, (first + 4 * index)[funcdata > index]))
@@ -174,6 +180,31 @@ def _functions(found: Discovery) -> None:
     want = 4 * -(-span // 4096) - (-span // 256)
     derived = found.pattern(Pattern(derived=model.DERIVED_FINDFUNCTAB))
     found.objects[go.findfunctab] = (want if want <= size or size < 0 else 0, derived)
+
+
+def table_ends(pctab: model.Bytes8, starts: Int64s) -> Int64s:
+    """Where each pc-value table ends: pairs of varints (value change, pc change), ended by a value
+    change of 0 that is not the first. All tables step together, one byte a round.
+    Source: src/runtime/symtab.go step, go1.27."""
+    data = np.append(pctab, np.zeros(1, np.uint8))
+    ends = np.full(len(starts), len(pctab), np.int64)
+    active = np.arange(len(starts))
+    pos = starts.copy()
+    is_value = np.ones(len(starts), bool)
+    fresh = np.ones(len(starts), bool)  # at the first byte of a varint
+    first = np.ones(len(starts), bool)  # in the first pair
+    while len(active):
+        byte = data[np.minimum(pos, len(pctab))]
+        stop = (byte == 0) & is_value & fresh & ~first
+        stop |= pos >= len(pctab)
+        ends[active[stop]] = np.minimum(pos[stop] + 1, len(pctab))
+        go_on = ~stop
+        done = byte[go_on] < 0x80
+        active, pos = active[go_on], pos[go_on] + 1
+        first = first[go_on] & ~(done & ~is_value[go_on])
+        is_value = is_value[go_on] ^ done
+        fresh = done
+    return ends
 
 
 def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
@@ -255,6 +286,14 @@ def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
     step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
     value = model.read_u32(raw, np.repeat(starts - home.addr + 4, count) + 16 * step)
     return value[value < go.cu_off - go.name_off]
+
+
+def _fips_info(found: Discovery) -> None:
+    """go:fipsinfo is one object with a sum that follows from the rest (go1.24)."""
+    section = found.go.elf.section(".go.fipsinfo")
+    if section is not None and section.size == FIPS_INFO_SIZE:
+        derived = found.pattern(Pattern(derived=model.DERIVED_FIPS_SUM))
+        found.objects[section.addr] = (section.size, derived)
 
 
 def _words(found: Discovery) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Pattern
@@ -237,17 +238,13 @@ class _Encoding:
     def _clear_derived(self, body: Bytes8) -> None:
         """Zero what the decoder recomputes, where its rule gives the same bytes."""
         labels = self.labels
-        offsets = labels.offsets()
-        table = decoder.findfunctab(labels)
-        for index, pattern in enumerate(labels.patterns):
-            if not pattern.derived:
-                continue
-            for label in np.flatnonzero(labels.pattern == index):
-                at, size = int(offsets[label]), int(labels.size[label])
-                if at >= 0 and body[at : at + size].tobytes() == table[:size].tobytes():
-                    body[at : at + size] = 0
-                else:
-                    labels.pattern[label] = P_PLAIN
+        cleared = []
+        for at, found in decoder.derived_bytes(labels, self.data):
+            if self.data[at : at + len(found)].tobytes() != found.tobytes():
+                raise FormatError("a derived table is not as its rule says")
+            cleared.append((at, len(found)))
+        for at, size in cleared:
+            body[at : at + size] = 0
 
     # --- ids
 
@@ -258,14 +255,7 @@ class _Encoding:
         wanted = labels.rule == model.RULE_CONTENT
         offsets = labels.offsets()
         ids, hashes = model.derive_ids(labels, self.masked, self.body)
-        sizes = model.object_sizes(labels)
-        self._has_bytes = np.zeros(labels.count, bool)
-        filled = np.concatenate(([0], np.cumsum(self.masked != 0)))
-        backed = offsets >= 0
-        low = offsets[backed]
-        high = np.minimum(low + sizes[backed], len(self.masked))
-        self._has_bytes[backed] = filled[high] > filled[low]
-        unique = _unique(ids) & self._has_bytes
+        unique = _unique(ids) & (offsets >= 0)
         taken = set(ids[(labels.rule == model.RULE_END)].tolist())
         final = labels.rule == model.RULE_END
         good = wanted & unique
@@ -344,7 +334,7 @@ class _Encoding:
             ready = open_[(high > low) & (bad[high] == bad[low])]
             if not len(ready):
                 return
-            hashes = model.hash_runs(self.body, offsets[ready], sizes[ready])
+            hashes = model.hash_content(self.body, offsets[ready], sizes[ready])
             value = model.fold_id(hashes, labels.salt)
             fresh = _unique(value) & ~np.isin(value, np.fromiter(taken, np.int64, len(taken)))
             if not fresh.any():

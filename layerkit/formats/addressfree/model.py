@@ -57,6 +57,7 @@ RULE_COUNT: Final = 7
 # Derived patterns: the bytes are recomputed, the form holds zeros.
 DERIVED_NONE: Final = 0
 DERIVED_FINDFUNCTAB: Final = 1
+DERIVED_FIPS_SUM: Final = 2
 
 _RADIX: Final = 0x9E3779B97F4A7C15  # odd: has an inverse modulo 2^64
 _RADIX_INVERSE: Final = pow(_RADIX, -1, 1 << 64)
@@ -257,10 +258,20 @@ def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
         chosen = np.flatnonzero((labels.rule == rule) & (offsets >= 0))
         if not len(chosen):
             continue
-        low = int(offsets[chosen].min())
-        high = int((offsets[chosen] + sizes[chosen]).max())
-        out[chosen] = hash_runs(data[low:high], offsets[chosen] - low, sizes[chosen])
+        out[chosen] = hash_content(data, offsets[chosen], sizes[chosen])
     return out
+
+
+def hash_content(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
+    """Hashes of runs without the zeros at their ends: padding follows the neighbour, not the run."""
+    low, high = int(start.min()), int((start + size).max())
+    part = data[low:high]
+    last = np.maximum.accumulate(np.where(part != 0, np.arange(1, len(part) + 1), 0))
+    begin = start - low
+    end = np.concatenate(([0], last))[begin + size]
+    trimmed = np.maximum(end - begin, 0)
+    # a run of nothing but zeros counts whole
+    return hash_runs(part, begin, np.where(trimmed == 0, size, trimmed))
 
 
 def continue_ids(labels: Labels, ids: Int64s) -> None:

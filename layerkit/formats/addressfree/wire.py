@@ -241,7 +241,7 @@ def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
 
 
 def _read_pattern(reader: Reader, kind_count: int) -> Pattern:
-    derived = reader.varint(model.DERIVED_FINDFUNCTAB, "derived pattern")
+    derived = reader.varint(model.DERIVED_FIPS_SUM, "derived pattern")
     start = reader.varint(SMALL_LIMIT, "start of a pattern")
     stride = reader.varint(SMALL_LIMIT, "stride of a pattern")
     groups: list[tuple[tuple[int, int], ...]] = []
