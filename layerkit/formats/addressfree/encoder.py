@@ -350,6 +350,7 @@ class _Encoding:
         labels = self.labels
         left = np.flatnonzero(wanted & ~final)
         seeds = self._referrer_seeds(ids, left)
+        around = self._surroundings()
         ranks: dict[int, int] = {}
         for label in left.tolist():
             labels.rule[label] = model.RULE_EXPLICIT
@@ -360,11 +361,19 @@ class _Encoding:
                 name, _ = self._identities[label]
                 seed = int(ids[name]) + 1
             else:
-                seed = seeds.get(label) or (int(labels.region_of[label]) << 40) + int(
-                    labels.size[label]
-                )
+                seed = seeds.get(label) or int(around[label])
             ranks[seed] = rank = ranks.get(seed, 0) + 1
             ids[label] = self._fresh(seed * 1_000_003 + rank, taken)
+
+    def _surroundings(self) -> NDArray[np.uint64]:
+        """For each label a hash of its size and of the content of the label before it."""
+        labels = self.labels
+        offsets = labels.offsets()
+        backed = np.flatnonzero(offsets >= 0)
+        own = np.zeros(labels.count, np.uint64)
+        own[backed] = model.hash_content(self.masked, offsets[backed], labels.size[backed])
+        before = np.concatenate((np.zeros(1, np.uint64), own[:-1]))
+        return model.mix(before, labels.size.astype(np.uint64))
 
     def _fresh(self, seed: int, taken: set[int]) -> int:
         """An id from a seed that nobody has."""
