@@ -40,6 +40,7 @@ class OpenFile:
         self._fd = fd
         self._temp = temp
         self._path = path
+        self._done = False
         self.size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -56,10 +57,11 @@ class OpenFile:
     def commit(self, path: Path | None = None) -> Path:
         """Fsync, close, rename to its name (or `path`, in the same folder), fsync the folder."""
         final = path or self._path
-        self._disk.act("fsync", self._path, lambda: os.fsync(self._fd))
+        self._disk.fsync_fd(self._fd, self._path)
         os.close(self._fd)
         self._fd = -1
         self._disk.rename(self._temp, final)
+        self._done = True
         return final
 
     def discard(self) -> None:
@@ -67,8 +69,9 @@ class OpenFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        with contextlib.suppress(OSError):
-            os.unlink(self._temp)
+        if not self._done:
+            with contextlib.suppress(StoreError):
+                self._disk.remove(self._temp)
 
 
 class Disk:
@@ -109,7 +112,7 @@ class Disk:
         fd = self.act("create", path, lambda: os.open(path, flags, mode))
         try:
             self.write_fd(fd, memoryview(data), path)
-            self.act("fsync", path, lambda: os.fsync(fd))
+            self.fsync_fd(fd, path)
         finally:
             os.close(fd)
 
@@ -117,6 +120,10 @@ class Disk:
         """Write all of `data` at the position of `fd`, through short writes."""
         while len(data):
             data = data[self.act("write", path, functools.partial(os.write, fd, data)) :]
+
+    def fsync_fd(self, fd: int, path: Path | str) -> None:
+        """Make what was written through `fd` durable."""
+        self.act("fsync", path, lambda: os.fsync(fd))
 
     # --- names -----------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class Disk:
         """Make the names in a folder durable."""
         fd = self.act("open", path, lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
         try:
-            self.act("fsync", path, lambda: os.fsync(fd))
+            self.fsync_fd(fd, path)
         finally:
             os.close(fd)
 

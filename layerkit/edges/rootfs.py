@@ -69,8 +69,8 @@ class _Tree:
         for path, mode in sorted(self._modes.items(), reverse=True):
             with contextlib.suppress(NotFoundError), self._folder(path) as fd:
                 self._disk.act("chmod", path, partial(os.fchmod, fd, mode))
-                self._disk.act("fsync", path, partial(os.fsync, fd))
-        self._disk.act("fsync", self._root, lambda: os.fsync(self._fd))
+                self._disk.fsync_fd(fd, path)
+        self._disk.fsync_fd(self._fd, self._root)
 
     def _add(self, entry: TarEntry) -> None:
         path = entry.path
@@ -137,7 +137,7 @@ class _Tree:
             disk.write_fd(file, entry.data, name)
             disk.act("chmod", name, lambda: os.fchmod(file, entry.mode & 0o777))
             disk.act("utime", name, lambda: os.utime(file, (entry.mtime, entry.mtime)))
-            disk.act("fsync", name, lambda: os.fsync(file))
+            disk.fsync_fd(file, name)
         finally:
             os.close(file)
 

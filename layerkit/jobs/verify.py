@@ -1,7 +1,7 @@
-"""`layerkit verify`: read every byte of a node's store, or of an OCI layout, and say what is damaged.
+"""`layerkit verify`: read every byte of a node's store, or of an OCI layout; say what is damaged.
 
-It does not fetch: `repair` drops damaged copies, and the next pull brings them. Memory: one chunk of
-a store; one blob of a layout, and for a chunks artifact one form.
+It does not fetch: `repair` drops damaged copies, and the next pull brings them. Memory: one chunk
+of a store; one blob of a layout, and for a chunks artifact one form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LayoutResult:
 
 
 def verify_store(path: Path, disk: Disk, *, repair: bool = False) -> VerifyResult:
-    """Verify the store at `path`. With `repair`, an unreadable index is made again from the packs."""
+    """Verify the store at `path`; `repair` makes an unreadable index again from the packs."""
     if not path.is_dir():
         raise NotFoundError(f"store {path} does not exist")
     try:

@@ -1,0 +1,114 @@
+"""formats/chunkmanifest: round trip, golden vector, only FormatError."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from builders import noise
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerkit.digest import chunk_id, sha256_digest
+from layerkit.errors import FormatError, VersionError
+from layerkit.formats.chunkmanifest import (
+    CHUNK,
+    HEADER,
+    Chunk,
+    ChunkManifest,
+    build_chunk_manifest,
+    parse_chunk_manifest,
+    serialize_chunk_manifest,
+)
+
+VECTOR = Path(__file__).parent.parent / "vectors" / "chunkmanifest" / "two-chunks.txt"
+
+
+def _manifest() -> ChunkManifest:
+    form = b"a" * 300 + b"b" * 200
+    chunks = (Chunk(300, chunk_id(form[:300]), 1), Chunk(200, chunk_id(form[300:]), 3))
+    digest = sha256_digest(form)
+    return ChunkManifest("raw", "cdc-v1", digest, 500, digest, 500, chunks)
+
+
+def _vector_bytes() -> bytes:
+    text = VECTOR.read_text().partition("\n\n")[2]
+    return bytes.fromhex("".join(line.partition("#")[0] for line in text.splitlines()))
+
+
+def test_the_golden_vector_never_changes() -> None:
+    assert serialize_chunk_manifest(_manifest()) == _vector_bytes()
+
+
+def test_the_golden_vector_parses() -> None:
+    assert parse_chunk_manifest(_vector_bytes()) == _manifest()
+
+
+def test_build_then_serialize_then_parse_gives_the_same() -> None:
+    form = noise(100_000)
+    manifest = build_chunk_manifest(form, "raw", sha256_digest(form), len(form), 2)
+    assert parse_chunk_manifest(serialize_chunk_manifest(manifest)) == manifest
+
+
+def test_an_empty_form_has_no_chunks() -> None:
+    manifest = build_chunk_manifest(b"", "raw", sha256_digest(b""), 0)
+    assert parse_chunk_manifest(serialize_chunk_manifest(manifest)).chunks == ()
+
+
+def _changed(offset: int, data: bytes) -> bytes:
+    raw = bytearray(_vector_bytes())
+    raw[offset : offset + len(data)] = data
+    return bytes(raw)
+
+
+BROKEN = {
+    "magic": _changed(0, b"X"),
+    "short header": _changed(10, struct.pack("<H", 127)),
+    "long header of the same minor": _changed(10, struct.pack("<H", 129)),
+    "count": _changed(12, struct.pack("<I", 3)),
+    "huge count": _changed(12, b"\xff" * 4),
+    "name after zero": _changed(16, b"r\0w"),
+    "empty name": _changed(16, bytes(16)),
+    "name that is not ASCII": _changed(16, b"\xff"),
+    "plain size": _changed(80, struct.pack("<Q", 501)),
+    "form digest of a raw form": _changed(88, b"\0"),
+    "form size": _changed(120, struct.pack("<Q", 1 << 63)),
+    "zero chunk size": _changed(HEADER.size, bytes(4)),
+    "chunk size over its limit": _changed(HEADER.size, struct.pack("<I", 2 << 20)),
+    "sum": _changed(HEADER.size, struct.pack("<I", 301)),
+    "role": _changed(HEADER.size + CHUNK.size - 1, b"\x09"),
+    "trailing byte": _vector_bytes() + b"\0",
+    "cut": _vector_bytes()[:-1],
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
+def test_broken_bytes_are_a_format_error(raw: bytes) -> None:
+    with pytest.raises(FormatError):
+        parse_chunk_manifest(raw)
+
+
+def test_an_unknown_major_is_a_version_error() -> None:
+    with pytest.raises(VersionError):
+        parse_chunk_manifest(_changed(8, b"\x01"))
+
+
+def test_a_longer_header_of_a_newer_minor_is_skipped() -> None:
+    raw = _changed(9, struct.pack("<BH", 1, HEADER.size + 5))
+    raw = raw[: HEADER.size] + b"later" + raw[HEADER.size :]
+    assert parse_chunk_manifest(raw) == _manifest()
+
+
+@given(st.data())
+def test_mutated_bytes_raise_only_format_error(data: st.DataObject) -> None:
+    raw = bytearray(_vector_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    raw = raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw
+    try:
+        parsed = parse_chunk_manifest(bytes(raw))
+    except FormatError:
+        return
+    assert serialize_chunk_manifest(parsed)[HEADER.size :] == bytes(raw[-CHUNK.size * 2 :])
