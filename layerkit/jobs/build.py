@@ -131,20 +131,10 @@ def build(
     tools = Tools(env)
     settings = _read_settings(folder)
     go = _choose_go(tools, settings, folder)
-    entries, made_from = read_base()
-    base = image.pack_layer(layer.BASE, entries, recipe, made_from)
-    deps = _pack_deps(folder, settings, recipe)
     scratch = disk.make_temp_folder(Path(env.get("TMPDIR") or "/tmp").absolute())
     source = _Source(folder, settings, tools, go, scratch)
-    warnings: list[str] = []
     try:
-        built = []
-        for platform in wanted:
-            name, linked, found = _compile(source, platform, strict_cgo)
-            warnings += [text for text in found if text not in warnings]
-            layers = _layers(source, name, linked, base, deps, recipe)
-            packed = image.pack_image(layers, _settings_for(source, platform, name, version))
-            built.append((packed, name, linked))
+        built, warnings = _build_images(source, wanted, recipe, strict_cgo, version)
     except BaseException:
         tools.kill()
         raise
@@ -162,8 +152,30 @@ def build(
         go.release,
         str(layout_path),
         tuple(_describe(packed, name, linked) for packed, name, linked in built),
-        tuple(warnings),
+        warnings,
     )
+
+
+def _build_images(
+    source: _Source,
+    platforms: Sequence[oci.Platform],
+    recipe: deflate.Compression,
+    strict_cgo: bool,
+    version: str,
+) -> tuple[list[tuple[image.PackedImage, str, Linked]], tuple[str, ...]]:
+    """An image for each platform, with its binary's name; and the warnings, each once."""
+    entries, made_from = read_base()
+    base = image.pack_layer(layer.BASE, entries, recipe, made_from)
+    deps = _pack_deps(source.folder, source.settings, recipe)
+    built = []
+    warnings: dict[str, None] = {}
+    for platform in platforms:
+        name, linked, found = _compile(source, platform, strict_cgo)
+        warnings |= dict.fromkeys(found)
+        layers = _layers(source, name, linked, base, deps, recipe)
+        packed = image.pack_image(layers, _settings_for(source, platform, name, version))
+        built.append((packed, name, linked))
+    return built, tuple(warnings)
 
 
 def _remove_scratch(disk: Disk, scratch: Path) -> None:
