@@ -1,0 +1,302 @@
+"""jobs/pull against a real server: what moves, what is refused, what is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import AMD64, hello_files, noise, publish_image
+
+from layerkit.digest import Digest, chunk_id, sha256_digest
+from layerkit.edges.disk import Disk
+from layerkit.edges.http import RunningServer, make_app, start_server
+from layerkit.edges.layout import Layout
+from layerkit.edges.remote import Remote
+from layerkit.edges.store import Store
+from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import Chunk, ChunkManifest, build_chunk_manifest
+from layerkit.formats.reference import Reference
+from layerkit.jobs.pull import LayerWant, PullResult, plan_pull, pull
+from layerkit.jobs.serve import LayoutSource, start
+from layerkit.jobs.verify import verify_layout, verify_store
+
+OLD = noise(200_000)
+NEW = OLD[:90_000] + b"one edited string" + OLD[90_000:]
+REF = "team/hello:v1"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    publish_image(tmp_path / "layout", REF, hello_files(OLD))
+    return tmp_path / "layout"
+
+
+@pytest.fixture
+def server(layout: Path) -> Iterator[RunningServer]:
+    with start(layout) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store", Disk()) as opened:
+        yield opened
+
+
+def run(server: RunningServer, store: Store, ref: str = REF, **options: object) -> PullResult:
+    with Remote(server.url, pauses=(0.01, 0.01)) as remote:
+        options.setdefault("platform", AMD64)
+        return pull(Reference.parse(ref), remote, store, **options)  # type: ignore[arg-type]
+
+
+def test_a_pull_commits_the_image(server: RunningServer, store: Store) -> None:
+    result = run(server, store)
+    assert store.find_image(REF) == result.digest and store.verify().good
+
+
+def test_a_second_pull_is_one_request_that_moves_nothing(
+    server: RunningServer, store: Store
+) -> None:
+    run(server, store)
+    again = run(server, store)
+    assert (again.up_to_date, again.request_count, again.moved_size) == (True, 1, 0)
+
+
+def test_a_pull_by_a_held_digest_asks_nobody(server: RunningServer, store: Store) -> None:
+    digest = run(server, store).digest
+    assert run(server, store, f"team/hello@{digest}").request_count == 0
+
+
+def test_an_edit_moves_few_chunks(server: RunningServer, store: Store, layout: Path) -> None:
+    run(server, store)
+    publish_image(layout, REF, hello_files(NEW))
+    result = run(server, store)
+    assert 0 < result.fetched_count < 8
+    assert result.moved_size < 0.12 * result.whole_size
+
+
+def test_a_dry_run_leaves_the_store_as_it_was(
+    server: RunningServer, store: Store, layout: Path
+) -> None:
+    run(server, store)
+    before = store.gc(dry_run=True)
+    publish_image(layout, REF, hello_files(NEW))
+    planned = run(server, store, dry_run=True)
+    assert store.gc(dry_run=True) == before
+    moved = run(server, store).moved_size
+    assert 0.8 * moved < planned.planned_size < 1.3 * moved
+
+
+def test_an_absent_image_is_not_found(server: RunningServer, store: Store) -> None:
+    with pytest.raises(NotFoundError):
+        run(server, store, "team/hello:v9")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "tar"])
+def test_output_has_the_published_digests(
+    layout: Path, server: RunningServer, store: Store, tmp_path: Path, compression: str
+) -> None:
+    top = publish_image(layout, REF, hello_files(NEW), compression=compression)
+    result = run(server, store, output=tmp_path / "out")
+    out = Layout(tmp_path / "out")
+    assert out.resolve(Reference.parse(REF)).digest == result.digest == top.digest
+    assert verify_layout(tmp_path / "out").good
+    whole = sum(blob.size for blob in out.read_manifest(top.digest).layers)
+    assert result.moved_size < 1.2 * whole  # no layer was fetched twice
+
+
+def test_output_of_a_layer_without_recipe_is_fetched(
+    layout: Path, server: RunningServer, store: Store, tmp_path: Path
+) -> None:
+    publish_image(layout, REF, hello_files(NEW), recipe=False)
+    run(server, store, output=tmp_path / "out")
+    assert verify_layout(tmp_path / "out").good
+
+
+def test_rootfs_holds_the_binary_bit_for_bit_also_from_the_store_alone(
+    server: RunningServer, store: Store, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        run(server, store, rootfs=tmp_path / "root")
+        assert (tmp_path / "root/app/hello").read_bytes() == OLD
+
+
+def test_an_image_without_chunks_is_pulled_plainly_and_chunked_here(
+    tmp_path: Path, store: Store
+) -> None:
+    publish_image(tmp_path / "plain", REF, hello_files(OLD), chunks=False)
+    with start(tmp_path / "plain") as running:
+        run(running, store, rootfs=tmp_path / "root")
+    assert (tmp_path / "root/app/hello").read_bytes() == OLD
+    assert store.gc().chunk_count == 0  # what was cut here is held by the image
+
+
+def test_an_index_gives_the_image_of_the_platform(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "layout"
+    image = publish_image(path, "tmp:v1", hello_files(OLD))
+    layout = Layout(path)
+    entry = oci.Descriptor(image.media_type, image.digest, image.size, {}, AMD64)
+    with layout.batch():
+        top = layout.put_blob(oci.serialize_index(oci.Index((entry,))), oci.INDEX)
+        layout.commit(Reference.parse(REF), top)
+    with start(path) as running:
+        assert run(running, store, rootfs=tmp_path / "root").digest == top.digest
+        assert run(running, store).request_count == 1
+        with pytest.raises(NotFoundError, match="linux/arm64"):
+            run(running, store, platform=oci.Platform("linux", "arm64"))
+
+
+# --- damage and lies -------------------------------------------------------------------------
+
+
+class LyingSource(LayoutSource):
+    """Answers the first `lies` requests for each chunk with other bytes."""
+
+    def __init__(self, layout: Path, victims: set[Digest], lies: int) -> None:
+        super().__init__(layout)
+        self._victims = victims
+        self._left = {chunk: lies for chunk in victims}
+
+    def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
+        data = super().read_chunk(name, chunk)
+        if data is not None and self._left.get(chunk, 0) > 0:
+            self._left[chunk] -= 1
+            return bytes([data[0] ^ 1]) + data[1:]
+        return data
+
+
+def edited_chunks() -> set[Digest]:
+    """Ids of the chunks that only the edited binary has."""
+    manifests = []
+    for binary in (OLD, NEW):
+        manifests.append(build_chunk_manifest(binary, "raw", sha256_digest(binary), len(binary)))
+    old, new = ({chunk.id for chunk in manifest.chunks} for manifest in manifests)
+    return new - old
+
+
+def test_a_wrong_chunk_is_refused_named_and_fetched_again(layout: Path, store: Store) -> None:
+    with start(layout) as running:
+        run(running, store)
+    publish_image(layout, REF, hello_files(NEW))
+    victims = set(sorted(edited_chunks())[:1])
+    with start_server(make_app(LyingSource(layout, victims, 1))) as running:
+        result = run(running, store)
+    assert result.refetched == tuple(map(str, victims)) and store.verify().good
+
+
+def test_a_chunk_that_stays_wrong_is_an_error_and_nothing_is_committed(
+    layout: Path, store: Store
+) -> None:
+    with start(layout) as running:
+        old = run(running, store).digest
+    publish_image(layout, REF, hello_files(NEW))
+    victims = set(sorted(edited_chunks())[:1])
+    with (
+        start_server(make_app(LyingSource(layout, victims, 99))) as running,
+        pytest.raises(ChunkDigestError, match=next(iter(victims)).short),
+    ):
+        run(running, store)
+    assert store.find_image(REF) == old and store.verify().good
+
+
+def test_after_a_failed_pull_the_next_one_fetches_only_the_rest(layout: Path, store: Store) -> None:
+    with start(layout) as running:
+        run(running, store)
+    publish_image(layout, REF, hello_files(NEW))
+    victims = set(sorted(edited_chunks())[:1])
+    with (
+        start_server(make_app(LyingSource(layout, victims, 99))) as running,
+        pytest.raises(ChunkDigestError),
+    ):
+        run(running, store)
+    with start(layout) as running:
+        assert run(running, store).fetched_count == 1
+
+
+def test_a_damaged_form_blob_is_replaced_by_chunks(layout: Path, store: Store) -> None:
+    source = LayoutSource(layout)
+    repository = source._view()["team/hello"]
+    form = next(iter(repository.chunk_lists.values()))
+    for digest, blob in repository.chunk_lists.items():  # fill the server's cache first
+        source._read_form(blob, source._find_places(digest)[0])
+    path = source.find_blob("team/hello", form.digest)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with start_server(make_app(source)) as running:
+        run(running, store)
+    assert store.verify().good
+
+
+def test_a_damaged_manifest_is_refused(layout: Path, store: Store) -> None:
+    class Source(LayoutSource):
+        def read_manifest(self, name: str, ref: str) -> tuple[oci.Descriptor, bytes]:
+            descriptor, data = super().read_manifest(name, ref)
+            return descriptor, data.replace(b"amd64", b"arm64") + b" "
+
+    with start_server(make_app(Source(layout))) as running, pytest.raises(IntegrityError):
+        run(running, store)
+    assert store.list_images() == []
+
+
+def test_bit_rot_in_the_store_heals_while_pulling(
+    server: RunningServer, store: Store, layout: Path
+) -> None:
+    run(server, store)
+    pack = max((store.path / "packs").iterdir(), key=lambda path: path.stat().st_size)
+    raw = bytearray(pack.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    pack.write_bytes(raw)
+    publish_image(layout, REF, hello_files(NEW))
+    assert len(run(server, store).refetched) == 1
+    assert store.verify().good
+
+
+def test_verify_repair_then_pull_heals(server: RunningServer, store: Store) -> None:
+    run(server, store)
+    for pack in (store.path / "packs").iterdir():
+        os.truncate(pack, pack.stat().st_size // 2)
+    assert not verify_store(store.path, Disk()).good
+    verify_store(store.path, Disk(), repair=True)
+    run(server, store)
+    assert verify_store(store.path, Disk()).good
+
+
+# --- the plan --------------------------------------------------------------------------------
+
+
+def _want(sizes: dict[str, int], form_size: int, blob_size: int = 1000) -> LayerWant:
+    chunks = tuple(Chunk(size, chunk_id(name.encode())) for name, size in sizes.items())
+    digest = sha256_digest(repr(sizes).encode())
+    total = sum(sizes.values())
+    manifest = ChunkManifest("raw", "cdc-v1", digest, total, digest, total, chunks)
+    blob = oci.Descriptor(oci.LAYER_GZIP, digest, blob_size)
+    return LayerWant(blob, digest, manifest, oci.Descriptor(oci.FORM_ZSTD, digest, form_size))
+
+
+def _ids(*names: str) -> set[Digest]:
+    return {chunk_id(name.encode()) for name in names}
+
+
+SIZES = {"a": 5000, "b": 5000, "c": 5000, "d": 5000}
+
+
+@pytest.mark.parametrize(
+    ("have", "method", "fetched"),
+    [((), "form", 4), (("a", "b", "c"), "chunks", 1), (("a", "b", "c", "d"), "held", 0)],
+)
+def test_the_plan_takes_what_is_smallest(have: tuple[str, ...], method: str, fetched: int) -> None:
+    plan = plan_pull([_want(SIZES, 8000)], _ids(*have))
+    assert (plan.layers[0].method, plan.fetch_count) == (method, fetched)
+
+
+def test_a_layer_without_chunk_manifest_is_planned_whole() -> None:
+    want = _want(SIZES, 8000, 7777)
+    plan = plan_pull([LayerWant(want.blob, want.diff_id)], set())
+    assert (plan.layers[0].method, plan.planned_size) == ("blob", 7777)
+
+
+def test_a_chunk_that_two_layers_share_is_planned_once() -> None:
+    plan = plan_pull([_want({"a": 10}, 9), _want({"a": 10, "b": 10}, 9)], set())
+    assert (plan.fetch_count, plan.held_count) == (2, 1)
