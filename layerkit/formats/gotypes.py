@@ -44,7 +44,7 @@ class TypeObject:
     fields: tuple[tuple[int, int], ...]
     mask: int  # address of the GC mask, 0: none
     mask_size: int  # bytes
-    names: tuple[tuple[int, int], ...]  # address and true size of each name that it refers to
+    names: tuple[tuple[int, int, bool], ...]  # address, true size, ends with a package path's offset
 
 
 def walk_types(go: GoTables, home: Section, seeds: Iterable[int]) -> list[TypeObject]:
@@ -129,7 +129,7 @@ class _Walk:
         size = min(end, len(self._data) - at)
         return TypeObject(addr, size, tuple(fields), mask, (row[1] // 8 + 7) // 8, names), named
 
-    def _name(self, offset: int) -> tuple[int, int] | None:
+    def _name(self, offset: int) -> tuple[int, int, bool] | None:
         """A name's address and size: flag byte, varint length, text, and the same for a tag."""
         at = self._types + offset - self._addr
         if not offset or not 0 <= at < len(self._data) - 8:
@@ -149,7 +149,9 @@ class _Walk:
             size += length
         if flags & 4:
             size += 4  # nameOff of the package path
-        return (self._types + offset, size) if at + size <= len(self._data) else None
+        if at + size > len(self._data):
+            return None
+        return self._types + offset, size, bool(flags & 4)
 
     def _methods(
         self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]

@@ -337,23 +337,33 @@ def _types(found: Discovery, code_targets: Int64s) -> None:
     every = every[(every >= home.addr) & (every < home.end_addr)]
     kinds = {NAME: K_TYPE, TYPE: K_TYPE}
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
-    spots, bases = [], []
+    spots: list[int] = []
+    bases: list[int] = []
+    masks: list[int] = []
     for made in walk_types(go, home, every.tolist()):
         fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
         found.objects[made.addr] = (made.size, found.pattern(Pattern(fixed=fixed)))
         if made.mask:
             found.objects.setdefault(made.mask, (made.mask_size, P_PLAIN))
-        for addr, size in made.names:
-            found.objects.setdefault(addr, (size, P_PLAIN))
+            masks.append(made.mask)
+        for addr, size, has_path in made.names:
+            # an unexported name ends with the offset of its package path's name
+            path = found.pattern(Pattern(fixed=((size - 4, K_TYPE),))) if has_path else P_PLAIN
+            found.objects.setdefault(addr, (size, path))
+            if has_path:
+                spots.append(addr - home.addr + size - 4)
+                bases.append(go.types)
         spots += [made.addr - home.addr + offset for offset, _ in fixed]
         bases += [go.types if kind == K_TYPE else -1 for _, kind in fixed]
     spot, base = np.array(spots, np.int64), np.array(bases, np.int64)
-    value = model.read_u32(raw, spot)
+    value = model.read_u32(raw, np.minimum(spot, len(raw) - 4))
     wanted = (base >= 0) & (value > 0)
     found.targets.append(np.unique(value[wanted] + go.types))
     # a field pair can look like an address; it is none
     taken = np.unique((spot + home.offset) // 8 * 8)
     taken += 0 if home.offset % 8 == home.addr % 8 else home.offset % 8
+    # and so can a mask: it is less than eight bytes with zeros behind
+    taken = np.concatenate([taken, np.array(masks, np.int64) - home.addr + home.offset])
     keep = ~np.isin(found.word_pos, taken)
     found.word_pos, found.word_target = found.word_pos[keep], found.word_target[keep]
 

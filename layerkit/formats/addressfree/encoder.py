@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
-from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Pattern
+from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Pattern, Region
 from layerkit.formats.elf import Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sites import disassemble, find_candidates
@@ -107,12 +107,22 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     starts, region, is_end = order_addr[order], order_region[order], is_end[order]
     size = np.where(is_end, 0, np.append(starts[1:], starts[-1]) - starts)
     rule = np.where(is_end, model.RULE_END, model.RULE_CONTENT).astype(np.int64)
+    first = np.concatenate(([True], region[1:] != region[:-1]))
+    table = np.array([_is_table(found, r) for r in found.regions])
+    rule[first & ~is_end & table[region]] = model.RULE_START
     pattern = _spread_objects(found, objects, starts, size, rule, is_end, region)
     patterns = tuple(key for key, _ in found.patterns)
     return Labels(
         tuple(found.regions), found.kinds, patterns, region, starts, size, pattern, rule,
         np.zeros(0, np.uint32),
     )  # fmt: skip
+
+
+def _is_table(found: Discovery, region: Region) -> bool:
+    """Regions whose first label stands for a table that changes with every build."""
+    section = next(s for s in found.go.elf.sections if s.addr <= region.addr < s.end_addr)
+    named = section.name in (".typelink", ".itablink", ".go.module", ".go.buildinfo", ".go.fipsinfo")
+    return named or section is found.go.pclntab
 
 
 def _spread_objects(
@@ -198,7 +208,7 @@ class _Encoding:
         kinds, regions = self.labels.kinds, self.labels.regions
         base = np.array([regions[k.base_region].addr + k.base_delta for k in kinds], np.int64)
         shift = np.array([k.shift for k in kinds], np.int64)
-        zoned = np.array([k.counter >= 0 for k in kinds])
+        zoned = np.array([k.counter >= 0 and k.zone == k.base_region and k.zone_pattern >= 0 for k in kinds])
         kind = self.fields.kind
         addr = base[kind] + (self.value << shift[kind])
         target = self._find(addr)
@@ -256,8 +266,8 @@ class _Encoding:
         offsets = labels.offsets()
         ids, hashes = model.derive_ids(labels, self.masked, self.body)
         unique = _unique(ids) & (offsets >= 0)
-        taken = set(ids[(labels.rule == model.RULE_END)].tolist())
-        final = labels.rule == model.RULE_END
+        final = np.isin(labels.rule, (model.RULE_END, model.RULE_START))
+        taken = set(ids[final].tolist())
         good = wanted & unique
         final |= good
         ids[wanted & ~good] = 0

@@ -52,7 +52,8 @@ RULE_CONT: Final = 3  # goes on the object before it: its id plus the distance
 RULE_NAME: Final = 4  # a function: the content of its name
 RULE_NONE: Final = 5  # nothing refers to it by id
 RULE_END: Final = 6  # the empty label that ends a region
-RULE_COUNT: Final = 7
+RULE_START: Final = 7  # the first label of a region that is one table
+RULE_COUNT: Final = 8
 
 # Derived patterns: the bytes are recomputed, the form holds zeros.
 DERIVED_NONE: Final = 0
@@ -288,8 +289,10 @@ def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> tuple[Int64s, Ui
     content = (labels.rule == RULE_CONTENT) | (labels.rule == RULE_FULL)
     ids[content] = fold_id(hashes[content], labels.salt)
     ids[labels.rule == RULE_EXPLICIT] = labels.explicit.astype(np.int64)
-    ends = labels.rule == RULE_END
-    ids[ends] = fold_id(labels.region_of[ends].astype(np.uint64) + np.uint64(1 << 60), labels.salt)
+    for rule, place in ((RULE_END, 1 << 60), (RULE_START, 1 << 62)):
+        chosen = labels.rule == rule
+        ordinal = labels.region_of[chosen].astype(np.uint64)
+        ids[chosen] = fold_id(ordinal + np.uint64(place), labels.salt)
     return ids, hashes
 
 
