@@ -1,0 +1,71 @@
+"""docs/format.md: its tables are the code's Structs, its limits the code's constants."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from layerkit.formats import chunkmanifest, protocol
+from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
+
+DOC = (Path(__file__).parent.parent.parent / "docs/format.md").read_text()
+STRUCTS = {
+    ("Chunk manifest", "Header"): chunkmanifest.HEADER,
+    ("Chunk manifest", "Chunk"): chunkmanifest.CHUNK,
+    ("Chunk batch", "Header"): protocol.BATCH_HEADER,
+}
+
+
+def section(title: str, part: str = "") -> str:
+    text = re.split(rf"^## {title}$", DOC, flags=re.M)[1].split("\n## ")[0]
+    return re.split(rf"^### {part}$", text, flags=re.M)[1].split("\n### ")[0] if part else text
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def places(layout: struct.Struct) -> list[tuple[int, int]]:
+    """Offset and size of each field of a Struct."""
+    found, offset = [], 0
+    for token in re.findall(r"\d*[a-zA-Z]", layout.format):
+        size = struct.calcsize("<" + token)
+        found.append((offset, size))
+        offset += size
+    return found
+
+
+@pytest.mark.parametrize("where", STRUCTS)
+def test_tables_are_the_structs(where: tuple[str, str]) -> None:
+    table = [(int(row[0]), int(row[1])) for row in rows(section(*where))]
+    assert table == places(STRUCTS[where])
+
+
+def test_profiles_are_the_codes() -> None:
+    table = {
+        row[0].strip("`"): row[2:] for row in rows(section("Chunk manifest", "Chunker profiles"))
+    }
+    assert table == {
+        name: [str(n) for n in (p.min_size, p.avg_size, p.max_size, p.normalization)]
+        for name, p in PROFILES.items()
+    }
+
+
+def test_limits_are_the_codes() -> None:
+    assert [row[1] for row in rows(section("Limits"))] == [
+        f"{MAX_CHUNK_SIZE >> 20} MiB",
+        f"{chunkmanifest.MAX_CHUNK_COUNT:,}",
+        f"{chunkmanifest.MAX_FORM_SIZE >> 30} GiB",
+        f"{protocol.MAX_REQUEST_COUNT:,}",
+        f"{protocol.MAX_WINDOW_SIZE >> 20} MiB",
+        f"{protocol.MAX_ERRORS_SIZE >> 10} KiB",
+    ]
+
+
+def test_roles_are_the_codes() -> None:
+    for name, code in chunkmanifest.ROLE_CODES.items():
+        assert f"{code} {name or 'unknown'}" in section("Chunk manifest", "Chunk")
