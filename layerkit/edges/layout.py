@@ -79,9 +79,9 @@ class Layout:
         )
         path = self.blob_path(descriptor.digest)
         if not (path.is_file() and path.stat().st_size == len(data)):
-            self._disk.write_atomic(path, data)
             if self._written is not None:
                 self._written.append(path)
+            self._disk.write_atomic(path, data)
         return descriptor
 
     def read_blob(self, what: Digest | oci.Descriptor, limit: int = MAX_BLOB_SIZE) -> bytes:
@@ -233,25 +233,35 @@ class Layout:
     def batch(self) -> Iterator[None]:
         """Create the layout if needed; if the body fails, remove what was written in it."""
         was_there = self.path.exists()
-        was_layout = self.exists()
+        was_empty = self.path.is_dir() and not any(self.path.iterdir())
+        old_index = self._raw_index()
         self._written = []
         try:
             self.create()
             yield
         except BaseException:
-            for path in self._written:
-                self._disk.remove(path)
-            if not was_there and self.path.exists():
-                self._disk.remove_tree(self.path)
-            elif not was_layout and self.path.exists():
-                for child in self.path.iterdir():  # it was an empty folder
-                    if stat.S_ISDIR(child.lstat().st_mode):
-                        self._disk.remove_tree(child)
-                    else:
-                        self._disk.remove(child)
+            self._undo(was_there=was_there, was_empty=was_empty, old_index=old_index)
             raise
         finally:
             self._written = None
+
+    def _raw_index(self) -> bytes:
+        path = self.path / _INDEX
+        return self._read_file(path, oci.MAX_DOCUMENT_SIZE) if path.exists() else b""
+
+    def _undo(self, *, was_there: bool, was_empty: bool, old_index: bytes) -> None:
+        if not was_there:
+            if self.path.exists():
+                self._disk.remove_tree(self.path)
+        elif was_empty:
+            for child in self.path.iterdir():
+                if stat.S_ISDIR(child.lstat().st_mode):
+                    self._disk.remove_tree(child)
+                else:
+                    self._disk.remove(child)
+        elif self._raw_index() == old_index:  # else the commit got through: its blobs are named
+            for path in self._written or ():
+                self._disk.remove(path)
 
 
 def write_docker_archive(

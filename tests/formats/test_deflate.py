@@ -22,8 +22,8 @@ from layerkit.formats.deflate import (
 DATA = b"".join(b"%d layerkit\n" % (n * n % 9973) for n in range(20_000))
 TYPES = {"gzip": oci.LAYER_GZIP, "zstd": oci.LAYER_ZSTD, "tar": oci.LAYER_TAR}
 FROZEN = {
-    "gzip;deflate/0.9.0;level=6": "663b08577ddb7143e1b32570d247607f1d14108969c6d665e5ec72b7fbd21da7",
-    "gzip;deflate/0.9.0;level=9": "c1c7e8dbfc00ae0fefa6c940ef77f38d69188c04e9a78fe7a5d14b0dbad7d374",
+    "gzip;deflate/0.9.0;level=6": "663b08577ddb7143e1b32570d247607f1d14108969c6d665e5ec72b7fbd21da7",  # noqa: E501
+    "gzip;deflate/0.9.0;level=9": "c1c7e8dbfc00ae0fefa6c940ef77f38d69188c04e9a78fe7a5d14b0dbad7d374",  # noqa: E501
     "zstd;zstandard/0.25.0;level=9": "90c4981a7d3634dd867a4efd22be04bc247b62f7cc2b93171110a9dfde68ec1f",  # noqa: E501
 }
 
