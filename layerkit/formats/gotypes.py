@@ -118,7 +118,8 @@ class _Walk:
             first = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
             end = max(end, first + 8 * (inputs + (outputs & 0x7FFF)))
         elif kind in (INTERFACE, STRUCT):
-            end = self._members(at, addr, kind, end, fields, named)
+            behind = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
+            end = max(end, self._members(at, addr, kind, behind, fields, named))
         names = tuple(
             found
             for offset, what in fields
@@ -169,7 +170,7 @@ class _Walk:
             fields += [(q, NAME), (q + 4, TYPE), (q + 8, TEXT), (q + 12, TEXT)]
             if method_type := self._i32(at + q + 4):
                 named.append(self._types + method_type)
-        return max(extra + 16, end)
+        return end if count else extra + 16
 
     def _members(
         self,
@@ -194,4 +195,4 @@ class _Walk:
                 fields += [(q, NAME), (q + 4, TYPE)]
                 if method_type := self._i32(at + q + 4):
                     named.append(self._types + method_type)
-        return first + width * count if first <= end + 64 or kind == INTERFACE else end
+        return first + width * count
