@@ -13,7 +13,7 @@ from typing import Final
 
 from layerkit.errors import FormatError
 
-__all__ = ["Elf", "Section", "Segment", "Symbol", "parse_elf"]
+__all__ = ["Elf", "Section", "Segment", "Symbol", "parse_elf", "strip_symbols"]
 
 EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 SHDR: Final = struct.Struct("<IIQQQQIIQQ")
@@ -149,3 +149,39 @@ def _name(data: bytes, rows: list[tuple[int, ...]], table: int, name: int) -> st
     if end < 0:
         raise FormatError("elf: a section name lies outside its table", offset=start)
     return data[start + name : end].decode("latin-1")
+
+
+def strip_symbols(elf: Elf) -> bytes:
+    """The file as Go's linker writes it with `-s`: without .symtab and .strtab.
+
+    Go puts both at the end of the file, before .shstrtab, and their names at the end of it
+    (src/cmd/link/internal/ld/elf.go asmbElf, go1.20 to go1.27), so what is left does not move.
+    Raises FormatError when they lie elsewhere; a test compares the result with the linker's own.
+    """
+    dropped = [s.name for s in elf.sections if s.name in (".symtab", ".strtab")]
+    if not dropped:
+        return elf.data
+    kept = [s for s in elf.sections if s.name not in (".symtab", ".strtab")]
+    first = min(s.offset for s in elf.sections if s.name in (".symtab", ".strtab"))
+    names = kept[-1]
+    behind = [s for s in kept if s.in_file and s.size and s.offset >= first]
+    if names.name != ".shstrtab" or behind != [names] or len(dropped) != 2:
+        raise FormatError("elf: symbols do not lie at the end of the file")
+    table = b"".join(s.name.encode("latin-1") + b"\0" for s in kept if s.name)
+    out = bytearray(elf.data[:first])
+    rows, at = [], elf.section_table_offset
+    for index, section in enumerate(elf.sections):
+        if section in kept:
+            rows.append(list(SHDR.unpack_from(elf.data, at + index * SHDR.size)))
+    new_table = b"\0" + table
+    rows[-1][4], rows[-1][5] = first, len(new_table)
+    for row, section in zip(rows, kept, strict=True):
+        row[0] = new_table.find(b"\0" + section.name.encode("latin-1") + b"\0") + 1
+    rows[0][0] = 0
+    for index in range(len(elf.sections)):
+        row = SHDR.pack(*rows[index]) if index < len(rows) else bytes(SHDR.size)
+        out[at + index * SHDR.size : at + (index + 1) * SHDR.size] = row
+    header = list(EHDR.unpack_from(elf.data, 0))
+    header[12], header[13] = len(kept), len(kept) - 1
+    EHDR.pack_into(out, 0, *header)
+    return bytes(out) + new_table
