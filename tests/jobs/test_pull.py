@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from builders import AMD64, hello_files, noise, publish_image
 
-from layerkit.digest import Digest, chunk_id, sha256_digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.http import RunningServer, make_app, start_server
 from layerkit.edges.layout import Layout
@@ -17,9 +18,9 @@ from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import Chunk, ChunkManifest, build_chunk_manifest
+from layerkit.formats.chunkmanifest import build_chunk_manifest
 from layerkit.formats.reference import Reference
-from layerkit.jobs.pull import LayerWant, PullResult, plan_pull, pull
+from layerkit.jobs.pull import PullResult, pull
 from layerkit.jobs.serve import LayoutSource, start
 from layerkit.jobs.verify import verify_layout, verify_store
 
@@ -216,6 +217,48 @@ def test_after_a_failed_pull_the_next_one_fetches_only_the_rest(layout: Path, st
         assert run(running, store).fetched_count == 1
 
 
+class BreakingSource(LayoutSource):
+    """Breaks off the answer at the n-th chunk of each of the first requests."""
+
+    def __init__(self, layout: Path, at: int, times: int) -> None:
+        super().__init__(layout)
+        self._at, self._times, self._count = at, times, 0
+
+    def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
+        self._count += 1
+        if self._times and self._count == self._at:
+            self._times -= 1
+            self._count = 0
+            raise RuntimeError("the server breaks off")
+        return super().read_chunk(name, chunk)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_broken_answer_goes_on_without_fetching_again(
+    layout: Path, store: Store, times: int
+) -> None:
+    old = OLD + noise(800_000, 3)
+    publish_image(layout, REF, hello_files(old))
+    with start(layout) as running:
+        run(running, store)
+    publish_image(layout, REF, hello_files(old[:300_000] + noise(600_000, 5)))
+    with start_server(make_app(BreakingSource(layout, 150, times))) as running:
+        result = run(running, store)
+    assert store.verify().good and result.refetched == ()
+    assert result.moved_size < 1.1 * result.planned_size + times * 80_000  # cut off in flight
+
+
+def test_two_pulls_at_once_into_one_store(server: RunningServer, store: Store) -> None:
+    def pull_one() -> PullResult:
+        with Store(store.path, Disk()) as own:
+            return run(server, own)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [future.result() for future in [pool.submit(pull_one) for _ in range(4)]]
+    assert len({result.digest for result in results}) == 1
+    assert store.verify().good and store.gc().chunk_count == 0
+
+
 def test_a_damaged_form_blob_is_replaced_by_chunks(layout: Path, store: Store) -> None:
     source = LayoutSource(layout)
     repository = source._view()["team/hello"]
@@ -227,6 +270,25 @@ def test_a_damaged_form_blob_is_replaced_by_chunks(layout: Path, store: Store) -
     with start_server(make_app(source)) as running:
         run(running, store)
     assert store.verify().good
+
+
+@pytest.mark.parametrize("kind", ["artifact", "chunk manifest", "gone"])
+def test_a_broken_chunks_artifact_only_means_a_plain_pull(
+    layout: Path, store: Store, tmp_path: Path, kind: str
+) -> None:
+    class Source(LayoutSource):
+        def read_manifest(self, name: str, ref: str) -> tuple[oci.Descriptor, bytes]:
+            descriptor, data = super().read_manifest(name, ref)
+            return descriptor, data + b" " if descriptor.artifact_type else data
+
+    source = (Source if kind == "artifact" else LayoutSource)(layout)
+    if kind != "artifact":
+        for digest in source._view()["team/hello"].chunk_lists:
+            path = source.find_blob("team/hello", digest)
+            path.unlink() if kind == "gone" else path.write_bytes(path.read_bytes()[::-1])
+    with start_server(make_app(source)) as running:
+        run(running, store, rootfs=tmp_path / "root")
+    assert (tmp_path / "root/app/hello").read_bytes() == OLD and store.verify().good
 
 
 def test_a_damaged_manifest_is_refused(layout: Path, store: Store) -> None:
@@ -261,42 +323,3 @@ def test_verify_repair_then_pull_heals(server: RunningServer, store: Store) -> N
     verify_store(store.path, Disk(), repair=True)
     run(server, store)
     assert verify_store(store.path, Disk()).good
-
-
-# --- the plan --------------------------------------------------------------------------------
-
-
-def _want(sizes: dict[str, int], form_size: int, blob_size: int = 1000) -> LayerWant:
-    chunks = tuple(Chunk(size, chunk_id(name.encode())) for name, size in sizes.items())
-    digest = sha256_digest(repr(sizes).encode())
-    total = sum(sizes.values())
-    manifest = ChunkManifest("raw", "cdc-v1", digest, total, digest, total, chunks)
-    blob = oci.Descriptor(oci.LAYER_GZIP, digest, blob_size)
-    return LayerWant(blob, digest, manifest, oci.Descriptor(oci.FORM_ZSTD, digest, form_size))
-
-
-def _ids(*names: str) -> set[Digest]:
-    return {chunk_id(name.encode()) for name in names}
-
-
-SIZES = {"a": 5000, "b": 5000, "c": 5000, "d": 5000}
-
-
-@pytest.mark.parametrize(
-    ("have", "method", "fetched"),
-    [((), "form", 4), (("a", "b", "c"), "chunks", 1), (("a", "b", "c", "d"), "held", 0)],
-)
-def test_the_plan_takes_what_is_smallest(have: tuple[str, ...], method: str, fetched: int) -> None:
-    plan = plan_pull([_want(SIZES, 8000)], _ids(*have))
-    assert (plan.layers[0].method, plan.fetch_count) == (method, fetched)
-
-
-def test_a_layer_without_chunk_manifest_is_planned_whole() -> None:
-    want = _want(SIZES, 8000, 7777)
-    plan = plan_pull([LayerWant(want.blob, want.diff_id)], set())
-    assert (plan.layers[0].method, plan.planned_size) == ("blob", 7777)
-
-
-def test_a_chunk_that_two_layers_share_is_planned_once() -> None:
-    plan = plan_pull([_want({"a": 10}, 9), _want({"a": 10, "b": 10}, 9)], set())
-    assert (plan.fetch_count, plan.held_count) == (2, 1)
