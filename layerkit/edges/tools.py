@@ -102,6 +102,7 @@ class Tools:
         self.env = dict(env)
         self._live: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
+        self._stopped = False
 
     def run(
         self,
@@ -130,6 +131,9 @@ class Tools:
             ) from exc
         with self._lock:
             self._live.add(process)
+            stopped = self._stopped
+        if stopped:
+            _kill(process)
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as exc:
@@ -143,8 +147,9 @@ class Tools:
         return Completed(tuple(argv), process.returncode, stdout, stderr)
 
     def kill(self) -> None:
-        """Kill what still runs (in other threads), with its children."""
+        """End the job: kill what runs in other threads, with its children, and what they start."""
         with self._lock:
+            self._stopped = True
             live = list(self._live)
         for process in live:
             _kill(process)

@@ -28,6 +28,7 @@ __all__ = [
     "binary_name",
     "compare_cgo",
     "explain_failure",
+    "has_cgo",
     "needs_cgo",
     "parse_packages",
 ]
@@ -97,6 +98,11 @@ def _package(value: Mapping[str, object]) -> Package:
     )
 
 
+def has_cgo(package: Package) -> bool:
+    """Is there anything that a build without cgo leaves out? The standard library has fallbacks."""
+    return bool(package.cgo_files) and not package.standard
+
+
 def compare_cgo(with_cgo: Iterable[Package], without: Iterable[Package]) -> CgoReport:
     """What a build without cgo leaves out: with CGO_ENABLED=0 Go ignores cgo files silently.
 
@@ -107,7 +113,7 @@ def compare_cgo(with_cgo: Iterable[Package], without: Iterable[Package]) -> CgoR
     needed: list[Package] = []
     fallback: list[Package] = []
     for package in with_cgo:
-        if package.standard or not package.cgo_files:
+        if not has_cgo(package):
             continue
         plain = left.get(package.path)
         lost = plain is not None and plain.go_file_count == 0

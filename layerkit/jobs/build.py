@@ -9,24 +9,23 @@ Spec: docs/design.md "Layers".
 
 from __future__ import annotations
 
-import importlib.resources
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import certifi
-import tzdata
-
 from layerkit.digest import Digest, sha256_digest
-from layerkit.edges.disk import Disk, map_os_error
+from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
+from layerkit.edges.sources import read_assets, read_base, read_file
 from layerkit.edges.tools import Go, Tools, parse_go_version
 from layerkit.errors import FormatError, NotFoundError, StoreError, ToolMissingError, UsageError
 from layerkit.formats import deflate, gotool, image, layer, oci
+from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_settings
+from layerkit.formats.elf import parse_elf, strip_symbols
 from layerkit.formats.reference import Reference
 
 __all__ = [
@@ -37,11 +36,9 @@ __all__ = [
     "Linked",
     "build",
     "link",
-    "read_base",
 ]
 
 DEFAULT_PLATFORM: Final = oci.Platform("linux", "amd64")
-MAX_ASSET_SIZE: Final = 4 << 30  # bytes of one asset; layers are held in memory
 _TITLE: Final = "org.opencontainers.image.title"
 _VERSION: Final = "org.opencontainers.image.version"
 _VARIANTS: Final = {"amd64": ("GOAMD64", "v1"), "arm64": ("GOARM64", "v8.0"), "arm": ("GOARM", "7")}
@@ -87,10 +84,10 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """A linked binary, and the symbols that were left out of it (None: not kept)."""
+    """A linked, stripped binary, and what its symbols said about its data."""
 
     binary: bytes
-    symbols: bytes | None = None
+    hints: Hints = field(default_factory=lambda: Hints({}), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,8 @@ def build(
         _remove_scratch(disk, scratch)
     for text in warnings:
         warn(text)
-    top = _publish(Layout(layout_path, disk), ref, [packed for packed, _, _ in built])
+    hints = {sha256_digest(linked.binary): linked.hints for _, _, linked in built}
+    top = _publish(Layout(layout_path, disk), ref, [packed for packed, _, _ in built], hints)
     return BuildResult(
         str(ref.pinned(top.digest)),
         str(replace(ref.tagged, digest=None)),
@@ -163,14 +161,23 @@ def _build_images(
     strict_cgo: bool,
     version: str,
 ) -> tuple[list[tuple[image.PackedImage, str, Linked]], tuple[str, ...]]:
-    """An image for each platform, with its binary's name; and the warnings, each once."""
-    entries, made_from = read_base()
-    base = image.pack_layer(layer.BASE, entries, recipe, made_from)
-    deps = _pack_deps(source.folder, source.settings, recipe)
+    """An image for each platform, with its binary's name; and the warnings, each once.
+
+    Base and deps are packed while go works.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(_compile_all, source, platforms, strict_cgo)
+        try:
+            entries, made_from = read_base()
+            base = image.pack_layer(layer.BASE, entries, recipe, made_from)
+            deps = _pack_deps(source, recipe)
+            compiled = compiling.result()
+        except BaseException:
+            source.tools.kill()  # else the pool waits for what nobody wants any more
+            raise
     built = []
     warnings: dict[str, None] = {}
-    for platform in platforms:
-        name, linked, found = _compile(source, platform, strict_cgo)
+    for platform, (name, linked, found) in zip(platforms, compiled, strict=True):
         warnings |= dict.fromkeys(found)
         layers = _layers(source, name, linked, base, deps, recipe)
         packed = image.pack_image(layers, _settings_for(source, platform, name, version))
@@ -205,63 +212,16 @@ def _read_settings(folder: Path) -> BuildSettings:
     if not folder.is_dir():
         raise NotFoundError(f"folder {folder} does not exist")
     path = folder / FILE_NAME
-    return parse_settings(_read_file(path)) if path.exists() else BuildSettings()
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_ASSET_SIZE + 1)
-    except OSError as exc:
-        raise map_os_error(exc, "read", path) from exc
-    if len(data) > MAX_ASSET_SIZE:
-        raise UsageError(f"{path} is over {MAX_ASSET_SIZE} bytes")
-    return data
-
-
-def _read_assets(folder: Path, patterns: Sequence[str], key: str) -> list[layer.Entry]:
-    """The files that the patterns name, as /app/PATH; only the owner's execute bit is kept."""
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        if pattern.startswith("/") or ".." in Path(pattern).parts:
-            raise UsageError(f"{FILE_NAME}: {key}: {pattern!r} leaves the function's folder")
-        hits = sorted(folder.glob(pattern))
-        if not hits:
-            raise NotFoundError(f"{FILE_NAME}: {key}: nothing is named {pattern!r} in {folder}")
-        for hit in hits:
-            for path in sorted(hit.rglob("*")) if hit.is_dir() else [hit]:
-                if not path.is_dir():
-                    found[path.relative_to(folder).as_posix()] = path
-    entries = []
-    for name, path in sorted(found.items()):
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{FILE_NAME}: {key}: {name!r} is no file of the function's folder")
-        if not name.isprintable():
-            raise UsageError(f"{FILE_NAME}: {key}: {name!r} is not a printable name")
-        mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-        entries.append(layer.Entry(f"{layer.APP_FOLDER}/{name}", _read_file(path), mode))
-    return entries
+    return parse_settings(read_file(path)) if path.exists() else BuildSettings()
 
 
 # --- layers ---
 
 
-def read_base() -> tuple[list[layer.Entry], str]:
-    """The base layer's entries and what they were made from."""
-    root = importlib.resources.files(tzdata)
-    names = root.joinpath("zones").read_text("utf-8").split()
-    zones = {name: root.joinpath("zoneinfo", *name.split("/")).read_bytes() for name in names}
-    bundle = certifi.contents().encode("ascii")
-    made_from = f"layerkit base: certifi {certifi.__version__}, tzdata {tzdata.__version__}"
-    return layer.base_entries(bundle, zones), made_from
-
-
-def _pack_deps(
-    folder: Path, settings: BuildSettings, recipe: deflate.Compression
-) -> image.Layer | None:
-    if not settings.deps:
+def _pack_deps(source: _Source, recipe: deflate.Compression) -> image.Layer | None:
+    if not source.settings.deps:
         return None
-    entries = _read_assets(folder, settings.deps, "layers.deps")
+    entries = read_assets(source.folder, source.settings.deps, "layers.deps")
     return image.pack_layer(layer.DEPS, entries, recipe, "layerkit deps")
 
 
@@ -274,7 +234,7 @@ def _layers(
     recipe: deflate.Compression,
 ) -> list[image.Layer]:
     """Base, deps if there are any, code."""
-    configuration = _read_assets(source.folder, source.settings.code, "layers.code")
+    configuration = read_assets(source.folder, source.settings.code, "layers.code")
     taken = f"{layer.APP_FOLDER}/{name}"
     assets = [entry.path for entry in configuration]
     if deps is not None:
@@ -354,24 +314,31 @@ def _go_env(source: _Source, platform: oci.Platform, *, cgo: bool = False) -> di
     return env | {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": ""}
 
 
+def _compile_all(
+    source: _Source, platforms: Sequence[oci.Platform], strict_cgo: bool
+) -> list[tuple[str, Linked, list[str]]]:
+    return [_compile(source, platform, strict_cgo) for platform in platforms]
+
+
 def _compile(
     source: _Source, platform: oci.Platform, strict_cgo: bool
 ) -> tuple[str, Linked, list[str]]:
-    """(name, binary, warnings). The package lists are read while the compiler works."""
-    with ThreadPoolExecutor(3) as pool:
+    """(name, binary, warnings). The package list is read while the compiler works."""
+    with ThreadPoolExecutor(1) as pool:
         linking = pool.submit(link, source, platform)
-        listing = [pool.submit(_list_packages, source, platform, cgo) for cgo in (True, False)]
         try:
-            with_cgo, without = (future.result() for future in listing)
-            report = gotool.compare_cgo(with_cgo, without)
+            packages = _list_packages(source, platform, cgo=True)
+            report = gotool.CgoReport((), ())
+            if any(map(gotool.has_cgo, packages)):  # seldom: the second list is worth its time
+                report = gotool.compare_cgo(packages, _list_packages(source, platform, cgo=False))
             if report.needed:
                 raise gotool.needs_cgo(report.needed, strict=False)
             if report.fallback and strict_cgo:
                 raise gotool.needs_cgo(report.fallback, strict=True)
-            name = gotool.binary_name(with_cgo, str(source.folder))
+            name = gotool.binary_name(packages, str(source.folder))
             linked = linking.result()
         except BaseException:
-            source.tools.kill()  # else the pool waits for what nobody wants any more
+            source.tools.kill()
             raise
     warnings = [
         f"package {package.path} has cgo files; the static build uses its fallback"
@@ -381,7 +348,7 @@ def _compile(
 
 
 def _list_packages(
-    source: _Source, platform: oci.Platform, cgo: bool
+    source: _Source, platform: oci.Platform, *, cgo: bool
 ) -> tuple[gotool.Package, ...]:
     argv = [str(source.go.path), "list", "-e", "-deps", f"-json={gotool.LIST_FIELDS}"]
     argv += [*_tag_flags(source.settings), source.settings.package]
@@ -397,29 +364,36 @@ def _tag_flags(settings: BuildSettings) -> list[str]:
 
 
 def link(source: _Source, platform: oci.Platform) -> Linked:
-    """Compile and link. The seam for keeping symbols: link with `-w -buildid=`, strip after."""
+    """Compile and link once, with symbols; keep what they say and strip. The file is the one that
+    `-s -w -buildid=` gives (a test compares)."""
     output = source.scratch / f"binary-{str(platform).replace('/', '-')}"
     settings = source.settings
     argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
-    argv += [*_tag_flags(settings), f"-ldflags={f'-s -w -buildid= {settings.ldflags}'.strip()}"]
+    argv += [*_tag_flags(settings), f"-ldflags={f'-w -buildid= {settings.ldflags}'.strip()}"]
     argv += ["-o", str(output), settings.package]
     env = _go_env(source, platform)
     done = source.tools.run(argv, env=env, cwd=source.folder)
     if done.status != 0:
         raise gotool.explain_failure(done.stderr_text, done.argv, done.status, str(source.folder))
-    binary = _read_file(output)
+    binary = read_file(output)
     if not binary.startswith(b"\x7fELF"):
         raise FormatError(f"go did not link an ELF binary for {platform}")
-    return Linked(binary)
+    elf = parse_elf(binary)
+    return Linked(strip_symbols(elf), read_hints(elf))
 
 
 # --- the layout ---
 
 
-def _publish(layout: Layout, ref: Reference, images: Sequence[image.PackedImage]) -> oci.Descriptor:
+def _publish(
+    layout: Layout,
+    ref: Reference,
+    images: Sequence[image.PackedImage],
+    hints: Mapping[Digest, Hints],
+) -> oci.Descriptor:
     """Write blobs, then artifacts, then the one commit point. Nothing stays if a write fails."""
     blobs = [blob for packed in images for blob in packed.blobs()]
-    artifacts = [image.pack_chunks_artifact(packed) for packed in images]
+    artifacts = [image.pack_chunks_artifact(packed, hints) for packed in images]
     blobs += [blob for artifact in artifacts for blob in artifact]
     top = images[0].manifest
     if len(images) > 1:

@@ -15,6 +15,7 @@ import pytest
 
 from layerkit.digest import sha256_digest
 from layerkit.edges.layout import Layout
+from layerkit.edges.sources import read_base
 from layerkit.errors import (
     BuildError,
     CgoError,
@@ -28,7 +29,7 @@ from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.deflate import compress, decompress
 from layerkit.formats.layer import read_tar
 from layerkit.formats.reference import Reference
-from layerkit.jobs.build import BuildResult, build, read_base
+from layerkit.jobs.build import BuildResult, build
 
 pytestmark = pytest.mark.go
 HELLO = Path(__file__).parent.parent.parent / "examples" / "hello"
@@ -159,7 +160,7 @@ def test_chunks_artifact_lies_beside_the_image(hello: tuple[BuildResult, Layout]
     diff_ids = [str(layer.diff_id) for layer in result.images[0].layers]
     assert [item.annotations[oci.ANNOTATION_LAYER] for item in artifact.layers[::2]] == diff_ids
     chunks = parse_chunk_manifest(layout.read_blob(artifact.layers[2]))
-    assert chunks.form_size == result.images[0].layers[1].plain_size
+    assert chunks.plain_size == result.images[0].layers[1].plain_size
 
 
 def test_several_platforms_give_one_index(env: dict[str, str], tmp_path: Path) -> None:
