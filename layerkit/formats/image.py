@@ -14,6 +14,7 @@ from typing import Final
 from layerkit.digest import Digest, sha256_digest
 from layerkit.errors import FormatError
 from layerkit.formats import oci
+from layerkit.formats.addressfree import Hints
 from layerkit.formats.chunkmanifest import (
     RAW,
     ROLE_CODES,
@@ -22,6 +23,7 @@ from layerkit.formats.chunkmanifest import (
 )
 from layerkit.formats.deflate import Compression, compress, decompress
 from layerkit.formats.layer import Entry, build_tar
+from layerkit.formats.layerform import ADDRESS_FREE, encode_layer
 from layerkit.formats.protocol import pack_form
 
 __all__ = [
@@ -140,18 +142,23 @@ def pack_index(images: Sequence[PackedImage], annotations: Mapping[str, str]) ->
     return _pack(oci.serialize_index(oci.Index(tuple(entries), annotations)), oci.INDEX)
 
 
-def pack_chunks_artifact(image: PackedImage) -> tuple[Blob, ...]:
-    """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image."""
+def pack_chunks_artifact(
+    image: PackedImage, hints: Mapping[Digest, Hints] | None = None
+) -> tuple[Blob, ...]:
+    """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image.
+    `hints` by digest of a binary, for its address-free form."""
     blobs = [Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB)]
     listed = []
     for layer in image.layers:
         annotations = {oci.ANNOTATION_LAYER: str(layer.diff_id)}
+        made = encode_layer(layer.tar, hints)
+        form, transform = (made.form, ADDRESS_FREE) if made else (layer.tar, RAW)
         chunk_manifest = build_chunk_manifest(
-            layer.tar, RAW, layer.diff_id, len(layer.tar), ROLE_CODES[layer.role]
+            form, transform, layer.diff_id, len(layer.tar), ROLE_CODES[layer.role]
         )
         for data, media_type in (
             (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST),
-            (pack_form(layer.tar, FORM_LEVEL), oci.FORM_ZSTD),
+            (pack_form(form, FORM_LEVEL), oci.FORM_ZSTD),
         ):
             blob = Blob(oci.describe(data, media_type, annotations), data)
             blobs.append(blob)

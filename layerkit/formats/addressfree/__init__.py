@@ -19,15 +19,15 @@ from typing import Final
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, encoder, wire
 from layerkit.formats.cursor import Reader, Writer
-from layerkit.formats.elf import MACHINE_AMD64, TYPE_EXEC, parse_elf
+from layerkit.formats.elf import MACHINE_AMD64, TYPE_EXEC, Elf, parse_elf
 
-__all__ = ["Encoded", "Hints", "decode", "encode", "rebuild"]
+__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints", "rebuild"]
 
 KIND_RAW: Final = 0
 KIND_GO: Final = 1
 SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
-PADDING_LIMIT: Final = 1 << 20
+SYMBOL_LIMIT: Final = 1 << 16  # bytes; larger symbols cover others
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,18 @@ class Hints:
     """What the builder knows: address -> (name, size) of data objects in the same link."""
 
     symbols: Mapping[int, tuple[bytes, int]]
+
+
+def read_hints(elf: Elf) -> Hints:
+    """Hints from the symbol table of an unstripped binary: its named data objects. Symbols that
+    stand for many objects (`type:*`) or for nothing are left out."""
+    text = elf.section(".text")
+    low = text.end_addr if text else 0
+    found: dict[int, tuple[bytes, int]] = {}
+    for symbol in elf.symbols():
+        if symbol.addr >= low and symbol.size <= SYMBOL_LIMIT and not symbol.name.endswith(b"*"):
+            found.setdefault(symbol.addr, (symbol.name, symbol.size))
+    return Hints(found)
 
 
 @dataclass(frozen=True, slots=True)
