@@ -306,3 +306,27 @@ def test_ctrl_c_stops_go_and_leaves_nothing(env: dict[str, str], tmp_path: Path)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
     assert (list(scratch.iterdir()), (tmp_path / "l").exists()) == ([], False)
+
+
+@pytest.mark.parametrize("full", ["scratch", "layout"])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    full: str, hello: tuple[BuildResult, Layout], env: dict[str, str], tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs in a private namespace needs root")
+    for name in ("scratch", "layout"):
+        (tmp_path / name).mkdir()
+    script = (
+        'mount -t tmpfs -o size=1m tmpfs "$1" && "$2" -m layerkit build "$3" -t hello:v1 -o "$4"'
+    )
+    script += '; status=$?; ls -A "$1" >&2; exit $status'
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    argv += [str(tmp_path / full), sys.executable, str(HELLO), str(tmp_path / "layout" / "l")]
+    done = subprocess.run(
+        argv, env=env | {"TMPDIR": str(tmp_path / "scratch")}, capture_output=True, text=True
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"no tmpfs here: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.splitlines()[0].startswith("layerkit: error: no space left")
+    assert done.stderr.splitlines()[-1].startswith("layerkit: "), "ls found something"
