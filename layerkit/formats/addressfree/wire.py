@@ -82,9 +82,9 @@ def serialize_labels(labels: Labels, skip: Int64s) -> bytes:
         _write_pattern(writer, pattern)
     counts = np.bincount(labels.region_of, minlength=len(labels.regions))
     write_column(writer, counts.astype(np.int64))
-    write_column(writer, labels.size)
-    write_column(writer, labels.pattern)
-    writer.sized(labels.rule.astype(np.uint8).tobytes())
+    # one record a label, so that a new label is one change and not three
+    records = np.stack([labels.size, labels.pattern * model.RULE_COUNT + labels.rule], axis=1)
+    write_column(writer, records.reshape(-1))
     writer.sized(labels.explicit.astype("<u4").tobytes())
     write_column(writer, np.diff(skip, prepend=0))
     return writer.getvalue()
@@ -151,19 +151,23 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
         for _ in range(reader.varint(SMALL_LIMIT, "count of patterns"))
     )
     counts = read_column(reader, "label counts", COUNT_LIMIT)
-    size = read_column(reader, "label sizes", ADDR_LIMIT >> 8)
-    pattern = read_column(reader, "label patterns", max(0, len(patterns) - 1))
-    rule = np.frombuffer(reader.sized(COUNT_LIMIT, "label rules"), np.uint8).astype(np.int64)
+    records = read_column(reader, "label records", ADDR_LIMIT >> 8)
+    if len(records) % 2:
+        raise reader.fail("half a label record")
+    size = records[0::2].copy()
+    pattern, rule = np.divmod(records[1::2], model.RULE_COUNT)
+    if len(pattern) and int(pattern.max()) >= len(patterns):
+        raise reader.fail("a label has a pattern that is not there")
     raw_explicit = reader.sized(COUNT_LIMIT * 4, "explicit ids")
     skip = np.cumsum(read_column(reader, "exceptions", body_size))
     reader.finish()
     count = len(size)
     if len(counts) != region_count or int(counts.sum()) != count or (counts < 1).any():
         raise reader.fail("label counts do not add up")
-    if len(pattern) != count or len(rule) != count or len(raw_explicit) % 4:
-        raise reader.fail("label columns have different lengths")
-    if count and (int(rule.max()) >= model.RULE_COUNT or int(rule[0]) == model.RULE_CONT):
-        raise reader.fail("a label has a rule that is not known")
+    if len(raw_explicit) % 4:
+        raise reader.fail("explicit ids are cut")
+    if count and int(rule[0]) == model.RULE_CONT:
+        raise reader.fail("the first label goes on another")
     explicit = np.frombuffer(raw_explicit, "<u4")
     if len(explicit) != int((rule == model.RULE_EXPLICIT).sum()):
         raise reader.fail("explicit ids do not match their labels")
