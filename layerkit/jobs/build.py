@@ -9,6 +9,7 @@ Spec: docs/design.md "Layers".
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -163,23 +164,21 @@ def _build_images(
 ) -> tuple[list[tuple[image.PackedImage, str, Linked]], tuple[str, ...]]:
     """An image for each platform, with its binary's name; and the warnings, each once.
 
-    Base and deps are packed while go works.
+    Base and deps are packed once, while the linker works.
     """
-    with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(_compile_all, source, platforms, strict_cgo)
-        try:
-            entries, made_from = read_base()
-            base = image.pack_layer(layer.BASE, entries, recipe, made_from)
-            deps = _pack_deps(source, recipe)
-            compiled = compiling.result()
-        except BaseException:
-            source.tools.kill()  # else the pool waits for what nobody wants any more
-            raise
+
+    @functools.cache
+    def pack_fixed() -> tuple[image.Layer, image.Layer | None]:
+        entries, made_from = read_base()
+        base = image.pack_layer(layer.BASE, entries, recipe, made_from)
+        return base, _pack_deps(source, recipe)
+
     built = []
     warnings: dict[str, None] = {}
-    for platform, (name, linked, found) in zip(platforms, compiled, strict=True):
+    for platform in platforms:
+        name, linked, found = _compile(source, platform, strict_cgo, pack_fixed)
         warnings |= dict.fromkeys(found)
-        layers = _layers(source, name, linked, base, deps, recipe)
+        layers = _layers(source, name, linked, *pack_fixed(), recipe)
         packed = image.pack_image(layers, _settings_for(source, platform, name, version))
         built.append((packed, name, linked))
     return built, tuple(warnings)
@@ -314,16 +313,11 @@ def _go_env(source: _Source, platform: oci.Platform, *, cgo: bool = False) -> di
     return env | {"CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": ""}
 
 
-def _compile_all(
-    source: _Source, platforms: Sequence[oci.Platform], strict_cgo: bool
-) -> list[tuple[str, Linked, list[str]]]:
-    return [_compile(source, platform, strict_cgo) for platform in platforms]
-
-
 def _compile(
-    source: _Source, platform: oci.Platform, strict_cgo: bool
+    source: _Source, platform: oci.Platform, strict_cgo: bool, meanwhile: Callable[[], object]
 ) -> tuple[str, Linked, list[str]]:
-    """(name, binary, warnings). The package list is read while the compiler works."""
+    """(name, binary, warnings). The package list is read while the compiler works; `meanwhile`
+    is called after that, while the linker does (before it, three would share two cores)."""
     with ThreadPoolExecutor(1) as pool:
         linking = pool.submit(link, source, platform)
         try:
@@ -336,6 +330,7 @@ def _compile(
             if report.fallback and strict_cgo:
                 raise gotool.needs_cgo(report.fallback, strict=True)
             name = gotool.binary_name(packages, str(source.folder))
+            meanwhile()
             linked = linking.result()
         except BaseException:
             source.tools.kill()
