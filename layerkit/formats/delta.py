@@ -40,7 +40,7 @@ DIFFER_COST: Final = 1.4
 LOOK_BACK: Final = 12  # matches
 BIG_MATCH: Final = 1 << 14  # bytes; a match as long always pays
 PACK_RAW, PACK_LZMA, PACK_ZSTD = 0, 1, 2
-_LZMA: Final = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}
+_LZMA: Final = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 24, "lc": 1, "lp": 0, "pb": 0}
 ZSTD_LEVEL: Final = 19
 ZSTD_MIN: Final = 1 << 16  # bytes of commands: below it loading the old forms gains nothing
 
@@ -300,21 +300,21 @@ def _joined(gaps: list[tuple[int, int]]) -> list[int]:
 
 
 def _serialize_commands(old: bytes, new: bytes, matches: list[Match]) -> bytes:
-    """Four streams one behind the other: commands (bytes inserted before a copy, bytes copied, how
-    far the copy's start is from the end of the one before), places of the bytes that differ in
-    copies, their values, inserted bytes."""
+    """Six streams one behind the other, each of one kind since that compresses better: bytes
+    inserted before each copy, bytes copied, how far a copy's start is from the end of the one
+    before, places of the bytes that differ in copies, their values, inserted bytes."""
     a, b = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    commands, places, values, inserts = Writer(), Writer(), bytearray(), bytearray()
+    gaps, sizes, seeks, places = Writer(), Writer(), Writer(), Writer()
+    values, inserts = bytearray(), bytearray()
     at_new = at_old = 0
     copied = last = 0  # bytes copied so far; end of the last run of differing bytes among them
     merged = _join_matches(matches)
     for start, source, size in [*merged, (len(new), at_old, 0)]:
-        inserted = start - at_new
         inserts += new[at_new:start]
-        commands.varint(inserted)
-        commands.varint(size)
+        gaps.varint(start - at_new)
         if size:
-            commands.varint(zigzag(source - at_old))
+            sizes.varint(size)
+            seeks.varint(zigzag(source - at_old))
             differ = np.flatnonzero(a[source : source + size] != b[start : start + size])
             for low, high in _runs(differ):
                 places.varint(copied + low - last)
@@ -324,8 +324,10 @@ def _serialize_commands(old: bytes, new: bytes, matches: list[Match]) -> bytes:
             copied += size
         at_new, at_old = start + size, source + size
     out = Writer()
-    for stream in (commands.getvalue(), places.getvalue(), values, inserts):
-        out.sized(stream)
+    for writer in (gaps, sizes, seeks, places):
+        out.sized(writer.getvalue())
+    out.sized(values)
+    out.sized(inserts)
     return out.getvalue()
 
 
@@ -353,31 +355,29 @@ def _runs(index: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
 
 def _apply(reader: Reader, old: bytes, new_size: int) -> bytes:
     """Run the commands; every length is checked against what is left before it is used."""
-    limit = len(reader._data)
-    commands = Reader(reader.sized(limit, "commands"), "delta commands")
-    places = Reader(reader.sized(limit, "places"), "delta places")
-    values = Reader(reader.sized(limit, "values"), "delta values")
-    inserts = Reader(reader.sized(limit, "inserts"), "delta inserts")
+    names = ("gaps", "sizes", "seeks", "places", "values", "inserts")
+    streams = [Reader(reader.sized(reader.left, name), f"delta {name}") for name in names]
     reader.finish()
+    gaps, sizes, seeks, places, values, inserts = streams
     out = bytearray()
     at_old = 0
     copies: list[tuple[int, int]] = []  # where each copy lies in the new form
-    while commands.left:
-        left = new_size - len(out)
-        out += inserts.take(commands.varint(left, "bytes inserted"))
-        size = commands.varint(new_size - len(out), "bytes copied")
-        if size:
-            source = at_old + unzigzag(commands.varint(1 << 33, "seek"))
-            if source < 0 or source + size > len(old):
-                raise commands.fail("a copy lies outside the old forms")
-            copies.append((len(out), size))
-            out += old[source : source + size]
-            at_old = source + size
+    while gaps.left:
+        out += inserts.take(gaps.varint(new_size - len(out), "bytes inserted"))
+        if not gaps.left:
+            break  # the last gap ends the new form
+        size = sizes.varint(new_size - len(out), "bytes copied")
+        source = at_old + unzigzag(seeks.varint(1 << 33, "seek"))
+        if not size or source < 0 or source + size > len(old):
+            raise sizes.fail("a copy lies outside the old forms")
+        copies.append((len(out), size))
+        out += old[source : source + size]
+        at_old = source + size
     if len(out) != new_size:
-        raise commands.fail(f"makes {len(out)} bytes, want {new_size}")
+        raise gaps.fail(f"makes {len(out)} bytes, want {new_size}")
     _fix_copies(out, copies, places, values)
-    inserts.finish()
-    values.finish()
+    for stream in streams:
+        stream.finish()
     return bytes(out)
 
 
