@@ -28,7 +28,15 @@ from starlette.routing import Route
 
 from layerkit.digest import Digest
 from layerkit.errors import FormatError, LayerkitError, NotFoundError, RemoteLimitError, UsageError
-from layerkit.formats.oci import INDEX, Descriptor, Index, serialize_index, serialize_json
+from layerkit.formats.oci import (
+    INDEX,
+    Descriptor,
+    Index,
+    Platform,
+    parse_platform,
+    serialize_index,
+    serialize_json,
+)
 from layerkit.formats.protocol import (
     BATCH_TYPE,
     MAX_REQUEST_SIZE,
@@ -38,6 +46,7 @@ from layerkit.formats.protocol import (
     serialize_errors,
 )
 from layerkit.formats.reference import is_repository, is_tag
+from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE
 
 __all__ = ["RunningServer", "Source", "make_app", "run_server", "start_server"]
 
@@ -70,6 +79,11 @@ class Source(Protocol):
 
     def has_repository(self, name: str) -> bool: ...
 
+    def read_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
+    ) -> tuple[Digest, bytes | None]:
+        """What `ref` names now, and an update to it from one of `have`, if there is one."""
+
 
 def make_app(source: Source) -> Starlette:
     """The ASGI application over `source`."""
@@ -81,6 +95,7 @@ def make_app(source: Source) -> Starlette:
         Route("/v2/{name:path}/blobs/{digest}", _Blobs(source).get),
         Route("/v2/{name:path}/referrers/{digest}", _Referrers(source).get),
         Route("/v2/{name:path}/tags/list", _Tags(source).get),
+        Route("/v1/{name:path}/updates/{ref}", _Updates(source).get),
         Route("/v1/{name:path}/chunks/{id}", _Chunks(source).get_one),
         Route("/v1/{name:path}/chunks", _Chunks(source).get_many, methods=["POST"]),
     ]
@@ -172,6 +187,32 @@ class _Tags:
             raise UsageError(f"n={raw_count[:20]!r} is not a number")
         body = serialize_json({"name": name, "tags": tags[: min(int(raw_count), MAX_TAGS)]})
         return Response(body, media_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Updates:
+    source: Source
+
+    def get(self, request: Request) -> Response:
+        """`?from=` digests of images that the node holds, `&platform=`: one stream, or 304 when the
+        reference still names the first of them."""
+        name, ref = _name(request), request.path_params["ref"]
+        if ":" in ref:
+            _digest(ref, "sha256")
+        elif not is_tag(ref):
+            raise UsageError(f"{ref[:140]!r} is not a tag")
+        texts = request.query_params.get("from", "").split(",")
+        if len(texts) > MAX_HAVE_COUNT:
+            raise UsageError(f"{len(texts)} images in from=, want <= {MAX_HAVE_COUNT}")
+        have = [_digest(text, "sha256") for text in texts]
+        platform = parse_platform(request.query_params.get("platform", "linux/amd64"))
+        digest, raw = self.source.read_update(name, ref, have, platform)
+        headers = {"etag": f'"{digest}"', "cache-control": "no-cache", "vary": "accept"}
+        if digest == have[0]:
+            return Response(status_code=304, headers=headers)
+        if raw is None:
+            raise NotFoundError(f"no update of {name}:{ref[:140]} from these images")
+        return Response(raw, media_type=UPDATE_TYPE, headers=headers)
 
 
 @dataclass(frozen=True, slots=True)

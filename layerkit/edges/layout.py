@@ -298,5 +298,6 @@ def _name(entry: oci.Descriptor) -> str:
 
 
 def _unnamed(entry: oci.Descriptor) -> oci.Descriptor:
+    """The entry of an image that its name left: kept for deltas, and served by digest."""
     rest = {k: v for k, v in entry.annotations.items() if k != oci.ANNOTATION_REF_NAME}
-    return replace(entry, annotations=rest)
+    return replace(entry, annotations=rest | {oci.ANNOTATION_WAS: _name(entry)})

@@ -41,6 +41,7 @@ from layerkit.formats.protocol import (
     parse_errors,
     serialize_chunk_request,
 )
+from layerkit.formats.update import MAX_HAVE_COUNT, MAX_UPDATE_SIZE, UPDATE_TYPE
 
 __all__ = ["Remote", "Resolved"]
 
@@ -136,6 +137,30 @@ class Remote:
                 want=declared[:80],
             )
         return Resolved(digest, media_type, data)
+
+    def fetch_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: str
+    ) -> bytes | None:
+        """The update stream to what `ref` names from one of the images in `have`; None if `ref`
+        still names the first. NotFoundError when the server has no such update."""
+        path = _update_path(name, ref, have, platform)
+        status, headers, data = self._fetch(path, MAX_UPDATE_SIZE, {})
+        if status == 304:
+            return None
+        if headers.get("content-type", "").partition(";")[0].strip() != UPDATE_TYPE:
+            raise NotFoundError(f"{self.url} does not speak updates")
+        return data
+
+    def measure_update(self, name: str, ref: str, have: Sequence[Digest], platform: str) -> int:
+        """Bytes that `fetch_update` would move; 0 if `ref` still names the first of `have`."""
+        response = self._request("HEAD", _update_path(name, ref, have, platform), {})
+        response.release_conn()
+        if response.status == 304:
+            return 0
+        length = response.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise NotFoundError(f"{self.url} does not say how long the update is")
+        return int(length[:18])
 
     def fetch_blob(
         self, name: str, digest: Digest, size: int, progress: Callable[[int], None] | None = None
@@ -305,3 +330,8 @@ class Remote:
         return RemoteError(
             f"cannot fetch {where}", cause=str(exc)[:300], hint="check that the server runs"
         )
+
+
+def _update_path(name: str, ref: str, have: Sequence[Digest], platform: str) -> str:
+    held = ",".join(map(str, have[:MAX_HAVE_COUNT]))
+    return f"/v1/{name}/updates/{ref}?from={held}&platform={platform}"

@@ -38,6 +38,7 @@ from layerkit.formats.chunker import MAX_CHUNK_SIZE
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 
 __all__ = [
+    "ARTIFACT_KIND",
     "CHUNK_MANIFEST_KIND",
     "GcResult",
     "Store",
@@ -58,6 +59,7 @@ MAX_OPEN_PACKS: Final = 64
 INDEX_DAMAGED: Final = "is damaged"
 _REPAIR_HINT: Final = "run 'layerkit verify --repair'"
 CHUNK_MANIFEST_KIND: Final = "chunk-manifest"
+ARTIFACT_KIND: Final = "chunks-artifact"
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,

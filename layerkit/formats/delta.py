@@ -319,7 +319,9 @@ def _serialize_commands(old: bytes, new: bytes, matches: list[Match]) -> bytes:
             for low, high in _runs(differ):
                 places.varint(copied + low - last)
                 places.varint(high - low)
-                values += (b[start + low : start + high] - a[source + low : source + high]).tobytes()
+                values += (
+                    b[start + low : start + high] - a[source + low : source + high]
+                ).tobytes()
                 last = copied + high
             copied += size
         at_new, at_old = start + size, source + size
@@ -409,7 +411,9 @@ def _fix_copies(
 def _pack(payload: bytes, old: bytes) -> tuple[int, bytes]:
     """The smallest of raw, LZMA, and zstd that may refer to the old forms."""
     best = (PACK_RAW, payload)
-    coder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[{**_LZMA, "preset": 9 | lzma.PRESET_EXTREME}])
+    coder = lzma.LZMACompressor(
+        lzma.FORMAT_RAW, filters=[{**_LZMA, "preset": 9 | lzma.PRESET_EXTREME}]
+    )
     packed = coder.compress(payload) + coder.flush()
     if len(packed) < len(best[1]):
         best = (PACK_LZMA, packed)

@@ -44,7 +44,9 @@ class TypeObject:
     fields: tuple[tuple[int, int], ...]
     mask: int  # address of the GC mask, 0: none
     mask_size: int  # bytes
-    names: tuple[tuple[int, int, bool], ...]  # address, true size, ends with a package path's offset
+    names: tuple[
+        tuple[int, int, bool], ...
+    ]  # address, true size, ends with a package path's offset
 
 
 def walk_types(go: GoTables, home: Section, seeds: Iterable[int]) -> list[TypeObject]:
@@ -154,9 +156,7 @@ class _Walk:
             return None
         return self._types + offset, size, bool(flags & 4)
 
-    def _methods(
-        self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]
-    ) -> int:
+    def _methods(self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]) -> int:
         """The uncommon part at `extra` and its methods; returns the end."""
         if at + extra + 16 > len(self._data):
             return extra

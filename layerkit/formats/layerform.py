@@ -18,7 +18,14 @@ from layerkit.errors import FormatError, VersionError
 from layerkit.formats import addressfree
 from layerkit.formats.cursor import Reader, Writer
 
-__all__ = ["ADDRESS_FREE", "LayerForm", "decode_layer", "encode_layer", "find_binaries"]
+__all__ = [
+    "ADDRESS_FREE",
+    "LayerForm",
+    "decode_layer",
+    "encode_layer",
+    "find_binaries",
+    "is_layer_form",
+]
 
 ADDRESS_FREE: Final = "address-free"  # the transform's name in chunk manifests
 MAGIC: Final = b"LKLF"
@@ -97,8 +104,14 @@ def _write_part(writer: Writer, kind: int, data: bytes) -> None:
         writer.sized(data)
 
 
-def decode_layer(form: bytes | memoryview, tar_size: int) -> bytes:
-    """The tar of exactly `tar_size` bytes. Raises only FormatError; the caller checks the diff_id."""
+def is_layer_form(data: bytes) -> bool:
+    """Does it start like a layer form? No tar does: its first byte would begin a file name LKLF."""
+    return data[:4] == MAGIC and data[4:6] == bytes((MAJOR, MINOR))
+
+
+def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes:
+    """The tar, of exactly `tar_size` bytes if given. Raises only FormatError; the caller checks the
+    diff_id."""
     reader = Reader(form, "layer form")
     if bytes(reader.take(4)) != MAGIC:
         raise FormatError("layer form: no magic")
@@ -106,7 +119,7 @@ def decode_layer(form: bytes | memoryview, tar_size: int) -> bytes:
     if major != MAJOR:
         raise VersionError(f"layer form: got major version {major}, want {MAJOR}")
     parts: list[bytes | memoryview] = []
-    left = tar_size
+    left = SIZE_LIMIT if tar_size is None else tar_size
     while reader.left:
         kind = reader.u8()
         data = reader.sized(SIZE_LIMIT, "part")
@@ -119,6 +132,6 @@ def decode_layer(form: bytes | memoryview, tar_size: int) -> bytes:
         left -= len(parts[-1])
         if left < 0:
             raise reader.fail(f"makes more than {tar_size} bytes")
-    if left:
+    if left and tar_size is not None:
         raise reader.fail(f"makes {tar_size - left} bytes, want {tar_size}")
     return b"".join(parts)

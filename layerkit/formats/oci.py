@@ -21,6 +21,7 @@ __all__ = [
     "ANNOTATION_LAYER",
     "ANNOTATION_REF_NAME",
     "ANNOTATION_ROLE",
+    "ANNOTATION_WAS",
     "CHUNKS_ARTIFACT",
     "CHUNK_MANIFEST",
     "CONFIG",
@@ -82,6 +83,7 @@ FORM_ZSTD: Final = "application/vnd.layerkit.form.v0+zstd"
 ANNOTATION_ROLE: Final = "dev.layerkit.role"
 ANNOTATION_COMPRESSION: Final = "dev.layerkit.compression"
 ANNOTATION_LAYER: Final = "dev.layerkit.layer"
+ANNOTATION_WAS: Final = "dev.layerkit.was"  # in index.json: the name that moved on from an entry
 ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 MAX_DOCUMENT_SIZE: Final = 4 << 20  # bytes: what registries accept as a manifest

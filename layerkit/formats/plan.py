@@ -5,7 +5,7 @@ It neither knows a server nor a store. `jobs/pull` carries it out. Spec: docs/de
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,3 +88,17 @@ def _plan_layer(want: LayerWant, manifest: ChunkManifest, missing: tuple[Chunk, 
     if chunks_size < want.form.size:
         return LayerPlan(want, "chunks", missing, chunks_size)
     return LayerPlan(want, "form", missing, want.form.size)
+
+
+def batch_chunks(chunks: Iterable[Chunk], count: int, size: int) -> Iterator[list[Chunk]]:
+    """Split into requests of at most `count` ids and about `size` bytes; each id once."""
+    batch: list[Chunk] = []
+    total = 0
+    for chunk in {chunk.id: chunk for chunk in chunks}.values():
+        if batch and (len(batch) >= count or total + chunk.size > size):
+            yield batch
+            batch, total = [], 0
+        batch.append(chunk)
+        total += chunk.size
+    if batch:
+        yield batch

@@ -20,8 +20,15 @@ from layerkit.digest import Digest
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.cursor import Reader, Writer
 
-__all__ = ["MAX_HAVE_COUNT", "UPDATE_TYPE", "Update", "parse_have", "parse_update", "serialize_have",
-           "serialize_update", "update_old"]  # fmt: skip
+__all__ = [
+    "MAX_HAVE_COUNT",
+    "MAX_UPDATE_SIZE",
+    "UPDATE_TYPE",
+    "Update",
+    "parse_update",
+    "serialize_update",
+    "update_old",
+]
 
 UPDATE_TYPE: Final = "application/vnd.layerkit.update.v0"
 MAGIC: Final = b"LKUP"
@@ -49,18 +56,6 @@ class Update:
     deltas: tuple[bytes, ...]  # each names its old and new form
 
 
-def serialize_have(images: Sequence[Digest]) -> bytes:
-    """A request's body: digests of images that the node holds, the newest first."""
-    return b"".join(image.raw for image in images[:MAX_HAVE_COUNT])
-
-
-def parse_have(raw: bytes) -> list[Digest]:
-    """The twin of `serialize_have`."""
-    if len(raw) % 32 or len(raw) > 32 * MAX_HAVE_COUNT:
-        raise FormatError(f"{len(raw)} bytes are not 0..{MAX_HAVE_COUNT} digests")
-    return [Digest("sha256", raw[at : at + 32]) for at in range(0, len(raw), 32)]
-
-
 def serialize_update(update: Update, old: Digest, old_documents: Sequence[bytes]) -> bytes:
     """The stream for a node that holds image `old` with these documents."""
     out = Writer()
@@ -71,7 +66,10 @@ def serialize_update(update: Update, old: Digest, old_documents: Sequence[bytes]
         out.sized(delta)
     content = out.getvalue()
     packer = zstandard.ZstdCompressor(
-        level=LEVEL, dict_data=_prefix(old_documents), write_content_size=False, write_checksum=False
+        level=LEVEL,
+        dict_data=_prefix(old_documents),
+        write_content_size=False,
+        write_checksum=False,
     )
     return HEADER.pack(MAGIC, MAJOR, MINOR, HEADER.size, old.raw, len(content)) + packer.compress(
         content

@@ -14,15 +14,17 @@ import platform as host
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from layerkit.digest import Digest, check_digest, chunk_id
+from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
+from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import extract_layers
-from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import (
     ChunkDigestError,
     FormatError,
@@ -43,10 +45,12 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.deflate import compress, decompress
-from layerkit.formats.layerform import ADDRESS_FREE, decode_layer
-from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
+from layerkit.formats.layerform import ADDRESS_FREE
+from layerkit.formats.plan import LayerPlan, LayerWant, Plan, batch_chunks, plan_pull
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
+from layerkit.formats.update import Update, parse_update, update_old
+from layerkit.formats.updating import apply_update, plain_of_form
 
 __all__ = ["LayerPlan", "LayerWant", "Plan", "PullResult", "host_platform", "plan_pull", "pull"]
 
@@ -89,16 +93,6 @@ def host_platform() -> oci.Platform:
     return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
 
 
-def plain_of_form(manifest: ChunkManifest, form: bytes) -> bytes:
-    """The plain tar of a layer from its form, verified against the diff_id."""
-    if manifest.transform == ADDRESS_FREE:
-        form = decode_layer(form, manifest.plain_size)
-    elif manifest.transform != RAW:
-        raise VersionError(f"transform {manifest.transform!r} is not known")
-    check_digest(form, manifest.diff_id, f"layer {manifest.diff_id.short}")
-    return form
-
-
 def _check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:
     if manifest.diff_id != diff_id:
         raise IntegrityError(
@@ -133,8 +127,12 @@ def pull(
     before = (remote.bytes_moved, remote.request_count)
     planned_size = 0
     with store.session():
-        run.resolve()
-        if not run.up_to_date:
+        update_size = run.measure_update() if dry_run else None
+        if dry_run or not run.try_update():
+            run.resolve()
+        if update_size is not None:
+            planned_size = update_size
+        elif not run.up_to_date:
             run.read_documents()
             run.make_plan()
             planned_size = remote.bytes_moved - before[0] + run.plan.planned_size
@@ -177,6 +175,7 @@ class _Pull:
     top: Digest = field(default_factory=lambda: oci.EMPTY_DESCRIPTOR.digest)
     image: oci.Descriptor = oci.EMPTY_DESCRIPTOR
     manifest: oci.Manifest | None = None
+    artifact: oci.Manifest | None = None
     wants: list[LayerWant] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
     fetched_count: int = 0
@@ -192,6 +191,73 @@ class _Pull:
     def whole_size(self) -> int:
         return sum(blob.size for blob in self._read_manifest().layers)
 
+    # --- updates -----------------------------------------------------------------------------
+
+    def measure_update(self) -> int | None:
+        """Bytes of the update that a pull would get; None if it would get none."""
+        have = held.list_versions(self.store, self.ref)
+        if not have:
+            return None
+        try:
+            return self.remote.measure_update(self.name, self._text, have, str(self.platform))
+        except NotFoundError:
+            return None
+
+    @property
+    def _text(self) -> str:
+        """The tag, or the digest that the reference pins."""
+        return str(self.ref.digest) if self.ref.digest is not None else self.ref.tag
+
+    def try_update(self) -> bool:
+        """One request for all that an image held here lacks to become the wanted one. False when
+        there is none, or it is refused: then the pull goes its plain way."""
+        have = held.list_versions(self.store, self.ref)
+        if not have or (self.ref.digest and self.store.is_complete(self.ref.digest)):
+            return False
+        try:
+            raw = self.remote.fetch_update(self.name, self._text, have, str(self.platform))
+            if raw is None:
+                self._use_top(have[0], self.store.get_blob(have[0]))
+                return True
+            old = update_old(raw)
+            if old not in have:
+                raise IntegrityError("update builds on another image", got=str(old))
+            update = parse_update(raw, held.read_documents(self.store, old).as_list())
+            self._take_update(old, update)
+        except _REFUSED as exc:
+            _log.info("no update: %s", exc.message)
+            self._blobs.clear()
+            self._plains.clear()
+            self.artifact = None
+            return False
+        return True
+
+    def _take_update(self, old: Digest, update: Update) -> None:
+        """Check everything that an update brings, then put its chunks into the store."""
+        top = sha256_digest(update.top)
+        if self.ref.digest not in (None, top):
+            raise IntegrityError("update of another image", got=str(top), want=str(self.ref.digest))
+        self._blobs[top] = (update.top, "")
+        for data, kind in ((update.manifest, ""), (update.config, "")):
+            if data:
+                self._blobs[sha256_digest(data)] = (data, kind)
+        self._use_top(top, update.top)
+        artifact = oci.parse_manifest(update.artifact)
+        if artifact.subject is None or artifact.subject.digest != self.image.digest:
+            raise IntegrityError("update: chunks artifact of another image")
+        self._blobs[sha256_digest(update.artifact)] = (update.artifact, ARTIFACT_KIND)
+        self.artifact = artifact
+        listed = held.read_chunk_manifests(self.store, old)
+        for made in apply_update(update, listed, partial(held.read_form, self.store)):
+            manifest, form = made.chunk_manifest, memoryview(made.form)
+            self._blobs[sha256_digest(made.chunk_manifest_data)] = (
+                made.chunk_manifest_data,
+                CHUNK_MANIFEST_KIND,
+            )
+            self._plains[manifest.diff_id] = made.plain
+            pairs = ((c.id, bytes(form[at : at + c.size])) for at, c in manifest.spans())
+            self.fetched_count += self.store.put_many(pairs)
+
     # --- documents ---------------------------------------------------------------------------
 
     def resolve(self) -> None:
@@ -201,8 +267,7 @@ class _Pull:
             known = self.ref.digest
             found = None
         else:
-            text = str(self.ref.digest) if self.ref.digest is not None else self.ref.tag
-            found = self.remote.resolve(self.name, text, known)
+            found = self.remote.resolve(self.name, self._text, known)
         if found is not None:
             self.top, data = found.digest, found.data
             self._blobs[self.top] = (data, "")
@@ -211,10 +276,15 @@ class _Pull:
             data = self._read_small(known, oci.MAX_DOCUMENT_SIZE)
         else:
             raise NotFoundError(f"{self.ref} is not on {self.remote.url}")
+        self._use_top(self.top, data)
+
+    def _use_top(self, top: Digest, data: bytes) -> None:
+        """Settle on what the reference names; up to date if the store holds it whole."""
+        self.top = top
+        known = self.store.find_image(str(self.ref))
         self._select_image(data)
         if self.store.is_complete(self.top):
-            held = self.store.list_blobs(self.top)
-            self.up_to_date = self.image.digest in held
+            self.up_to_date = self.image.digest in self.store.list_blobs(self.top)
             if self.up_to_date and known != self.top:  # the same image under another name
                 self.store.commit_image(str(self.ref), self.top, ())
 
@@ -272,11 +342,15 @@ class _Pull:
 
     def _find_artifact(self) -> oci.Manifest | None:
         """The chunks artifact of the image. A broken one only means a plain pull."""
+        if self.artifact is not None:
+            return self.artifact
         kind = oci.CHUNKS_ARTIFACT
         for entry in self.remote.fetch_referrers(self.name, self.image.digest, kind):
             size = min(entry.size, oci.MAX_DOCUMENT_SIZE)
             try:
-                found = oci.parse_manifest(self._read_small(entry.digest, size, True))
+                found = oci.parse_manifest(
+                    self._read_small(entry.digest, size, True, ARTIFACT_KIND)
+                )
             except _REFUSED as exc:
                 _log.warning("chunks artifact %s is refused: %s", entry.digest, exc.message)
                 continue
@@ -330,7 +404,7 @@ class _Pull:
                 chunks += layer.chunks
             elif layer.method == "blob":
                 self.wants[index] = self._fetch_plain(layer.want)
-        for batch in _batches(chunks):
+        for batch in batch_chunks(chunks, BATCH_COUNT, BATCH_SIZE):
             self._fetch_batch(batch)
 
     def _fetch_form(self, layer: LayerPlan) -> list[Chunk]:
@@ -448,7 +522,8 @@ class _Pull:
         assert manifest is not None
         form = b"".join(self._read_chunk(chunk) for chunk in manifest.chunks)
         check_digest(form, manifest.form_digest, f"form of layer {want.diff_id.short}")
-        plain = plain_of_form(manifest, form)
+        plain = plain_of_form(manifest.transform, form, manifest.plain_size)
+        check_digest(plain, manifest.diff_id, f"layer {manifest.diff_id.short}")
         if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
             self._plains[want.diff_id] = plain
         return plain
@@ -520,17 +595,3 @@ class _Pull:
         except (FormatError, IntegrityError) as exc:
             _log.warning("%s, fetching it", exc.message)
         return self.remote.fetch_blob(self.name, want.blob.digest, want.blob.size)
-
-
-def _batches(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """Split into requests of at most BATCH_COUNT ids and about BATCH_SIZE bytes; each id once."""
-    batch: list[Chunk] = []
-    size = 0
-    for chunk in {chunk.id: chunk for chunk in chunks}.values():
-        if batch and (len(batch) >= BATCH_COUNT or size + chunk.size > BATCH_SIZE):
-            yield batch
-            batch, size = [], 0
-        batch.append(chunk)
-        size += chunk.size
-    if batch:
-        yield batch

@@ -22,22 +22,31 @@ from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
     ANNOTATION_REF_NAME,
+    ANNOTATION_WAS,
     CHUNK_MANIFEST,
+    CHUNKS_ARTIFACT,
     FORM_ZSTD,
     INDEX_TYPES,
     MAX_DOCUMENT_SIZE,
     Descriptor,
     Manifest,
+    Platform,
     parse_index,
     parse_manifest,
 )
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
+from layerkit.formats.update import serialize_update
+from layerkit.formats.updating import Documents, make_update
 
 __all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
 
 DEFAULT_LISTEN: Final = "127.0.0.1:7420"
+UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
+
+
+_UpdateKey = tuple[str, Digest, Digest, Platform]  # repository, old, new, platform
 
 
 @dataclass(slots=True)
@@ -63,6 +72,8 @@ class LayoutSource:
         self._forms: OrderedDict[Digest, bytes] = OrderedDict()
         self._forms_size = 0
         self._cache_size = cache_size
+        self._updates: OrderedDict[_UpdateKey, bytes | None] = OrderedDict()
+        self._making: dict[_UpdateKey, threading.Lock] = {}
         self._view()  # a folder that is no layout is an error now, not at the first request
 
     def has_repository(self, name: str) -> bool:
@@ -95,6 +106,63 @@ class LayoutSource:
             if place is not None:
                 offset, size = place
                 return memoryview(self._read_form(form, form_size))[offset : offset + size]
+        return None
+
+    # --- updates -----------------------------------------------------------------------------
+
+    def read_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
+    ) -> tuple[Digest, bytes | None]:
+        """What `ref` names, and the update to it from the first of `have` that gives one; None if
+        none does. Made once for all who ask at the same time, and kept while it fits."""
+        repository = self._repository(name)
+        top, _ = self.read_manifest(name, ref)
+        new = self._documents(repository, top.digest, platform)
+        for old_top in have:
+            if new is None or old_top == top.digest or old_top not in repository.manifests:
+                continue
+            key = (name, old_top, top.digest, platform)
+            with self._making.setdefault(key, threading.Lock()):
+                if key not in self._updates:
+                    old = self._documents(repository, old_top, platform)
+                    made = make_update(old, new, self._form_of) if old is not None else None
+                    raw = serialize_update(made, old_top, old.as_list()) if made and old else None
+                    self._keep_update(key, raw)
+                if (found := self._updates[key]) is not None:
+                    return top.digest, found
+        return top.digest, None
+
+    def _keep_update(self, key: _UpdateKey, raw: bytes | None) -> None:
+        with self._lock:
+            self._updates[key] = raw
+            size = sum(len(one or b"") for one in self._updates.values())
+            while size > UPDATES_SIZE and len(self._updates) > 1:
+                gone, dropped = self._updates.popitem(last=False)
+                self._making.pop(gone, None)
+                size -= len(dropped or b"")
+
+    def _form_of(self, listed: Descriptor, form: Descriptor) -> bytes:
+        return self._read_form(form, self._find_places(listed.digest)[0])
+
+    def _documents(
+        self, repository: _Repository, top: Digest, platform: Platform
+    ) -> Documents | None:
+        """An image's documents; None if it has no chunks artifact here."""
+        raw = self._read_document(top)
+        manifest_raw, digest = b"", top
+        if repository.manifests[top].media_type in INDEX_TYPES:
+            children = parse_index(raw).manifests
+            child = next((entry for entry in children if entry.platform == platform), None)
+            if child is None:
+                return None
+            manifest_raw, digest = self._read_document(child.digest), child.digest
+        manifest = parse_manifest(manifest_raw or raw)
+        for entry in repository.referrers.get(digest, []):
+            if entry.artifact_type == CHUNKS_ARTIFACT:
+                artifact = self._read_document(entry.digest)
+                return Documents(
+                    raw, manifest_raw, self._read_document(manifest.config.digest), artifact
+                )
         return None
 
     # --- reading the layout ------------------------------------------------------------------
@@ -137,6 +205,9 @@ class LayoutSource:
                 repository = repositories.setdefault(name, _Repository())
                 repository.tags.setdefault(tag, entry.digest)
                 self._add_manifest(repository, entry)
+            elif was := entry.annotations.get(ANNOTATION_WAS, ""):
+                name, _ = self._parse_ref_name(was)
+                self._add_manifest(repositories.setdefault(name, _Repository()), entry)
             elif entry.media_type not in INDEX_TYPES:
                 manifest = parse_manifest(self._read_document(entry.digest))
                 if manifest.subject is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from layerkit.edges.store import Store
 from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import build_chunk_manifest
+from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
 from layerkit.jobs.serve import LayoutSource, start
@@ -168,6 +169,12 @@ class LyingSource(LayoutSource):
             return bytes([data[0] ^ 1]) + data[1:]
         return data
 
+    def read_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
+    ) -> tuple[Digest, bytes | None]:
+        """None: the chunks are what is under test."""
+        return super().read_update(name, ref, have, platform)[0], None
+
 
 def edited_chunks() -> set[Digest]:
     """Ids of the chunks that only the edited binary has."""
@@ -176,6 +183,45 @@ def edited_chunks() -> set[Digest]:
         manifests.append(build_chunk_manifest(binary, "raw", sha256_digest(binary), len(binary)))
     old, new = ({chunk.id for chunk in manifest.chunks} for manifest in manifests)
     return new - old
+
+
+class BadUpdateSource(LayoutSource):
+    """Answers with an update that is damaged at one byte, or is another image's."""
+
+    def __init__(self, layout: Path, at: int) -> None:
+        super().__init__(layout)
+        self._at = at
+
+    def read_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
+    ) -> tuple[Digest, bytes | None]:
+        top, raw = super().read_update(name, ref, have, platform)
+        if raw is None:
+            return top, None
+        at = self._at % len(raw)
+        return top, raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at + 1 :]
+
+
+def test_an_update_is_one_request_and_gives_the_published_image(layout: Path, store: Store) -> None:
+    with start_server(make_app(LayoutSource(layout))) as running:
+        run(running, store)
+        published = publish_image(layout, REF, hello_files(NEW))
+        result = run(running, store)
+        again = run(running, store)
+    assert (result.request_count, result.digest) == (1, published.digest)
+    assert result.moved_size < 2048
+    assert (again.request_count, again.up_to_date, again.moved_size) == (1, True, 0)
+
+
+@pytest.mark.parametrize("at", [0, 4, 9, 40, 60, 120, -1, -40])
+def test_a_damaged_update_means_another_way(layout: Path, store: Store, at: int) -> None:
+    with start_server(make_app(LayoutSource(layout))) as running:
+        run(running, store)
+    published = publish_image(layout, REF, hello_files(NEW))
+    with start_server(make_app(BadUpdateSource(layout, at))) as running:
+        result = run(running, store)
+    assert result.digest == published.digest
+    assert store.verify().good
 
 
 def test_a_wrong_chunk_is_refused_named_and_fetched_again(layout: Path, store: Store) -> None:

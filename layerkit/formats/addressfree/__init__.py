@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, encoder, wire
 from layerkit.formats.cursor import Reader, Writer
@@ -130,5 +129,3 @@ def _parse(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
     if kind == KIND_RAW and len(labels):
         raise reader.fail("a raw form has labels")
     return kind, labels, body
-
-

@@ -19,7 +19,16 @@ from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
 from layerkit.formats.sites import find_candidates
 
-__all__ = ["Lookup", "counters", "derived_bytes", "field_labels", "function_ids", "make_lookup", "restore", "text_hits"]
+__all__ = [
+    "Lookup",
+    "counters",
+    "derived_bytes",
+    "field_labels",
+    "function_ids",
+    "make_lookup",
+    "restore",
+    "text_hits",
+]
 
 
 FIPS_MAGIC_SIZE: Final = 16  # bytes
@@ -104,7 +113,7 @@ def function_ids(labels: Labels, fields: Fields, value: Int64s, ids: Int64s) -> 
     if len(names) < len(functions) or (names < 0).any():
         raise FormatError("form: a function has no name")
     order = functions_by_name_field(labels, functions, len(names))
-    ids[functions] = model.name_ids(labels, ids[names[order]] )
+    ids[functions] = model.name_ids(labels, ids[names[order]])
 
 
 def functions_by_name_field(labels: Labels, functions: Int64s, count: int) -> Int64s:
@@ -159,7 +168,9 @@ def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
     lookup = make_lookup(ids)
 
     target = field_labels(labels, fields, value, lookup)
-    base = np.array([labels.regions[k.base_region].addr + k.base_delta for k in labels.kinds], np.int64)
+    base = np.array(
+        [labels.regions[k.base_region].addr + k.base_delta for k in labels.kinds], np.int64
+    )
     shift = np.array([k.shift for k in labels.kinds], np.int64)
     known = target >= 0
     kind = fields.kind[known]

@@ -118,7 +118,13 @@ def _make_kinds(found: Discovery) -> None:
     records = found.region_at(start + int(go.records[0]))
 
     def kind(
-        addr: int, counter: int = -1, zone: int = -1, pattern: int = -1, *, shift: int = 0, name: bool = False
+        addr: int,
+        counter: int = -1,
+        zone: int = -1,
+        pattern: int = -1,
+        *,
+        shift: int = 0,
+        name: bool = False,
     ) -> Kind:
         base = found.region_at(addr)
         delta = addr - found.regions[base].addr
@@ -155,7 +161,9 @@ def _functions(found: Discovery) -> None:
     pcdata, funcdata = _func_counts(go)
     shapes: dict[tuple[int, int], int] = {}
     data = np.frombuffer(go.pcln, np.uint8)
-    for record, npc, nfd in zip(go.records.tolist(), pcdata.tolist(), funcdata.tolist(), strict=True):
+    for record, npc, nfd in zip(
+        go.records.tolist(), pcdata.tolist(), funcdata.tolist(), strict=True
+    ):
         if (npc, nfd) not in shapes:
             shapes[npc, nfd] = found.pattern(_record_pattern(npc, nfd))
         found.objects[base + record] = (0, shapes[npc, nfd])  # padding goes with the record
@@ -208,7 +216,14 @@ def table_ends(pctab: model.Bytes8, starts: Int64s) -> Int64s:
 
 
 def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
-    fixed = [(0, K_RECORD_ENTRY), (4, K_NAME), (16, K_PCTAB), (20, K_PCTAB), (24, K_PCTAB), (32, K_CU)]
+    fixed = [
+        (0, K_RECORD_ENTRY),
+        (4, K_NAME),
+        (16, K_PCTAB),
+        (20, K_PCTAB),
+        (24, K_PCTAB),
+        (32, K_CU),
+    ]
     fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in range(pcdata)]
     first = FUNC_SIZE + 4 * pcdata
     fixed += [(first + 4 * index, K_FUNCDATA) for index in range(funcdata)]
@@ -366,4 +381,3 @@ def _types(found: Discovery, code_targets: Int64s) -> None:
     taken = np.concatenate([taken, np.array(masks, np.int64) - home.addr + home.offset])
     keep = ~np.isin(found.word_pos, taken)
     found.word_pos, found.word_target = found.word_pos[keep], found.word_target[keep]
-

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
-from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Pattern, Region
+from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
 from layerkit.formats.elf import Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sites import disassemble, find_candidates
@@ -93,7 +93,14 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     region_end = region_addr + np.array([r.size for r in found.regions], np.int64)
     starts = np.unique(
         np.concatenate(
-            [target, found.word_target, addrs, (addrs + sizes)[sizes > 0], region_addr, *found.targets]
+            [
+                target,
+                found.word_target,
+                addrs,
+                (addrs + sizes)[sizes > 0],
+                region_addr,
+                *found.targets,
+            ]
         )
     )
     region = np.searchsorted(region_addr, starts, side="right") - 1
@@ -121,7 +128,13 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
 def _is_table(found: Discovery, region: Region) -> bool:
     """Regions whose first label stands for a table that changes with every build."""
     section = next(s for s in found.go.elf.sections if s.addr <= region.addr < s.end_addr)
-    named = section.name in (".typelink", ".itablink", ".go.module", ".go.buildinfo", ".go.fipsinfo")
+    named = section.name in (
+        ".typelink",
+        ".itablink",
+        ".go.module",
+        ".go.buildinfo",
+        ".go.fipsinfo",
+    )
     return named or section is found.go.pclntab
 
 
@@ -208,7 +221,9 @@ class _Encoding:
         kinds, regions = self.labels.kinds, self.labels.regions
         base = np.array([regions[k.base_region].addr + k.base_delta for k in kinds], np.int64)
         shift = np.array([k.shift for k in kinds], np.int64)
-        zoned = np.array([k.counter >= 0 and k.zone == k.base_region and k.zone_pattern >= 0 for k in kinds])
+        zoned = np.array(
+            [k.counter >= 0 and k.zone == k.base_region and k.zone_pattern >= 0 for k in kinds]
+        )
         kind = self.fields.kind
         addr = base[kind] + (self.value << shift[kind])
         target = self._find(addr)
@@ -388,9 +403,7 @@ class _Encoding:
     def _fresh(self, seed: int, taken: set[int]) -> int:
         """An id from a seed that nobody has."""
         while True:
-            value = int(
-                model.fold_id(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64), 7)[0]
-            )
+            value = int(model.fold_id(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64), 7)[0])
             if value not in taken:
                 taken.add(value)
                 return value
@@ -406,11 +419,13 @@ class _Encoding:
         target = self.site_label
         cont = labels.rule == model.RULE_CONT
         head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
-        chosen = np.flatnonzero((target >= 0))
+        chosen = np.flatnonzero(target >= 0)
         chosen = chosen[is_left[head[target[chosen]]]]
         owner = np.searchsorted(labels.start, self.sites.next_addr[chosen] - 1, side="right") - 1
         count: dict[int, int] = {}
-        for label, function in zip(head[target[chosen]].tolist(), head[owner].tolist(), strict=True):
+        for label, function in zip(
+            head[target[chosen]].tolist(), head[owner].tolist(), strict=True
+        ):
             if label not in seeds:
                 count[function] = ordinal = count.get(function, 0) + 1
                 seeds[label] = (int(ids[function]) << 20) + ordinal
@@ -436,7 +451,9 @@ class _Encoding:
             return
         taken = set(ids[live].tolist())
         for at in same.tolist():
-            label = next((x for x in order[at : at + 2].tolist() if labels.rule[x] == model.RULE_CONT), None)
+            label = next(
+                (x for x in order[at : at + 2].tolist() if labels.rule[x] == model.RULE_CONT), None
+            )
             if label is not None:
                 labels.rule[label] = model.RULE_EXPLICIT
                 ids[label] = self._fresh(int(ids[label]), taken)

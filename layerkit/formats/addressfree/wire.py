@@ -182,7 +182,9 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     for kind in kinds:
         if kind.zone >= region_count or kind.zone_pattern >= len(patterns):
             raise reader.fail("a kind names a region or pattern that is not there")
-    return Labels(regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt), skip
+    return Labels(
+        regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt
+    ), skip
 
 
 def _read_region_rules(reader: Reader) -> list[tuple[int, int, int]]:
@@ -224,7 +226,13 @@ def _place_regions(
         if end > ADDR_LIMIT >> 1:
             raise reader.fail("a region lies outside the address space")
         regions.append(
-            Region(addr, offset if flags & _FILE else -1, extent, bool(flags & _WORDS), bool(flags & _TEXT))
+            Region(
+                addr,
+                offset if flags & _FILE else -1,
+                extent,
+                bool(flags & _WORDS),
+                bool(flags & _TEXT),
+            )
         )
     return tuple(regions)
 

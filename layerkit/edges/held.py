@@ -1,0 +1,47 @@
+"""What the store holds of images, in the shapes that updates are made of. Reads only."""
+
+from __future__ import annotations
+
+from layerkit.digest import Digest
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.errors import NotFoundError
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
+from layerkit.formats.reference import Reference
+from layerkit.formats.updating import Documents
+
+__all__ = ["list_versions", "read_chunk_manifests", "read_documents", "read_form"]
+
+
+def list_versions(store: Store, ref: Reference) -> list[Digest]:
+    """Whole images of the reference's repository, the one it names first."""
+    found = [store.find_image(str(ref))]
+    for image in store.list_images():
+        if image.complete and Reference.parse(image.ref).repository == ref.repository:
+            found.append(image.digest)
+    return list(dict.fromkeys(digest for digest in found if digest is not None))
+
+
+def read_documents(store: Store, top: Digest) -> Documents:
+    """An image's documents as the server sees them, byte for byte."""
+    raw = store.get_blob(top)
+    artifacts = store.list_blobs(top, ARTIFACT_KIND)
+    if not artifacts:
+        raise NotFoundError(f"image {top.short} was pulled without its chunks artifact")
+    artifact = store.get_blob(artifacts[0])
+    subject = oci.parse_manifest(artifact).subject
+    image = subject.digest if subject is not None else top
+    manifest = b"" if image == top else store.get_blob(image)
+    config = oci.parse_manifest(manifest or raw).config.digest
+    return Documents(raw, manifest, store.get_blob(config), artifact)
+
+
+def read_chunk_manifests(store: Store, top: Digest) -> list[ChunkManifest]:
+    """The chunk manifests that an image was committed with."""
+    listed = store.list_blobs(top, CHUNK_MANIFEST_KIND)
+    return [parse_chunk_manifest(store.get_blob(digest)) for digest in listed]
+
+
+def read_form(store: Store, manifest: ChunkManifest) -> bytes:
+    """A layer's form from its chunks, each verified."""
+    return b"".join(store.get(chunk.id) for chunk in manifest.chunks)
