@@ -75,8 +75,7 @@ def diff(context: click.Context, old: str, new: str, layout: Path | None, platfo
         return
     whole = found.whole_size
     methods = [("whole, zstd 19", whole), ("chunks", found.chunks_size)]
-    if found.delta_size is not None:
-        methods.append(("delta", found.delta_size))
+    methods.append(("delta", found.delta_size))
     state.console.table(
         f"{found.old.name} -> {found.new.name}",
         ("method", "bytes", "of whole"),
