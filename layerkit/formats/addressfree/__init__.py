@@ -1,9 +1,9 @@
 """The address-free form: a reversible re-encoding of one Go binary in which nothing depends on
 where the linker put things, so that an edit changes only what it means. **The heart.**
 
-``encode(binary)`` gives the label table and the form; ``decode(form)`` the binary, bit for bit;
-``rebuild(binary, labels)`` the form that was published. Encode decodes and compares before it
-returns, and what does not come back exactly is left raw: it never fails and is never wrong.
+``encode(binary)`` gives the label table and the form; ``decode(form)`` the binary, bit for bit.
+Encode decodes and compares before it returns, and what does not come back exactly is left raw: it
+never fails and is never wrong.
 
 Not here: knowledge of tar layers (`formats.layerform`), chunks and deltas.
 Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64, not PIE; all else raw.
@@ -11,6 +11,7 @@ Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64, not PI
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -20,13 +21,17 @@ from layerkit.formats.addressfree import decoder, encoder, wire
 from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.elf import MACHINE_AMD64, TYPE_EXEC, Elf, parse_elf
 
-__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints", "rebuild"]
+__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints"]
 
 KIND_RAW: Final = 0
 KIND_GO: Final = 1
 SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
 SYMBOL_LIMIT: Final = 1 << 16  # bytes; larger symbols cover others
+
+
+# What a damaged table that the checks let through can raise in the encoder
+_DAMAGE: Final = (ArithmeticError, LookupError, ValueError, TypeError, StopIteration, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
             why = "does not come back bit for bit"
         except FormatError as exc:
             why = exc.message
-        except (IndexError, ValueError, OverflowError, KeyError) as exc:
+        except _DAMAGE as exc:
             # a damaged table that the checks let through; the file stays whole and raw
             why = f"{type(exc).__name__} in Go's tables"
     return Encoded(b"", _serialize(KIND_RAW, b"", binary), why)
@@ -90,21 +95,6 @@ def decode(form: bytes | memoryview) -> bytes:
         return decoder.restore(table, bytes(body), skip)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("form: fields lie outside the file") from exc
-
-
-def rebuild(binary: bytes, labels: bytes) -> bytes:
-    """The published form of `binary`, from its published label table (empty: raw)."""
-    if not labels:
-        return _serialize(KIND_RAW, b"", binary)
-    table, skip = wire.parse_labels(labels, len(binary))
-    try:
-        body = encoder.rewrite(binary, table, skip)
-    except (IndexError, ValueError, OverflowError) as exc:
-        raise FormatError("labels do not fit the binary") from exc
-    form = _serialize(KIND_GO, labels, body)
-    if decode(form) != binary:
-        raise FormatError("labels belong to another binary")
-    return form
 
 
 def _serialize(kind: int, labels: bytes, body: bytes) -> bytes:
