@@ -179,8 +179,8 @@ def strip_symbols(elf: Elf) -> bytes:
         row[0] = new_table.find(b"\0" + section.name.encode("latin-1") + b"\0") + 1
     rows[0][0] = 0
     for index in range(len(elf.sections)):
-        row = SHDR.pack(*rows[index]) if index < len(rows) else bytes(SHDR.size)
-        out[at + index * SHDR.size : at + (index + 1) * SHDR.size] = row
+        raw = SHDR.pack(*rows[index]) if index < len(rows) else bytes(SHDR.size)
+        out[at + index * SHDR.size : at + (index + 1) * SHDR.size] = raw
     header = list(EHDR.unpack_from(elf.data, 0))
     header[12], header[13] = len(kept), len(kept) - 1
     EHDR.pack_into(out, 0, *header)

@@ -195,4 +195,4 @@ class _Walk:
                 fields += [(q, NAME), (q + 4, TYPE)]
                 if method_type := self._i32(at + q + 4):
                     named.append(self._types + method_type)
-        return first + width * count
+        return int(first + width * count)

@@ -22,9 +22,27 @@ Bytes8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 MARGIN: Final = 12  # bytes at the end that hold no candidate: field, immediate, and room to look
-_IMM8: Final = (0x80, 0x83, 0xC6, 0xC0, 0xC1, 0x6B)
-_IMM8_0F: Final = (0xBA, 0xA4, 0xAC, 0xC2, 0xC6, 0x70)
-_IMM32: Final = (0x81, 0xC7, 0x69)
+_GROUP3: Final = 8  # mark: the immediate is there only when ModRM says TEST
+
+
+def _sizes(rows: dict[int, tuple[int, ...]]) -> Bytes8:
+    """A table by opcode from size -> opcodes."""
+    table = np.zeros(256, np.uint8)
+    for size, opcodes in rows.items():
+        table[list(opcodes)] = size
+    return table
+
+
+# Bytes of immediate by opcode, of the one-byte map and of the 0F map
+_PLAIN_SIZE: Final = _sizes(
+    {
+        1: (0x80, 0x83, 0xC6, 0xC0, 0xC1, 0x6B),
+        4: (0x81, 0xC7, 0x69),
+        1 | _GROUP3: (0xF6,),
+        4 | _GROUP3: (0xF7,),
+    }
+)
+_ESCAPED_SIZE: Final = _sizes({1: (0xBA, 0xA4, 0xAC, 0xC2, 0xC6, 0x70)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +78,11 @@ def _immediate_sizes(t: Bytes8, pos: Int64s, is_branch: Bools) -> Int64s:
     modrm, op, pre, pre2 = t[pos - 1], t[pos - 2], t[pos - 3], t[pos - 4]
     escape = pre == 0x0F
     group3 = (modrm & 0x38) == 0  # F6 /0 and F7 /0 are TEST with an immediate
-    imm8 = (np.isin(op, _IMM8) & ~escape) | ((op == 0xF6) & group3 & ~escape)
-    imm8 |= escape & np.isin(op, _IMM8_0F)
-    imm32 = (np.isin(op, _IMM32) | ((op == 0xF7) & group3)) & ~escape
-    wide16 = (pre == 0x66) | ((pre2 == 0x66) & ((pre & 0xF0) == 0x40))
-    size = np.zeros(len(pos), np.int64)
-    size[imm8] = 1
-    size[imm32] = np.where(wide16[imm32], 2, 4)
+    plain = _PLAIN_SIZE[op]
+    plain = np.where((plain < _GROUP3) | group3, plain & 7, 0)
+    wide16 = (plain == 4) & ((pre == 0x66) | ((pre2 == 0x66) & ((pre & 0xF0) == 0x40)))
+    plain = np.where(wide16, 2, plain)
+    size = np.where(escape, _ESCAPED_SIZE[op], plain).astype(np.int64)
     size[is_branch] = 0
     return size
 

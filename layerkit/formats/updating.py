@@ -2,7 +2,7 @@
 next. Pure: forms are read through a callback. The wire format is `formats.update`.
 
 What an update may change is only how bytes travel: every layer that comes out of it is checked
-against the image's own diff_id, and every chunk manifest against the digest that the artifact names.
+against the image's own diff_id, and every chunk manifest against the artifact's digest of it.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
     masked = out.copy()
     model.write_u32(masked, fields.pos, np.zeros(len(fields.pos), np.int64))
     model.write_u64(masked, words, np.zeros(len(words), np.int64))
-    ids, _ = model.derive_ids(labels, masked, form)
+    ids = model.derive_ids(labels, masked, form)
     del masked
     function_ids(labels, fields, value, ids)
     model.continue_ids(labels, ids)

@@ -9,6 +9,7 @@ Sources: src/runtime/symtab.go, src/runtime/runtime2.go (_func), src/runtime/stk
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,20 @@ from layerkit.formats.gotypes import NAME, TYPE, walk_types
 
 __all__ = ["Discovery", "discover"]
 
-(K_ENTRY, K_RECORD, K_NAME, K_INLINE_NAME, K_PCTAB, K_CU, K_FUNCDATA, K_FILE, K_TYPE, K_TEXT, K_RODATA, K_RECORD_ENTRY) = range(12)  # fmt: skip
+(
+    K_ENTRY,
+    K_RECORD,
+    K_NAME,
+    K_INLINE_NAME,
+    K_PCTAB,
+    K_CU,
+    K_FUNCDATA,
+    K_FILE,
+    K_TYPE,
+    K_TEXT,
+    K_RODATA,
+    K_RECORD_ENTRY,
+) = range(12)
 P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
 FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
@@ -86,7 +100,7 @@ def _pclntab_regions(found: Discovery, section: Section) -> None:
     go = found.go
     cuts = [0, go.name_off, go.cu_off, go.file_off, go.pctab_off, go.func_off]
     cuts += [int(go.records[0]), _records_end(go), section.size]
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in pairwise(cuts):
         if high > low:
             found.regions.append(
                 Region(section.addr + low, section.offset + low, high - low, low == 0, False)

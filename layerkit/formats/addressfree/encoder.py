@@ -85,8 +85,8 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     pclntab = found.go.pclntab
     target = sites.target[(sites.target < pclntab.addr) | (sites.target >= pclntab.end_addr)]
     objects = dict(found.objects)
-    for addr, (_, size) in symbols.items():
-        objects.setdefault(addr, (size, P_PLAIN))
+    for addr, (_, extent) in symbols.items():
+        objects.setdefault(addr, (extent, P_PLAIN))
     addrs = np.array(sorted(objects), np.int64)
     sizes = np.array([objects[a][0] for a in addrs.tolist()], np.int64)
     region_addr = np.array([r.addr for r in found.regions], np.int64)
@@ -112,7 +112,7 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     is_end = np.concatenate([np.zeros(len(starts), bool), np.ones(len(region_addr), bool)])
     order = np.lexsort((is_end, order_addr, order_region))
     starts, region, is_end = order_addr[order], order_region[order], is_end[order]
-    size = np.where(is_end, 0, np.append(starts[1:], starts[-1]) - starts)
+    size: Int64s = np.where(is_end, 0, np.append(starts[1:], starts[-1]) - starts)
     rule = np.where(is_end, model.RULE_END, model.RULE_CONTENT).astype(np.int64)
     first = np.concatenate(([True], region[1:] != region[:-1]))
     table = np.array([_is_table(found, r) for r in found.regions])
@@ -279,7 +279,7 @@ class _Encoding:
         labels.rule[~referred & np.isin(labels.rule, (model.RULE_CONTENT,))] = model.RULE_NONE
         wanted = labels.rule == model.RULE_CONTENT
         offsets = labels.offsets()
-        ids, hashes = model.derive_ids(labels, self.masked, self.body)
+        ids = model.derive_ids(labels, self.masked, self.body)
         unique = _unique(ids) & (offsets >= 0)
         final = np.isin(labels.rule, (model.RULE_END, model.RULE_START))
         taken = set(ids[final].tolist())
@@ -500,5 +500,4 @@ def _unique(ids: Int64s) -> Bools:
 
 def _hash_bytes(name: bytes) -> int:
     data = np.frombuffer(name, np.uint8)
-    one = np.array([0], np.int64)
-    return int(model.hash_runs(data, one, one + len(name))[0])
+    return int(model.hash_content(data, np.array([0]), np.array([len(name)]))[0])

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
 
 __all__ = [
     "Bytes8",
@@ -60,8 +61,7 @@ DERIVED_NONE: Final = 0
 DERIVED_FINDFUNCTAB: Final = 1
 DERIVED_FIPS_SUM: Final = 2
 
-_RADIX: Final = 0x9E3779B97F4A7C15  # odd: has an inverse modulo 2^64
-_RADIX_INVERSE: Final = pow(_RADIX, -1, 1 << 64)
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIX1: Final = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3 fmix64 constants
 _MIX2: Final = np.uint64(0xC4CEB9FE1A85EC53)
 
@@ -139,30 +139,34 @@ class Fields:
 def expand_fields(labels: Labels) -> Fields:
     """Where the patterns put fields. Vectorised over all labels that share a pattern."""
     offsets = labels.offsets()
-    pos_parts: list[Int64s] = []
-    kind_parts: list[Int64s] = []
+    by_pattern = np.argsort(labels.pattern, kind="stable")
+    bounds = np.searchsorted(labels.pattern[by_pattern], np.arange(len(labels.patterns) + 1))
+    none = np.zeros(0, np.int64)
+    pos_parts: list[Int64s] = [none]
+    kind_parts: list[Int64s] = [none]
     for index, pattern in enumerate(labels.patterns):
-        if not pattern.fixed and not pattern.repeated:
+        chosen = by_pattern[bounds[index] : bounds[index + 1]]
+        if not len(chosen) or not (pattern.fixed or pattern.repeated):
             continue
-        chosen = np.flatnonzero((labels.pattern == index) & (offsets >= 0))
-        if not len(chosen):
-            continue
+        chosen = chosen[offsets[chosen] >= 0]
         at, size = offsets[chosen], labels.size[chosen]
-        for offset, kind in pattern.fixed:
-            fits = offset + 4 <= size
-            pos_parts.append(at[fits] + offset)
-            kind_parts.append(np.full(int(fits.sum()), kind, np.int64))
-        for offset, kind in pattern.repeated:
-            room = size - pattern.start - offset - 4
-            count = np.where(room < 0, 0, room // pattern.stride + 1)
-            step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-            pos_parts.append(np.repeat(at + pattern.start + offset, count) + step * pattern.stride)
-            kind_parts.append(np.full(int(count.sum()), kind, np.int64))
-    if not pos_parts:
-        return Fields(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    pos, kind = np.concatenate(pos_parts), np.concatenate(kind_parts)
+        if pattern.fixed:
+            offset, kind = np.array(pattern.fixed, np.int64).T
+            fits = offset + 4 <= size[:, None]
+            pos_parts.append((at[:, None] + offset)[fits])
+            kind_parts.append(np.broadcast_to(kind, fits.shape)[fits])
+        for one, one_kind in pattern.repeated:
+            room = size - pattern.start - one - 4
+            count = (
+                np.where(room < 0, 0, room // pattern.stride + 1) if pattern.stride else room * 0
+            )
+            total = int(count.sum())
+            step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+            pos_parts.append(np.repeat(at + pattern.start + one, count) + step * pattern.stride)
+            kind_parts.append(np.full(total, one_kind, np.int64))
+    pos, kinds = np.concatenate(pos_parts), np.concatenate(kind_parts)
     order = np.argsort(pos, kind="stable")
-    return Fields(pos[order], kind[order])
+    return Fields(pos[order], kinds[order])
 
 
 def read_u32(data: Bytes8, pos: Int64s) -> Int64s:
@@ -199,27 +203,9 @@ def find_tagged_words(labels: Labels, body: Bytes8) -> Int64s:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def hash_runs(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
-    """64-bit hashes of many runs of `data` at once: sum of (byte + 1) * RADIX^k, k from the run's
-    start, by prefix sums, then mixed with the size. Stable, not secret."""
-    n = len(data)
-    power = np.full(n, _RADIX, np.uint64)
-    if n:
-        power[0] = 1
-    np.cumprod(power, out=power)
-    prefix = np.zeros(n + 1, np.uint64)
-    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * power, out=prefix[1:])
-    total = prefix[start + size] - prefix[start]
-    # multiply by RADIX^-start
-    inverse = np.full(n + 1, _RADIX_INVERSE, np.uint64)
-    inverse[0] = 1
-    np.cumprod(inverse, out=inverse)
-    return mix(total * inverse[start], size.astype(np.uint64))
-
-
 def mix(value: Uint64s, other: Uint64s) -> Uint64s:
     """MurmurHash3's 64-bit finalizer over value + a spread of `other`."""
-    h = value + other * np.uint64(_RADIX)
+    h = value + other * _SPREAD
     h ^= h >> np.uint64(33)
     h *= _MIX1
     h ^= h >> np.uint64(33)
@@ -264,15 +250,15 @@ def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
 
 
 def hash_content(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
-    """Hashes of runs without the zeros at their ends: padding follows the neighbour, not the run."""
-    low, high = int(start.min()), int((start + size).max())
-    part = data[low:high]
-    last = np.maximum.accumulate(np.where(part != 0, np.arange(1, len(part) + 1), 0))
-    begin = start - low
-    end = np.concatenate(([0], last))[begin + size]
-    trimmed = np.maximum(end - begin, 0)
-    # a run of nothing but zeros counts whole
-    return hash_runs(part, begin, np.where(trimmed == 0, size, trimmed))
+    """XXH3-64 of many runs, each without the zeros at its end: padding follows the neighbour, not
+    the run. A run of nothing but zeros counts whole. A plain loop: 0.4 us a run, faster than any
+    way found with arrays. Stable, not secret: a clash of ids is settled by the encoder."""
+    raw = data.tobytes()
+    found = [
+        xxh3_64_intdigest(run.rstrip(b"\0") or run)
+        for run in map(raw.__getitem__, map(slice, start.tolist(), (start + size).tolist()))
+    ]
+    return np.array(found, np.uint64)
 
 
 def continue_ids(labels: Labels, ids: Int64s) -> None:
@@ -282,8 +268,8 @@ def continue_ids(labels: Labels, ids: Int64s) -> None:
     ids[cont] = wrap_id(ids[head[cont]] + labels.start[cont] - labels.start[head[cont]])
 
 
-def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> tuple[Int64s, Uint64s]:
-    """Ids of all labels but RULE_NAME, RULE_NONE (0) and their continuations; and the hashes."""
+def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> Int64s:
+    """Ids of all labels but RULE_NAME, RULE_NONE (0) and their continuations."""
     hashes = content_hashes(labels, masked, full)
     ids = np.zeros(labels.count, np.int64)
     content = (labels.rule == RULE_CONTENT) | (labels.rule == RULE_FULL)
@@ -293,7 +279,7 @@ def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> tuple[Int64s, Ui
         chosen = labels.rule == rule
         ordinal = labels.region_of[chosen].astype(np.uint64)
         ids[chosen] = fold_id(ordinal + np.uint64(place), labels.salt)
-    return ids, hashes
+    return ids
 
 
 def name_ids(labels: Labels, name_ids_of: Int64s) -> Int64s:
@@ -309,6 +295,6 @@ def resolve_new(is_new: npt.NDArray[np.bool_], target: Int64s) -> Int64s:
     reach[is_new] = 0
     furthest = np.maximum.accumulate(np.concatenate(([0], reach)))[:-1]
     out = target.copy()
-    before = news - is_new
+    before: Int64s = news - is_new
     out[is_new] = (before + furthest)[is_new]
     return out

@@ -77,9 +77,7 @@ def serialize_labels(labels: Labels, skip: Int64s) -> bytes:
         writer.varint(kind.counter + 1)
         writer.varint(kind.zone + 1)
         writer.varint(kind.zone_pattern + 1)
-    writer.varint(len(labels.patterns))
-    for pattern in labels.patterns:
-        _write_pattern(writer, pattern)
+    _write_patterns(writer, labels.patterns)
     counts = np.bincount(labels.region_of, minlength=len(labels.regions))
     write_column(writer, counts.astype(np.int64))
     # one record a label, so that a new label is one change and not three
@@ -126,17 +124,21 @@ def _alignment(end: int, addr: int) -> int:
     return -1
 
 
-def _write_pattern(writer: Writer, pattern: Pattern) -> None:
-    writer.varint(pattern.derived)
-    writer.varint(pattern.start)
-    writer.varint(pattern.stride)
-    for group in (pattern.fixed, pattern.repeated):
-        writer.varint(len(group))
-        last = 0
-        for offset, kind in group:
-            writer.varint(zigzag(offset - last))
-            writer.varint(kind)
-            last = offset
+def _write_patterns(writer: Writer, patterns: tuple[Pattern, ...]) -> None:
+    """Two columns: five numbers a pattern, then two a field (distance from the field before it in
+    its group, kind)."""
+    heads: list[int] = []
+    fields: list[int] = []
+    for pattern in patterns:
+        heads += [pattern.derived, pattern.start, pattern.stride]
+        for group in (pattern.fixed, pattern.repeated):
+            heads.append(len(group))
+            last = 0
+            for offset, kind in group:
+                fields += [zigzag(offset - last), kind]
+                last = offset
+    write_column(writer, np.array(heads, np.int64))
+    write_column(writer, np.array(fields, np.int64))
 
 
 def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int64s]:
@@ -146,10 +148,7 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     flags_at = _read_region_rules(reader)
     region_count = len(flags_at)
     kinds = _read_kinds(reader, region_count)
-    patterns = tuple(
-        _read_pattern(reader, len(kinds))
-        for _ in range(reader.varint(SMALL_LIMIT, "count of patterns"))
-    )
+    patterns = _read_patterns(reader, len(kinds))
     counts = read_column(reader, "label counts", COUNT_LIMIT)
     records = read_column(reader, "label records", ADDR_LIMIT >> 8)
     if len(records) % 2:
@@ -252,23 +251,41 @@ def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
-def _read_pattern(reader: Reader, kind_count: int) -> Pattern:
-    derived = reader.varint(model.DERIVED_FIPS_SUM, "derived pattern")
-    start = reader.varint(SMALL_LIMIT, "start of a pattern")
-    stride = reader.varint(SMALL_LIMIT, "stride of a pattern")
-    groups: list[tuple[tuple[int, int], ...]] = []
-    for _ in range(2):
-        fields, last = [], 0
-        for _ in range(reader.varint(SMALL_LIMIT, "fields of a pattern")):
-            last += unzigzag(reader.varint(1 << 33, "offset of a field"))
-            kind = reader.varint(max(0, kind_count - 1), "kind of a field")
-            if last < 0 or not kind_count:
-                raise reader.fail("a field lies before its label")
-            fields.append((last, kind))
-        groups.append(tuple(fields))
-    if groups[1] and stride < 4:
-        raise reader.fail("a repeated pattern has no stride")
-    return Pattern(groups[0], start, stride, groups[1], derived)
+def _read_patterns(reader: Reader, kind_count: int) -> tuple[Pattern, ...]:
+    heads = read_column(reader, "patterns", SMALL_LIMIT)
+    columns = read_column(reader, "fields of patterns", 1 << 33)
+    if len(heads) % 5 or len(columns) % 2 or len(heads) > 5 * SMALL_LIMIT:
+        raise reader.fail("patterns are cut")
+    count = len(heads) // 5
+    sizes = heads.reshape(count, 5)[:, 3:].reshape(-1)
+    if int(sizes.sum()) != len(columns) // 2:
+        raise reader.fail("fields of patterns do not match their counts")
+    if len(columns) and int(columns[1::2].max()) >= kind_count:
+        raise reader.fail("a field is of a kind that is not there")
+    raw = columns[0::2]
+    steps = np.where(raw & 1, -((raw + 1) >> 1), raw >> 1)
+    pairs = list(zip(_sum_groups(steps, sizes).tolist(), columns[1::2].tolist(), strict=True))
+    if any(offset < 0 for offset, _ in pairs):
+        raise reader.fail("a field lies before its label")
+    patterns, at = [], 0
+    for derived, start, stride, fixed, repeated in heads.reshape(count, 5).tolist():
+        if derived > model.DERIVED_FIPS_SUM or (repeated and stride < 4):
+            raise reader.fail("a pattern is of no known shape")
+        middle, end = at + fixed, at + fixed + repeated
+        patterns.append(
+            Pattern(tuple(pairs[at:middle]), start, stride, tuple(pairs[middle:end]), derived)
+        )
+        at = end
+    return tuple(patterns)
+
+
+def _sum_groups(steps: Int64s, sizes: Int64s) -> Int64s:
+    """Running sums that begin anew with each group."""
+    total: Int64s = np.cumsum(steps)
+    first = np.cumsum(sizes) - sizes
+    before = np.concatenate(([0], total))[first]
+    out: Int64s = total - np.repeat(before, sizes)
+    return out
 
 
 def check_header(reader: Reader) -> int:
