@@ -228,7 +228,7 @@ def show(pulls: list[dict[str, object]]) -> None:
                     f"{size:,}",
                     str(pull[f"{prefix}request_count"]),
                     f"{pull[f'{prefix}seconds']:.2f} s",
-                    f"{share:.1f} %",
+                    f"{share:.{2 if share < 1 else 1}f} %",
                 )
             )
     Console().table("", ("pull", "how", "bytes moved", "requests", "time", "of whole layers"), rows)

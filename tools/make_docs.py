@@ -120,7 +120,7 @@ def demo_table(document: dict[str, object]) -> str:
         share = 100 * pull["moved_size"] / pull["whole_size"]
         rows.append(
             f"| {pull['what']} | layerkit | **{pull['moved_size']:,}** | {pull['request_count']} "
-            f"| {pull['seconds']:.2f} s | **{share:.1f} %** |"
+            f"| {pull['seconds']:.2f} s | **{share:.{2 if share < 1 else 1}f} %** |"
         )
         rows.append(
             f"| | whole layers | {pull['whole_size']:,} | {pull['whole_request_count']} "
