@@ -1,0 +1,175 @@
+"""What layerkit makes of a binary: its form, deltas, chunks. Kept under bench/work by the digest of
+layerkit's formats, so that a second run measures only what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from build import WORK, Built
+
+from layerkit.digest import sha256_digest
+from layerkit.formats import addressfree, delta
+from layerkit.formats.chunkmanifest import (
+    ChunkManifest,
+    build_chunk_manifest,
+    serialize_chunk_manifest,
+)
+from layerkit.formats.elf import parse_elf
+from layerkit.formats.golang import GoTables, parse_go_tables
+from layerkit.formats.sites import disassemble
+
+FORMATS = Path(addressfree.__file__).parent.parent
+
+
+@cache
+def formats_key() -> str:
+    """Digest of the code that decides forms and deltas."""
+    key = hashlib.sha256()
+    for path in sorted(FORMATS.rglob("*.py")):
+        key.update(path.name.encode() + path.read_bytes())
+    return key.hexdigest()[:16]
+
+
+def forget_old_versions() -> None:
+    """Drop what other versions of the formats made, but for the last hour's: they may be at work."""
+    for folder in (WORK / "ours").glob("*"):
+        if folder.name != formats_key() and folder.stat().st_mtime < time.time() - 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cached(what: str, inputs: Sequence[bytes], make: Callable[[], bytes]) -> bytes:
+    key = hashlib.sha256(what.encode())
+    for data in inputs:
+        key.update(hashlib.sha256(data).digest())
+    folder = WORK / "ours" / formats_key()
+    path = folder / key.hexdigest()[:32]
+    if not path.exists():
+        made = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(made)
+        return made
+    return path.read_bytes()
+
+
+def form_of(built: Built) -> bytes:
+    """The form, with the names of the link, as `layerkit build` makes it."""
+
+    def make() -> bytes:
+        made = addressfree.encode(built.binary, addressfree.read_hints(parse_elf(built.named)))
+        assert not made.why_raw, f"{built.name}: {made.why_raw}"
+        return made.form
+
+    return _cached("named", [built.named], make)
+
+
+def bare_form_of(built: Built) -> bytes:
+    """The form of the stripped binary alone, as of somebody else's build."""
+    return _cached("bare", [built.binary], lambda: addressfree.encode(built.binary).form)
+
+
+def delta_of(olds: Sequence[bytes], new: bytes) -> bytes:
+    return _cached("delta", [*olds, new], lambda: delta.diff(olds, new))
+
+
+def zstd19(data: bytes) -> int:
+    made = _cached("zstd19", [data], lambda: zstandard.ZstdCompressor(level=19).compress(data))
+    return len(made)
+
+
+def xz(data: bytes) -> int:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}]
+    return len(
+        _cached(
+            "lzma", [data], lambda: lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)
+        )
+    )
+
+
+def chunk_manifest(form: bytes) -> ChunkManifest:
+    return build_chunk_manifest(form, "address-free", sha256_digest(form), len(form), 3)
+
+
+def chunks_moved(olds: Sequence[bytes], new: bytes) -> dict[str, int]:
+    """Chunks of `new` that no old form has, as one zstd -19 frame; how the manifest's change
+    travels: as a delta against that of the first old form."""
+    held = {chunk.id for old in olds for chunk in chunk_manifest(old).chunks}
+    manifest = chunk_manifest(new)
+    missing: dict[object, bytes] = {}
+    at = 0
+    for chunk in manifest.chunks:
+        if chunk.id not in held:
+            missing[chunk.id] = new[at : at + chunk.size]
+        at += chunk.size
+    before, after = (serialize_chunk_manifest(m) for m in (chunk_manifest(olds[0]), manifest))
+    return {
+        "manifest": len(delta_of([before], after)),
+        "chunks": zstd19(b"".join(missing.values())),
+        "missing_count": len(missing),
+        "count": len(manifest.chunks),
+    }
+
+
+def functions(binary: bytes, form: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Each function's name, its bytes in the form, and the same with the fields of its sites
+    masked: what is equal in the last and not in the form differs only by an id."""
+    go = parse_go_tables(parse_elf(binary))
+    names = _names(go)
+    body = np.frombuffer(form[len(form) - len(binary) :], np.uint8)
+    found: list[tuple[bytes, bytes, bytes]] = []
+    for section in go.elf.sections:
+        if section.name != ".text":
+            continue
+        text = body[section.offset : section.offset + section.size]
+        masked = text.copy()
+        raw = go.elf.bytes_of(section)
+        sites = disassemble(raw, section.addr)
+        value = np.zeros(len(sites), np.int64)
+        field = np.frombuffer(raw, np.uint8)
+        for k in range(4):
+            value |= field[sites + k].astype(np.int64) << (8 * k)
+        target = sites + 4 + section.addr + (value ^ 1 << 31) - (1 << 31)
+        inside = np.searchsorted(go.entries, sites + section.addr, side="right")
+        far = np.searchsorted(go.entries, target, side="right") != inside
+        for k in range(4):
+            masked[sites[far] + k] = 0
+        plain, hidden = text.tobytes(), masked.tobytes()
+        bounds = (go.entries - section.addr).tolist()
+        for name, low, high in zip(names, bounds, bounds[1:], strict=False):
+            if 0 <= low < high <= len(plain):
+                found.append((name, plain[low:high], hidden[low:high]))
+    return found
+
+
+def _names(go: GoTables) -> list[bytes]:
+    """Function names: the second word of each _func record. src/runtime/runtime2.go, go1.26."""
+    table = go.pcln
+    names = []
+    for at in go.records.tolist():
+        start = go.name_off + int.from_bytes(table[at + 4 : at + 8], "little")
+        names.append(table[start : table.index(b"\0", start)])
+    return names
+
+
+def floor(old: tuple[bytes, bytes], new: tuple[bytes, bytes]) -> dict[str, int]:
+    """Functions of `new` (binary and form); those whose form no function of `old` has; and those
+    of them whose masked code is that of the old function of the same name (`by_id`: they differ
+    by an unstable id alone), or of any old function (`by_id_any`: twins of others included)."""
+    before, after = functions(*old), functions(*new)
+    forms = {form for _, form, _ in before}
+    codes, same = {code for _, _, code in before}, {(name, code) for name, _, code in before}
+    differ = [(name, code) for name, form, code in after if form not in forms]
+    return {
+        "functions": len(after),
+        "differ": len(differ),
+        "by_id": sum(one in same for one in differ),
+        "by_id_any": sum(code in codes for _, code in differ),
+    }
