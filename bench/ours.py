@@ -40,7 +40,7 @@ def formats_key() -> str:
 
 
 def forget_old_versions() -> None:
-    """Drop what other versions of the formats made, but for the last hour's: they may be at work."""
+    """Drop what other versions of the formats made, but for the last hour's (in use)."""
     for folder in (WORK / "ours").glob("*"):
         if folder.name != formats_key() and folder.stat().st_mtime < time.time() - 3600:
             shutil.rmtree(folder, ignore_errors=True)
