@@ -32,8 +32,11 @@ class ChunkerProfile:
 
 
 _CDC_V1: Final = ChunkerProfile("cdc-v1", 256, 1024, 8192, 2)
-PROFILES: Final = {profile.name: profile for profile in (_CDC_V1,)}
-DEFAULT_PROFILE: Final = _CDC_V1.name
+# In address-free forms few chunks change, so the list of them costs more than the chunks: for a
+# one-string edit of a 6 MB function 74 KB with its list, against 217 KB in cdc-v1.
+_CDC_V2: Final = ChunkerProfile("cdc-v2", 1024, 4096, 32768, 2)
+PROFILES: Final = {profile.name: profile for profile in (_CDC_V1, _CDC_V2)}
+DEFAULT_PROFILE: Final = _CDC_V2.name
 
 
 def cut(data: bytes | bytearray | memoryview, profile: str = DEFAULT_PROFILE) -> list[int]:

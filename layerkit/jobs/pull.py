@@ -250,12 +250,15 @@ class _Pull:
         listed = held.read_chunk_manifests(self.store, old)
         for made in apply_update(update, listed, partial(held.read_form, self.store)):
             manifest, form = made.chunk_manifest, memoryview(made.form)
-            self._blobs[sha256_digest(made.chunk_manifest_data)] = (
-                made.chunk_manifest_data,
-                CHUNK_MANIFEST_KIND,
-            )
+            data = made.chunk_manifest_data
+            self._blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
             self._plains[manifest.diff_id] = made.plain
-            pairs = ((c.id, bytes(form[at : at + c.size])) for at, c in manifest.spans())
+            held_ids = self.store.has({chunk.id for chunk in manifest.chunks})
+            pairs = (
+                (chunk.id, bytes(form[at : at + chunk.size]))
+                for at, chunk in manifest.spans()
+                if chunk.id not in held_ids
+            )
             self.fetched_count += self.store.put_many(pairs)
 
     # --- documents ---------------------------------------------------------------------------

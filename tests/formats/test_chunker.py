@@ -12,7 +12,8 @@ from layerkit.errors import VersionError
 from layerkit.formats.chunker import DEFAULT_PROFILE, PROFILES, cut
 
 FROZEN = {
-    "cdc-v1": "d9863fd429f442f65cf9b6f62f9f94975e564d87c2922b4a66e20ecdcd14f9ec"
+    "cdc-v1": "d9863fd429f442f65cf9b6f62f9f94975e564d87c2922b4a66e20ecdcd14f9ec",
+    "cdc-v2": "9700e8bed70fe94fae2d20dcbc7b1ca8e952fa8a5ee8e9b7a07d5662af778c33",
 }  # a new hash needs a new profile name
 
 
