@@ -181,23 +181,23 @@ def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
     model.write_u64(out, words[named >= 0], labels.start[named[named >= 0]])
     pos, next_addr, site_target = text_hits(labels, form, lookup, skip)
     model.write_u32(out, pos, labels.start[site_target] - next_addr)
-    for at, found in derived_bytes(labels, out):
+    for _, at, found in derived_bytes(labels, out):
         out[at : at + len(found)] = found
     return out.tobytes()
 
 
-def derived_bytes(labels: Labels, out: Bytes8) -> Iterator[tuple[int, Bytes8]]:
-    """File position and bytes of all that the form leaves out. `out` is complete but for them;
-    the FIPS sum comes last, since it covers code and data."""
+def derived_bytes(labels: Labels, out: Bytes8) -> Iterator[tuple[int, int, Bytes8]]:
+    """Label, file position and bytes of all that the form leaves out. `out` is complete but for
+    them; the FIPS sum comes last, since it covers code and data."""
     offsets = labels.offsets()
     for derived in (model.DERIVED_FINDFUNCTAB, model.DERIVED_FIPS_SUM):
         chosen = [i for i, p in enumerate(labels.patterns) if p.derived == derived]
         for label in np.flatnonzero(np.isin(labels.pattern, chosen) & (offsets >= 0)).tolist():
             at, size = int(offsets[label]), int(labels.size[label])
             if derived == model.DERIVED_FINDFUNCTAB:
-                yield at, findfunctab(labels)[:size]
+                yield label, at, findfunctab(labels)[:size]
             else:
-                yield at + FIPS_MAGIC_SIZE, fips_sum(labels, out, at)
+                yield label, at + FIPS_MAGIC_SIZE, fips_sum(labels, out, at)
 
 
 def fips_sum(labels: Labels, out: Bytes8, at: int) -> Bytes8:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
@@ -263,13 +262,11 @@ class _Encoding:
     def _clear_derived(self, body: Bytes8) -> None:
         """Zero what the decoder recomputes, where its rule gives the same bytes."""
         labels = self.labels
-        cleared = []
-        for at, found in decoder.derived_bytes(labels, self.data):
-            if self.data[at : at + len(found)].tobytes() != found.tobytes():
-                raise FormatError("a derived table is not as its rule says")
-            cleared.append((at, len(found)))
-        for at, size in cleared:
-            body[at : at + size] = 0
+        for label, at, found in list(decoder.derived_bytes(labels, self.data)):
+            if self.data[at : at + len(found)].tobytes() == found.tobytes():
+                body[at : at + len(found)] = 0
+            else:
+                labels.pattern[label] = P_PLAIN  # another linker's idea of the table: as it is
 
     # --- ids
 
