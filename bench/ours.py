@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import zstandard
 from build import WORK, Built
+from pyfastcdc import FastCDC
 
-from layerkit.digest import sha256_digest
+from layerkit.digest import chunk_id, sha256_digest
 from layerkit.formats import addressfree, delta
 from layerkit.formats.chunkmanifest import (
     ChunkManifest,
@@ -116,6 +117,19 @@ def chunks_moved(olds: Sequence[bytes], new: bytes) -> dict[str, int]:
         "missing_count": len(missing),
         "count": len(manifest.chunks),
     }
+
+
+def chunks_moved_at(olds: Sequence[bytes], new: bytes, average: int) -> int:
+    """The same for another average size: bytes of both parts, 37 bytes a chunk in the manifest."""
+    cutter = FastCDC(average, min_size=average // 4, max_size=average * 8, seed=0)
+    lists = [[bytes(c.data) for c in cutter.cut_buf(form)] for form in (*olds, new)]
+    held = {chunk for chunks in lists[:-1] for chunk in chunks}
+    missing = dict.fromkeys(chunk for chunk in lists[-1] if chunk not in held)
+    before, after = (
+        b"".join(len(c).to_bytes(4, "little") + chunk_id(c).raw + b"\3" for c in chunks)
+        for chunks in (lists[0], lists[-1])
+    )
+    return zstd19(b"".join(missing)) + len(delta_of([before], after))
 
 
 def functions(binary: bytes, form: bytes) -> list[tuple[bytes, bytes, bytes]]:

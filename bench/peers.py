@@ -181,7 +181,7 @@ def ostree(old: bytes, new: bytes) -> Moved:
 
 def desync(old: bytes, new: bytes) -> Moved:
     """Average 8 KiB, its index included."""
-    tool = _tool("desync", "go build of github.com/folbricht/desync/cmd/desync")
+    tool = _tool("desync", "its Go module's checksum could not be looked up")
     return _store(lambda store, index, file: _run(
         tool, "make", "-n", 1, "-s", store, "-m", "2:8:32", index, file
     ), old, new)  # fmt: skip

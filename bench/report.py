@@ -133,6 +133,19 @@ def chunks_table(rows: Table, delta_rows: Table) -> str:
     return grid([*head, "goal", "reached"], lines)
 
 
+def averages_table(rows: Table) -> str:
+    """What other average chunk sizes would move."""
+    sizes = list(next(iter(rows.values())).get("averages", {}))
+    if not sizes:
+        return ""
+    lines = [
+        [case, *(number(row["averages"][size]) for size in sizes), number(CHUNK_GOALS[case])]
+        for case, row in rows.items()
+        if case in CHUNK_GOALS
+    ]
+    return grid(["average, bytes", *sizes, "goal"], lines)
+
+
 def first_table(rows: Table) -> str:
     lines = []
     for name, row in rows["pulls"].items():
@@ -294,6 +307,8 @@ def page(document: Table) -> str:
             "Missing chunks of the form as one zstd -19 frame; the manifest change is the delta "
             "between the two chunk manifests.",
             chunks_table(rows, tables.get("deltas", {})),
+            "Other averages (quarter and eightfold as limits), manifest change included:",
+            averages_table(rows),
         ]
     if rows := tables.get("first_pulls"):
         count = len(rows["held"])

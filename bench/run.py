@@ -68,6 +68,10 @@ def chunks() -> Table:
     table: Table = {}
     for case, (old, new) in edits().items():
         table[case] = ours.chunks_moved([ours.form_of(old)], ours.form_of(new))
+        table[case]["averages"] = {
+            str(average): ours.chunks_moved_at([ours.form_of(old)], ours.form_of(new), average)
+            for average in (512, 1024, 2048, 4096)
+        }
         say(f"chunks {case}: {table[case]}")
     return table
 
@@ -229,8 +233,8 @@ def main() -> None:
     for name in options.tables.split(","):
         say(f"== {name}")
         document["tables"][name] = {"measured": today, "rows": TABLES[name]()}
-        target.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    report.PAGE.write_text(report.page(document))
+        target.write_text(json.dumps(document, indent=1) + "\n")
+    report.main()
     say(f"written: {report.PAGE.name}, {target.name}")
 
 
