@@ -5,15 +5,14 @@ PY := .venv/bin/python
 WORKERS ?= 2
 PYTEST := PYTHONHASHSEED=random $(PY) -m pytest
 
-.PHONY: help venv demo test slow check docs vectors bench budgets clean
+.PHONY: help venv demo test slow check docs bench budgets clean
 help:
 	@echo "make demo     build, serve and pull an example function, edit it, pull again"
 	@echo "make test     the tests (under 5 minutes)"
 	@echo "make check    lint, types, architecture, docs (under a minute)"
 	@echo "make slow     the long tests"
 	@echo "make docs     write docs/cli.md, docs/errors.md and the README's table anew"
-	@echo "make vectors  write the test vectors anew"
-	@echo "make bench    measure; results in bench/results/"
+	@echo "make bench    measure; results in bench/results/, page in docs/benchmarks.md"
 	@echo "make budgets  write better numbers into budgets.toml"
 	@echo "make clean    remove .venv and what tools left behind"
 
@@ -38,11 +37,9 @@ check: venv
 docs: venv
 	@$(PY) tools/make_docs.py
 
-vectors: venv
-	@$(PY) tests/vectors/regenerate.py
-
 bench: venv
-	@$(PY) bench/run.py
+	@$(PY) -c "import hdiffpatch" 2>/dev/null || $(PY) -m pip install -q -e ".[bench]"
+	@nice $(PY) bench/run.py
 
 budgets: venv
 	@LAYERKIT_WRITE_BUDGETS=1 $(PYTEST) tests/test_budgets.py
