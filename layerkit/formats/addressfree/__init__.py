@@ -6,7 +6,8 @@ Encode decodes and compares before it returns, and what does not come back exact
 never fails and is never wrong.
 
 Not here: knowledge of tar layers (`formats.layerform`), chunks and deltas.
-Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64, not PIE; all else raw.
+Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64 and arm64, not PIE; all else
+is raw.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, encoder, wire
 from layerkit.formats.cursor import Reader, Writer
-from layerkit.formats.elf import MACHINE_AMD64, TYPE_EXEC, Elf, parse_elf
+from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
 
 __all__ = ["Encoded", "Hints", "decode", "encode", "read_hints"]
 
@@ -68,8 +69,8 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
     if len(binary) <= SIZE_LIMIT:
         try:
             elf = parse_elf(binary)
-            if elf.machine != MACHINE_AMD64 or elf.kind != TYPE_EXEC:
-                raise FormatError("not an amd64 executable at a fixed address")
+            if elf.machine not in (MACHINE_AMD64, MACHINE_ARM64) or elf.kind != TYPE_EXEC:
+                raise FormatError("not an amd64 or arm64 executable at a fixed address")
             for salt in range(TRIES):
                 made = encoder.encode_binary(elf, hints.symbols if hints else {}, salt)
                 labels = wire.serialize_labels(made.labels, made.skip)

@@ -16,11 +16,19 @@ import numpy as np
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import model
-from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
-from layerkit.formats.sites import find_candidates
+from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Region
+from layerkit.formats.sites import (
+    BRANCH26,
+    Candidates,
+    branch_values,
+    find_candidates,
+    read_values,
+    write_targets,
+)
 
 __all__ = [
     "Lookup",
+    "TextHits",
     "counters",
     "derived_bytes",
     "field_labels",
@@ -129,26 +137,32 @@ def functions_by_name_field(labels: Labels, functions: Int64s, count: int) -> In
     return ordinal
 
 
-def text_hits(
-    labels: Labels, body: Bytes8, lookup: Lookup, skip: Int64s
-) -> tuple[Int64s, Int64s, Int64s]:
-    """Sites in the form's text: file positions, addresses that the displacement counts from, and
-    target labels."""
-    pos_parts, base_parts, target_parts = [], [], []
+@dataclass(frozen=True, slots=True)
+class TextHits:
+    """The sites of one text region, and the label that each names."""
+
+    region: Region
+    sites: Candidates
+    label: Int64s
+
+
+def text_hits(labels: Labels, body: Bytes8, ids: Int64s, skip: Int64s) -> list[TextHits]:
+    """Sites in the form's code: candidates whose field holds an id, without the exceptions."""
+    lookup = make_lookup(ids)
+    is_text = np.array([r.is_text for r in labels.regions])[labels.region_of]
+    near = make_lookup(np.where(is_text & (ids > 0), branch_values(ids), 0))
+    hits = []
     for region in labels.regions:
         if not region.is_text or region.offset < 0:
             continue
-        found = find_candidates(body[region.offset : region.offset + region.size])
-        value = model.read_u32(body, found.pos + region.offset)
-        target = lookup.find(value)
-        hit = (target >= 0) & ~np.isin(found.pos + region.offset, skip)
-        pos_parts.append(found.pos[hit] + region.offset)
-        base_parts.append(found.next_pos[hit] + region.addr)
-        target_parts.append(target[hit])
-    if not pos_parts:
-        none = np.zeros(0, np.int64)
-        return none, none, none
-    return np.concatenate(pos_parts), np.concatenate(base_parts), np.concatenate(target_parts)
+        code = body[region.offset : region.offset + region.size]
+        found = find_candidates(code, labels.machine)
+        value = read_values(body, region.offset, found)
+        branch = found.kind == BRANCH26
+        label = np.where(branch, near.find(value), lookup.find(value))
+        hit = (label >= 0) & ~np.isin(found.pos + region.offset, skip)
+        hits.append(TextHits(region, found.select(hit), label[hit]))
+    return hits
 
 
 def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
@@ -179,8 +193,9 @@ def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
     )
     named = lookup.find(model.read_u32(form, words))
     model.write_u64(out, words[named >= 0], labels.start[named[named >= 0]])
-    pos, next_addr, site_target = text_hits(labels, form, lookup, skip)
-    model.write_u32(out, pos, labels.start[site_target] - next_addr)
+    for hits in text_hits(labels, form, ids, skip):
+        region, target_addr = hits.region, labels.start[hits.label]
+        write_targets(out, region.offset, hits.sites, region.addr, target_addr)
     for _, at, found in derived_bytes(labels, out):
         out[at : at + len(found)] = found
     return out.tobytes()

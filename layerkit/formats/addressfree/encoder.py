@@ -12,12 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
-from layerkit.formats.elf import Elf
+from layerkit.formats.elf import MACHINE_ARM64, Elf
 from layerkit.formats.golang import parse_go_tables
-from layerkit.formats.sites import disassemble, find_candidates
+from layerkit.formats.sites import (
+    AMD64,
+    ARM64,
+    BRANCH26,
+    Candidates,
+    branch_values,
+    disassemble,
+    find_candidates,
+    read_targets,
+    read_values,
+    write_values,
+)
 
 __all__ = ["Encoded", "encode_binary"]
 
@@ -33,12 +45,13 @@ class Encoded:
     skip: Int64s
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sites:
-    """References from code: file position, address it counts from, target address, function."""
+    """References from the text: where, the address each points to, and the function it is in."""
 
-    pos: Int64s
-    next_addr: Int64s
+    offset: int  # of the text in the file
+    addr: int
+    found: Candidates
     target: Int64s
     function: Int64s
 
@@ -47,36 +60,28 @@ def encode_binary(elf: Elf, symbols: Mapping[int, tuple[bytes, int]], salt: int)
     """Encode a Go binary. `symbols`: address -> (name, size) of data objects, may be empty.
     Raises FormatError where Go's tables do not hold together."""
     go = parse_go_tables(elf)
-    sites = _code_sites(elf, go.entries)
+    machine = ARM64 if elf.machine == MACHINE_ARM64 else AMD64
+    sites = _code_sites(elf, go.entries, machine)
     found = discover(go, sites.target)
     labels = _cut(found, sites, symbols)
-    labels.salt = salt
+    labels.salt, labels.machine = salt, machine
     return _Encoding(found, labels, sites, symbols).run()
 
 
-def _code_sites(elf: Elf, entries: Int64s) -> _Sites:
+def _code_sites(elf: Elf, entries: Int64s, machine: int) -> _Sites:
     """True sites that the candidate rule also finds, without those inside one function."""
-    parts: list[tuple[Int64s, ...]] = []
-    for section in elf.sections:
-        if section.name != ".text":
-            continue
-        text = elf.bytes_of(section)
-        found = find_candidates(text)
-        true = np.isin(found.pos, disassemble(text, section.addr))
-        pos, after = found.pos[true], found.next_pos[true]
-        raw = np.frombuffer(text, np.uint8)
-        value = model.read_u32(raw, pos).astype(np.uint32).view(np.int32).astype(np.int64)
-        next_addr = after + section.addr
-        target = next_addr + value
-        function = np.searchsorted(entries, pos + section.addr, side="right") - 1
-        local = np.searchsorted(entries, target, side="right") - 1 == function
-        local &= (target >= section.addr) & (target < section.end_addr)
-        far = ~local
-        parts.append((pos[far] + section.offset, next_addr[far], target[far], function[far]))
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return _Sites(none, none, none, none)
-    return _Sites(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    section = elf.section(".text")
+    if section is None or not section.in_file:
+        raise FormatError("no .text section")
+    text = elf.bytes_of(section)
+    found = find_candidates(text, machine)
+    if machine == AMD64:
+        found = found.select(np.isin(found.pos, disassemble(text, section.addr)))
+    target = read_targets(np.frombuffer(text, np.uint8), 0, found, section.addr)
+    function = np.searchsorted(entries, found.pos + section.addr, side="right") - 1
+    local = np.searchsorted(entries, target, side="right") - 1 == function
+    far = ~(local & (target >= section.addr) & (target < section.end_addr))
+    return _Sites(section.offset, section.addr, found.select(far), target[far], function[far])
 
 
 def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int]]) -> Labels:
@@ -418,7 +423,8 @@ class _Encoding:
         head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
         chosen = np.flatnonzero(target >= 0)
         chosen = chosen[is_left[head[target[chosen]]]]
-        owner = np.searchsorted(labels.start, self.sites.next_addr[chosen] - 1, side="right") - 1
+        place = self.sites.found.pos[chosen] + self.sites.addr
+        owner = np.searchsorted(labels.start, place, side="right") - 1
         count: dict[int, int] = {}
         for label, function in zip(
             head[target[chosen]].tolist(), head[owner].tolist(), strict=True
@@ -470,23 +476,30 @@ class _Encoding:
 
     def _write_sites(self, ids: Int64s) -> Int64s:
         """Rewrite code; returns the positions that the decoder must pass over."""
-        known = self.site_label >= 0
-        pos, label = self.sites.pos[known], self.site_label[known]
-        next_addr = self.sites.next_addr[known]
-        original = model.read_u32(self.data, pos)
-        model.write_u32(self.body, pos, ids[label])
-        lookup = decoder.make_lookup(ids)
+        known = np.flatnonzero(self.site_label >= 0)
+        sites, label = self.sites.found.select(known), self.site_label[known]
+        offset = self.sites.offset
+        value = np.where(sites.kind == BRANCH26, branch_values(ids[label]), ids[label])
+        original = read_values(self.data, offset, sites)
+        write_values(self.body, offset, sites, value)
         none = np.zeros(0, np.int64)
         for _ in range(4):  # taking a site back can change what its neighbour looks like
-            hit_pos, hit_next, hit_label = decoder.text_hits(self.labels, self.body, lookup, none)
-            at = np.searchsorted(hit_pos, pos)
+            hits = decoder.text_hits(self.labels, self.body, ids, none)
+            hit_pos = np.concatenate([none, *(h.sites.pos + h.region.offset for h in hits)])
+            hit_next = np.concatenate([none, *(h.sites.next_pos + h.region.offset for h in hits)])
+            hit_label = np.concatenate([none, *(h.label for h in hits)])
+            at = np.searchsorted(hit_pos, sites.pos + offset)
             at[at == len(hit_pos)] = 0
-            fine = (hit_pos[at] == pos) & (hit_next[at] == next_addr) & (hit_label[at] == label)
+            if not len(hit_pos):
+                fine = np.zeros(len(sites.pos), bool)
+            else:
+                fine = (hit_pos[at] == sites.pos + offset) & (hit_label[at] == label)
+                fine &= hit_next[at] == sites.next_pos + offset
             if fine.all():
                 break
-            model.write_u32(self.body, pos[~fine], original[~fine])
-            pos, label, next_addr, original = (x[fine] for x in (pos, label, next_addr, original))
-        return hit_pos[~np.isin(hit_pos, pos)]
+            write_values(self.body, offset, sites.select(~fine), original[~fine])
+            sites, label, original = sites.select(fine), label[fine], original[fine]
+        return hit_pos[~np.isin(hit_pos, sites.pos + offset)]
 
 
 def _unique(ids: Int64s) -> Bools:

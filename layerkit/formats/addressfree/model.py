@@ -116,6 +116,7 @@ class Labels:
     rule: Int64s
     explicit: Uint32s  # ids of the RULE_EXPLICIT labels, in order
     salt: int = 0
+    machine: int = 0  # whose candidate rule finds the sites in code (formats.sites)
 
     @property
     def count(self) -> int:

@@ -14,6 +14,7 @@ from layerkit.errors import FormatError, VersionError
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Pattern, Region
 from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
+from layerkit.formats.sites import ARM64
 
 __all__ = ["parse_labels", "read_column", "serialize_labels", "write_column"]
 
@@ -68,6 +69,7 @@ def serialize_labels(labels: Labels, skip: Int64s) -> bytes:
     """The label table with the exceptions of the code."""
     writer = Writer()
     writer.u32(labels.salt)
+    writer.u8(labels.machine)
     _write_regions(writer, labels)
     writer.varint(len(labels.kinds))
     for kind in labels.kinds:
@@ -144,7 +146,9 @@ def _write_patterns(writer: Writer, patterns: tuple[Pattern, ...]) -> None:
 def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int64s]:
     """The label table for a body of `body_size` bytes, and the exceptions."""
     reader = Reader(data, "labels")
-    salt = reader.u32()
+    salt, machine = reader.u32(), reader.u8()
+    if machine > ARM64:
+        raise reader.fail(f"machine {machine} is not known")
     flags_at = _read_region_rules(reader)
     region_count = len(flags_at)
     kinds = _read_kinds(reader, region_count)
@@ -182,7 +186,7 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
         if kind.zone >= region_count or kind.zone_pattern >= len(patterns):
             raise reader.fail("a kind names a region or pattern that is not there")
     return Labels(
-        regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt
+        regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt, machine
     ), skip
 
 
