@@ -6,8 +6,8 @@ Encode decodes and compares before it returns, and what does not come back exact
 never fails and is never wrong.
 
 Not here: knowledge of tar layers (`formats.layerform`), chunks and deltas.
-Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64 and arm64, not PIE; all else
-is raw.
+Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64 and arm64, not PIE; the
+rest is raw.
 """
 
 from __future__ import annotations
