@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,23 @@ from layerkit.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- begin: bytes a deploy moves (make demo; make docs) -->"
+PEERS_BEGIN = "<!-- begin: ours and the peers' (make bench; make docs) -->"
 END = "<!-- end -->"
+PEERS = (
+    "whole, gzip -6",
+    "whole, zstd -19",
+    "casync 8K",
+    "zstd -19 --patch-from",
+    "hdiffpatch",
+    "bsdiff4",
+    "layerkit",
+)
+PEER_CASES = {
+    "base -> a_literal": "one string",
+    "base -> b_logline": "a log line",
+    "base -> c1_base64": "a new route",
+    "zerolog 1.34.0 -> 1.35.1": "a dependency's release",
+}
 
 
 def generate() -> dict[Path, str]:
@@ -133,11 +150,38 @@ def demo_table(document: dict[str, object]) -> str:
     return "\n".join(rows) + f"\n\n{about}"
 
 
+def peers_table(document: dict[str, Any]) -> str:
+    """README's comparison, from the newest results of `make bench`."""
+    rows = document["tables"]["deltas"]["rows"]
+    lines = ["| bytes to move | " + " | ".join(PEER_CASES.values()) + " |"]
+    lines.append("|---|" + "---:|" * len(PEER_CASES))
+    for peer in PEERS:
+        cells = []
+        for case in PEER_CASES:
+            size = rows[case].get(peer, {}).get("size")
+            cells.append("-" if size is None else f"{size:,}")
+        name, bold = (f"**{peer} delta**", "**") if peer == "layerkit" else (peer, "")
+        lines.append(f"| {name} | " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
+    about = f"Sizes are exact; {document['machine']}, {document['date']}, `make bench`."
+    return "\n".join(lines) + f"\n\n{about} All rows and what we miss: docs/benchmarks.md."
+
+
+def newest_results() -> dict[str, Any]:
+    newest = sorted((ROOT / "bench/results").glob("20*.json"))[-1]
+    found: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+    return found
+
+
 def readme_page() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     document = json.loads((ROOT / "bench/results/demo.json").read_text(encoding="utf-8"))
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{demo_table(document)}\n{END}{rest.split(END, 1)[1]}"
+    for begin, table in (
+        (BEGIN, demo_table(document)),
+        (PEERS_BEGIN, peers_table(newest_results())),
+    ):
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table}\n{END}{rest.split(END, 1)[1]}"
+    return text
 
 
 def main() -> int:
