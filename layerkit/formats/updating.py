@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from layerkit.digest import Digest, check_digest, sha256_digest
-from layerkit.errors import FormatError, IntegrityError
+from layerkit.errors import FormatError, IntegrityError, VersionError
 from layerkit.formats import delta, oci
 from layerkit.formats.chunkmanifest import (
     RAW,
@@ -23,8 +24,17 @@ from layerkit.formats.chunkmanifest import (
 from layerkit.formats.layerform import ADDRESS_FREE, decode_layer, is_layer_form
 from layerkit.formats.update import Update
 
-__all__ = ["Documents", "NewLayer", "apply_update", "documents_of", "make_update", "plain_of_form"]
+__all__ = [
+    "Documents",
+    "NewLayer",
+    "apply_update",
+    "check_manifest",
+    "documents_of",
+    "make_update",
+    "plain_of_form",
+]
 
+TRANSFORMS: Final = (RAW, ADDRESS_FREE)
 ReadForm = Callable[[oci.Descriptor, oci.Descriptor], bytes]  # chunk manifest, form -> form
 
 
@@ -156,3 +166,15 @@ def _layers(documents: Documents) -> list[_Layer]:
         )
         for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
     ]
+
+
+def check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:
+    """Raise unless the chunk manifest is of that layer and of a transform that is known."""
+    if manifest.diff_id != diff_id:
+        raise IntegrityError(
+            f"chunk manifest of layer {diff_id.short} is of another layer",
+            got=str(manifest.diff_id),
+            want=str(diff_id),
+        )
+    if manifest.transform not in TRANSFORMS:
+        raise VersionError(f"transform {manifest.transform!r} is not known")

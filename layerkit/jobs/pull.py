@@ -31,7 +31,6 @@ from layerkit.errors import (
     IntegrityError,
     NotFoundError,
     RemoteError,
-    VersionError,
 )
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
@@ -39,18 +38,16 @@ from layerkit.formats.chunkmanifest import (
     RAW,
     ROLE_CODES,
     Chunk,
-    ChunkManifest,
     build_chunk_manifest,
     parse_chunk_manifest,
     serialize_chunk_manifest,
 )
 from layerkit.formats.deflate import compress, decompress
-from layerkit.formats.layerform import ADDRESS_FREE
 from layerkit.formats.plan import LayerPlan, LayerWant, Plan, batch_chunks, plan_pull
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
 from layerkit.formats.update import Update, parse_update, update_old
-from layerkit.formats.updating import apply_update, plain_of_form
+from layerkit.formats.updating import apply_update, check_manifest, plain_of_form
 
 __all__ = ["LayerPlan", "LayerWant", "Plan", "PullResult", "host_platform", "plan_pull", "pull"]
 
@@ -93,18 +90,6 @@ def host_platform() -> oci.Platform:
     return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
 
 
-def _check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:
-    if manifest.diff_id != diff_id:
-        raise IntegrityError(
-            f"chunk manifest of layer {diff_id.short} is of another layer",
-            got=str(manifest.diff_id),
-            want=str(diff_id),
-        )
-    if manifest.transform not in TRANSFORMS:
-        raise VersionError(f"transform {manifest.transform!r} is not known")
-
-
-TRANSFORMS: Final = (RAW, ADDRESS_FREE)
 _REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
 
 
@@ -375,7 +360,7 @@ class _Pull:
         try:
             raw = self._read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
             manifest = parse_chunk_manifest(raw)
-            _check_manifest(manifest, diff_id)
+            check_manifest(manifest, diff_id)
         except _REFUSED as exc:
             _log.warning("chunk manifest %s is refused: %s", listed.digest, exc.message)
             self._blobs.pop(listed.digest, None)
@@ -543,8 +528,17 @@ class _Pull:
             return data
 
     def check_layers(self) -> None:
-        for want in self.wants:
-            self.assemble(want)
+        """Every layer's tar; one that its chunks do not give after all is pulled plainly."""
+        for index, want in enumerate(self.wants):
+            try:
+                self.assemble(want)
+            except (FormatError, IntegrityError) as exc:
+                _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
+                if want.chunk_manifest is not None:
+                    listed = serialize_chunk_manifest(want.chunk_manifest)
+                    self._blobs.pop(sha256_digest(listed), None)
+                self.wants[index] = self._fetch_plain(want)
+                self.assemble(self.wants[index])
 
     def commit(self) -> None:
         """Small blobs, then the one commit point."""
