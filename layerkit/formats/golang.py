@@ -27,6 +27,7 @@ Int64s = npt.NDArray[np.int64]
 PCLN_MAGIC: Final = (0xFFFFFFF1,)  # go1.20 and later: debug/gosym/pclntab.go go120magic
 PCHEADER: Final = struct.Struct("<IHBBQQQQQQQQ")
 assert PCHEADER.size == 72
+PCDATA_LIMIT: Final = 64  # go1.27 knows 5 kinds
 FUNC_SIZE: Final = 44  # runtime2.go _func up to nfuncdata, go1.20 and later
 # Word indexes in moduledata, equal from go1.20 to go1.26 (runtime/symtab.go)
 (MD_FUNCNAMETAB, MD_FTAB, MD_FINDFUNCTAB, MD_MINPC, MD_MAXPC, MD_TEXT, MD_ETEXT) = (
@@ -106,6 +107,13 @@ def parse_go_tables(elf: Elf) -> GoTables:
     entries, records = table[0::2] + text, table[1::2] + func_off
     if (np.diff(entries) <= 0).any() or records.max() + FUNC_SIZE > len(data):
         raise FormatError("functab is not in order")
+    raw = np.frombuffer(data, np.uint8)
+    at = records[:func_count]
+    pcdata = sum(raw[at + 28 + k].astype(np.int64) << (8 * k) for k in range(4))
+    if int(np.max(pcdata)) > PCDATA_LIMIT:
+        raise FormatError("a function has more pcdata than any compiler writes")
+    if int((at + FUNC_SIZE + 4 * (pcdata + raw[at + 43])).max()) > len(data):
+        raise FormatError("a function record lies outside pclntab")
     release = go_release(elf.data)
     match = re.match(r"go1\.(\d+)", release)
     rodata, gofunc = _rodata_and_gofunc(elf, section, words)

@@ -207,10 +207,13 @@ def derived_bytes(labels: Labels, out: Bytes8) -> Iterator[tuple[int, int, Bytes
     offsets = labels.offsets()
     for derived in (model.DERIVED_FINDFUNCTAB, model.DERIVED_FIPS_SUM):
         chosen = [i for i, p in enumerate(labels.patterns) if p.derived == derived]
-        for label in np.flatnonzero(np.isin(labels.pattern, chosen) & (offsets >= 0)).tolist():
+        places = np.flatnonzero(np.isin(labels.pattern, chosen) & (offsets >= 0)).tolist()
+        if len(places) > 1:
+            raise FormatError("form: a derived table stands in several places")
+        for label in places:
             at, size = int(offsets[label]), int(labels.size[label])
             if derived == model.DERIVED_FINDFUNCTAB:
-                yield label, at, findfunctab(labels)[:size]
+                yield label, at, findfunctab(labels, size)
             else:
                 yield label, at + FIPS_MAGIC_SIZE, fips_sum(labels, out, at)
 
@@ -235,19 +238,20 @@ def fips_sum(labels: Labels, out: Bytes8, at: int) -> Bytes8:
     return np.frombuffer(sum_.digest(), np.uint8)
 
 
-def findfunctab(labels: Labels) -> Bytes8:
+def findfunctab(labels: Labels, limit: int) -> Bytes8:
     """Go's lookup table from pc to function: for each 4096 bytes of text the number of the first
-    function there, and for each 256 bytes of it the distance from that number.
-    Source: src/cmd/link/internal/ld/pcln.go findfunctab, go1.20 to go1.27."""
+    function there, and for each 256 bytes of it the distance from that number. Empty when it is
+    over `limit` bytes. Source: src/cmd/link/internal/ld/pcln.go findfunctab, go1.20 to go1.27."""
     text = np.array([r.is_text for r in labels.regions])[labels.region_of]
     starts = labels.start[text & (labels.rule != model.RULE_CONT) & (labels.rule != model.RULE_END)]
     ends = labels.start[text & (labels.rule == model.RULE_END)]
     if not len(starts) or not len(ends):
         return np.zeros(0, np.uint8)
     low, span = int(starts[0]), int(ends[-1] - starts[0])
-    count = -(-span // 256)
+    count, buckets = -(-span // 256), -(-span // 4096)
+    if span < 0 or 4 * buckets + count > limit:
+        return np.zeros(0, np.uint8)  # not the table of this text
     first = np.searchsorted(starts, low + 256 * np.arange(count), side="right") - 1
-    buckets = -(-span // 4096)
     table = np.zeros((buckets, 20), np.uint8)
     base = first[::16]
     table[:, :4] = base.astype("<u4").view(np.uint8).reshape(-1, 4)

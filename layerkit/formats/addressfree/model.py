@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
+from layerkit.errors import FormatError
+
 __all__ = [
     "Bytes8",
     "Fields",
@@ -138,8 +140,10 @@ class Fields:
 
 
 def expand_fields(labels: Labels) -> Fields:
-    """Where the patterns put fields. Vectorised over all labels that share a pattern."""
+    """Where the patterns put fields. Vectorised over all labels that share a pattern. Raises
+    FormatError, before it allocates, when there are more than the file has room for."""
     offsets = labels.offsets()
+    left = max((r.offset + r.size for r in labels.regions if r.offset >= 0), default=0)
     by_pattern = np.argsort(labels.pattern, kind="stable")
     bounds = np.searchsorted(labels.pattern[by_pattern], np.arange(len(labels.patterns) + 1))
     none = np.zeros(0, np.int64)
@@ -151,6 +155,8 @@ def expand_fields(labels: Labels) -> Fields:
             continue
         chosen = chosen[offsets[chosen] >= 0]
         at, size = offsets[chosen], labels.size[chosen]
+        left -= len(chosen) * len(pattern.fixed)
+        _check_room(left)
         if pattern.fixed:
             offset, kind = np.array(pattern.fixed, np.int64).T
             fits = offset + 4 <= size[:, None]
@@ -162,12 +168,19 @@ def expand_fields(labels: Labels) -> Fields:
                 np.where(room < 0, 0, room // pattern.stride + 1) if pattern.stride else room * 0
             )
             total = int(count.sum())
+            left -= total
+            _check_room(left)
             step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
             pos_parts.append(np.repeat(at + pattern.start + one, count) + step * pattern.stride)
             kind_parts.append(np.full(total, one_kind, np.int64))
     pos, kinds = np.concatenate(pos_parts), np.concatenate(kind_parts)
     order = np.argsort(pos, kind="stable")
     return Fields(pos[order], kinds[order])
+
+
+def _check_room(left: int) -> None:
+    if left < 0:
+        raise FormatError("labels: more fields than the file has room for")
 
 
 def read_u32(data: Bytes8, pos: Int64s) -> Int64s:

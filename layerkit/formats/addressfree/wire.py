@@ -169,8 +169,8 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
         raise reader.fail("label counts do not add up")
     if len(raw_explicit) % 4:
         raise reader.fail("explicit ids are cut")
-    if count and int(rule[0]) == model.RULE_CONT:
-        raise reader.fail("the first label goes on another")
+    if (rule[np.cumsum(counts) - counts] == model.RULE_CONT).any():
+        raise reader.fail("the first label of a region goes on another")
     explicit = np.frombuffer(raw_explicit, "<u4")
     if len(explicit) != int((rule == model.RULE_EXPLICIT).sum()):
         raise reader.fail("explicit ids do not match their labels")
@@ -237,6 +237,8 @@ def _place_regions(
                 bool(flags & _TEXT),
             )
         )
+    if sum(region.size for region in regions if region.offset >= 0) > body_size:
+        raise reader.fail("regions share parts of the file")
     return tuple(regions)
 
 
