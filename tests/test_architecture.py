@@ -48,7 +48,8 @@ EDGES = {
         "",
     ),
     "remote": (
-        "digest formats.protocol formats.oci formats.chunkmanifest formats.reference formats.update",
+        "digest formats.protocol formats.oci formats.chunkmanifest formats.reference"
+        " formats.update",
         "urllib3",
     ),
     "registry": ("digest formats.oci formats.reference", "oras"),

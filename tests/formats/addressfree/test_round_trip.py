@@ -1,0 +1,157 @@
+"""formats/addressfree without a Go toolchain: raw or right, never wrong, never an exception."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import noise
+from toy_go import place_of, toy_go
+
+from layerkit.formats import addressfree
+from layerkit.formats.addressfree import decoder, model, wire
+from layerkit.formats.addressfree.model import Labels
+
+ROOT = Path(__file__).parent.parent.parent.parent
+TOY = toy_go()
+
+
+def assert_comes_back(binary: bytes, about: str = "") -> addressfree.Encoded:
+    made = addressfree.encode(binary)
+    assert addressfree.decode(made.form) == binary, about
+    return made
+
+
+def labels_of(binary: bytes) -> Labels:
+    made = addressfree.encode(binary)
+    assert not made.why_raw
+    return wire.parse_labels(made.labels, len(binary))[0]
+
+
+def body_of(form: bytes) -> bytes:
+    return bytes(addressfree._parse(form)[2])
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    out[rng.randrange(len(out))] ^= rng.randrange(1, 256)
+    return bytes(out)
+
+
+def test_the_toy_has_a_form_of_its_own() -> None:
+    assert assert_comes_back(TOY).why_raw == ""
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 200])
+def test_toys_with_other_strings_come_back(size: int) -> None:
+    assert assert_comes_back(toy_go(noise(size))).why_raw == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "addr", "field"),
+    [
+        ("call", "main", 12), ("compare with an immediate", "main", 18),
+        ("conditional jump", "main", 25), ("store of an immediate", "main", 31),
+        ("method's text", "type", 104),
+    ],
+)  # fmt: skip
+def test_a_field_of_each_kind_stays_when_its_target_moves(what: str, addr: str, field: int) -> None:
+    """Equal in the forms of two toys whose strings have different lengths."""
+    binaries, bodies = [], []
+    for hello in (b"hello, world", b"hello, other and far wider world"):
+        binary, place = toy_go(hello), place_of(addr, hello) + field
+        binaries.append(binary[place : place + 4])
+        body = body_of(addressfree.encode(binary).form)
+        bodies.append(body[place : place + 4])
+    assert binaries[0] != binaries[1], f"{what}: the toy does not test it"
+    assert bodies[0] == bodies[1], what
+
+
+def test_labels_partition_every_region() -> None:
+    labels = labels_of(TOY)
+    ends = [int(labels.size[labels.region_of == i].sum()) for i in range(len(labels.regions))]
+    assert ends == [region.size for region in labels.regions]
+
+
+def test_ids_are_unique() -> None:
+    """Of the labels that have one; 0 is none."""
+    binary = toy_go()
+    made = addressfree.encode(binary)
+    labels, _ = wire.parse_labels(made.labels, len(binary))
+    assert (labels.rule < model.RULE_COUNT).all()
+    assert len(set(labels.explicit.tolist())) == len(labels.explicit)
+
+
+def test_findfunctab_is_derived() -> None:
+    labels = labels_of(TOY)
+    assert [p.derived for p in labels.patterns].count(model.DERIVED_FINDFUNCTAB) == 1
+    assert decoder.findfunctab(labels, 5).tolist() == [0, 0, 0, 0, 0]
+    assert decoder.findfunctab(labels, 4).tolist() == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4096, 100_000])
+def test_random_bytes_come_back(size: int) -> None:
+    assert assert_comes_back(noise(size)).labels == b""
+
+
+def test_random_bytes_behind_an_elf_header_come_back() -> None:
+    for seed in range(50):
+        assert_comes_back(TOY[:64] + noise(3000, seed), f"seed {seed}")
+
+
+@pytest.mark.skipif(not Path("/bin/true").exists(), reason="no /bin/true")
+def test_a_program_that_is_not_go_comes_back_raw() -> None:
+    made = assert_comes_back(Path("/bin/true").read_bytes())
+    assert made.why_raw
+
+
+def test_every_truncation_of_the_toy_comes_back() -> None:
+    for size in range(len(TOY)):
+        assert_comes_back(TOY[:size], f"cut to {size}")
+
+
+def test_bytes_behind_the_toy_come_back() -> None:
+    assert assert_comes_back(TOY + noise(100)).why_raw == ""
+
+
+def test_mutations_of_the_toy_come_back() -> None:
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    for index in range(200):
+        assert_comes_back(mutate(TOY, rng), f"seed {seed}, mutation {index}")
+
+
+@pytest.mark.slow
+def test_every_byte_of_the_toy_changed_comes_back() -> None:
+    for at in range(len(TOY)):
+        for value in (0, 1, 0x7F, 0x80, 0xFF, TOY[at] ^ 1, TOY[at] ^ 0x80):
+            changed = TOY[:at] + bytes((value,)) + TOY[at + 1 :]
+            assert_comes_back(changed, f"byte {at} = {value}")
+
+
+SCRIPT = """
+import hashlib, sys
+sys.path[:0] = [{tests!r}]
+from toy_go import toy_go
+from layerkit.formats import addressfree, delta, layerform
+from layerkit.formats.layer import Entry, build_tar
+old, new = (addressfree.encode(toy_go(text)) for text in (b"hello", b"hello again"))
+made = [old.form, new.labels, new.form, delta.diff([old.form], new.form)]
+print(hashlib.sha256(b"".join(made)).hexdigest())
+"""
+
+
+def test_two_encoders_of_one_binary_give_the_same_bytes() -> None:
+    said = set()
+    for seed in ("0", "1", "4242"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT.format(tests=str(ROOT / "tests"))],
+            env=dict(os.environ) | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said.add(done.stdout)
+    assert len(said) == 1

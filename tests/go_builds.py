@@ -1,0 +1,102 @@
+"""Go programs for tests, built once and kept by the digest of what went into them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / ".pytest_cache" / "go-builds"
+BUILD_TIMEOUT = 600.0  # seconds: a release that was never used compiles its library first
+
+STRIPPED = "-s -w -buildid="
+SYMBOLS_ONLY = "-w -buildid="
+UNSTRIPPED = "-buildid="
+
+SMALL = {
+    "go.mod": "module example.com/small\n\ngo 1.20\n",
+    "main.go": (
+        'package main\n\nimport "os"\n\ntype greeter struct{ name string }\n\n'
+        'func (g greeter) greet() string { return "hello, " + g.name }\n\n'
+        "func main() {\n\tvar g interface{ greet() string } = greeter{os.Args[0]}\n"
+        "\tdefer func() { recover() }()\n\tprintln(g.greet())\n}\n"
+    ),
+}
+
+
+def sources_of(folder: Path) -> dict[str, str]:
+    """The files of a program, by name."""
+    return {
+        p.name: p.read_text()
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".go", ".mod", ".sum")
+    }
+
+
+def _environment(release: str, arch: str) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("GO", "CGO"))}
+    keep = ("GOPROXY", "GOSUMDB", "GOMODCACHE", "GOCACHE", "GOPATH", "GONOSUMDB", "GOINSECURE")
+    env |= {k: os.environ[k] for k in keep if k in os.environ}
+    return env | {
+        "CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": arch, "GOFLAGS": "",
+        "GOTOOLCHAIN": release or "local",
+    }  # fmt: skip
+
+
+def cached_releases(go: Path) -> list[str]:
+    """Other releases of Go that are on this machine already, the newest last."""
+    cache = subprocess.run([go, "env", "GOMODCACHE"], capture_output=True, text=True, check=True)
+    folder = Path(cache.stdout.strip()) / "golang.org"
+    names = [
+        p.name.split("-")[1].removesuffix(".linux")
+        for p in folder.glob("toolchain@v0.0.1-go*.linux-amd64")
+    ]
+    return sorted(names, key=lambda name: [int(n) for n in name.removeprefix("go").split(".")])
+
+
+def local_release(go: Path) -> str:
+    """What `go version` says, such as go1.26.8."""
+    said = subprocess.run(
+        [go, "env", "GOVERSION"], capture_output=True, text=True, check=True,
+        env=_environment("", "amd64"),
+    )  # fmt: skip
+    return said.stdout.strip()
+
+
+def build_go(
+    go: Path,
+    sources: dict[str, str],
+    ldflags: str = STRIPPED,
+    *,
+    release: str = "",
+    arch: str = "amd64",
+) -> bytes:
+    """The binary; skips the test when the release cannot be had."""
+    argv = [str(go), "build", "-trimpath", "-buildvcs=false", f"-ldflags={ldflags}"]
+    what = repr((sorted(sources.items()), argv[1:], release or local_release(go), arch))
+    kept = KEPT / hashlib.sha256(what.encode()).hexdigest()
+    if kept.exists():
+        return kept.read_bytes()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "function"
+        folder.mkdir()
+        for path, text in sources.items():
+            (folder / path).write_text(text)
+        done = subprocess.run(
+            [*argv, "-o", f"{name}/binary", "."], cwd=folder, capture_output=True, text=True,
+            env=_environment(release, arch), timeout=BUILD_TIMEOUT,
+        )  # fmt: skip
+        if done.returncode and release and "toolchain" in done.stderr:
+            pytest.skip(f"no {release} here: {done.stderr.strip()[-200:]}")
+        assert done.returncode == 0, done.stderr
+        binary = (Path(name) / "binary").read_bytes()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}")
+    part.write_bytes(binary)
+    part.rename(kept)
+    return binary

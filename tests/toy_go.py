@@ -1,0 +1,220 @@
+"""A toy Go-like ELF of three kilobytes, built from named pieces: each kind of site and table once.
+
+It does not run. It holds what the encoder reads: a .text with calls, a jump, RIP-relative operands
+with and without immediates; type descriptors with names, methods and a mask; pointers in data; a
+.gopclntab with go1.20's header, two records with pc-value tables, an inline tree and stack objects;
+a moduledata; findfunctab; .bss. The length of the string `hello` is free,
+and all that lies behind it moves when it changes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+
+BASE = 0x400000  # address of the file's first byte
+NAMES = ("main.main", "main.helper", "main.(*T).Get", "main.inlined")
+SECTION_NAMES = (".text", ".rodata", ".typelink", ".gopclntab", ".data", ".bss", ".shstrtab")
+ALLOC, EXEC = 2, 4
+
+At = Mapping[str, int]  # name of a piece -> its address
+Piece = tuple[str, int, bytes]  # name, alignment, bytes
+
+
+def rel(at: At, here: str, end: int, target: str) -> bytes:
+    """A displacement from `end` bytes into the function `here`."""
+    return struct.pack("<i", at[target] - (at[here] + end))
+
+
+def text(at: At, hello: bytes) -> list[Piece]:
+    """Functions with `int3` behind them as Go pads; `main` is as long as `hello` wants it."""
+    main = bytes.fromhex("0f1f4000")  # nop: a field is no candidate in the text's first four bytes
+    main += bytes.fromhex("488d05") + rel(at, "main", 11, "other")  # lea rax, [other]
+    main += b"\xe8" + rel(at, "main", 16, "helper")  # call helper
+    main += bytes.fromhex("833d") + rel(at, "main", 23, "flag") + b"\0"  # cmp dword [flag], 0
+    main += bytes.fromhex("0f85") + rel(at, "main", 29, "method")  # jne method
+    main += bytes.fromhex("c705") + rel(at, "main", 39, "flag") + b"\7\0\0\0"  # mov [flag], 7
+    main += bytes.fromhex("488b0d") + rel(at, "main", 46, "cell") + b"\xc3"  # mov rcx, [cell]; ret
+    helper = bytes.fromhex("488d1d") + rel(at, "helper", 7, "type") + b"\x90\xc3"  # lea rbx, [type]
+    method = b"\xe9" + rel(at, "method", 5, "helper") + b"\xeb\xf9"  # jmp helper; a near jump
+    room = 64 + 64 * (len(hello) // 16)
+    return [
+        ("main", 64, main.ljust(room, b"\xcc")),
+        ("helper", 64, helper.ljust(64, b"\xcc")),
+        ("method", 64, method.ljust(64, b"\xcc")),
+    ]
+
+
+def rodata(at: At, hello: bytes) -> list[Piece]:
+    """A named struct type with one method, its names, two strings, a mask, findfunctab."""
+    types = at["types"]
+
+    def off(name: str) -> int:
+        return at[name] - types
+
+    # src/internal/abi/type.go: Type (48 bytes), StructType, UncommonType, Method
+    kind = struct.pack("<QQIBBBBQQii", 16, 8, 0x1234, 1, 8, 8, 25, 0, at["mask"], off("name T"), 0)
+    kind += struct.pack("<QQQQ", 0, at["type"] + 112, 0, 0)  # PkgPath; Fields: none
+    kind += struct.pack("<iHHI", off("name main"), 1, 1, 16) + b""
+    text_ = at["main"]
+    kind += struct.pack(
+        "<iiii", off("name Get"), off("type func"), at["method"] - text_, at["method"] - text_
+    )
+    func = struct.pack("<QQIBBBBQQii", 8, 8, 0x77, 0, 8, 8, 19, 0, at["mask"], off("name f"), 0)
+    func += struct.pack("<HHI", 0, 0, 0)
+
+    def name(value: bytes, flags: int = 1) -> bytes:
+        return bytes((flags, len(value))) + value
+
+    span = at["end of text"] - at["main"]
+    findfunctab = struct.pack("<I", 0) + bytes(-(-span // 256))
+    return [
+        ("hello", 1, hello),
+        ("types", 64, bytes(8)),
+        ("type", 32, kind),
+        ("type func", 32, func),
+        ("name T", 1, name(b"*main.T")),
+        ("name main", 1, name(b"main", 0)),
+        ("name Get", 1, name(b"Get")),
+        ("name f", 1, name(b"*func()")),
+        ("other", 1, b"another string"),
+        ("mask", 1, b"\1"),
+        ("findfunctab", 32, findfunctab),
+        ("pointers", 8, struct.pack("<QQ", at["other"], at["helper"])),
+        ("room", 8, bytes(96)),
+    ]
+
+
+def pclntab(at: At) -> list[Piece]:
+    """src/debug/gosym/pclntab.go and src/runtime/runtime2.go _func, go1.20."""
+    base, start = at["pclntab"], at["main"]
+    names, place = b"", []
+    for one in NAMES:
+        place.append(len(names))
+        names += one.encode() + b"\0"
+    functions = ("main", "helper", "method")
+    header = struct.pack(
+        "<IHBBQQQQQQQQ", 0xFFFFFFF1, 0, 1, 8, 3, 1, start,
+        *(at[n] - base for n in ("funcnames", "cutab", "files", "pctab", "functab")),
+    )  # fmt: skip
+    functab = b"".join(
+        struct.pack("<II", at[f] - start, at["record " + f] - at["functab"]) for f in functions
+    ) + struct.pack("<I", at["end of text"] - start)
+
+    def pc(name: str) -> int:
+        return at[name] - at["pctab"]
+
+    def record(index: int, function: str, pcdata: tuple[int, ...], funcs: tuple[int, ...]) -> bytes:
+        head = struct.pack(
+            "<IiiIIIIIIiBBBB", at[function] - start, place[index], 0, 0,
+            pc("pcsp"), pc("pcfile"), pc("pcln " + function), len(pcdata),
+            0, 1, 0, 0, 0, len(funcs),
+        )  # fmt: skip
+        return head + b"".join(struct.pack("<I", v) for v in (*pcdata, *funcs))
+
+    gofunc, none = at["gofunc"], 0xFFFFFFFF
+    main_data = (
+        at["args map"] - gofunc,
+        none,
+        at["stack objects"] - gofunc,
+        at["inline tree"] - gofunc,
+    )
+    inline = struct.pack("<BBBBiii", 0, 0, 0, 0, place[3], 5, 1)
+    stack = struct.pack("<QiiiI", 1, -16, 16, 8, at["mask"] - at["rodata"])
+    return [
+        ("pclntab", 32, header),
+        ("funcnames", 32, names),
+        ("cutab", 32, struct.pack("<I", 0)),
+        ("files", 32, b"main.go\0"),
+        ("pctab", 32, b"\0"),
+        ("pcsp", 1, b"\2\x40\0"),
+        ("pcfile", 1, b"\2\x40\0"),
+        ("pcln main", 1, b"\x0a\x20\2\x20\0"),
+        ("pcln helper", 1, b"\x14\x40\0"),
+        ("pcln method", 1, b"\x1e\x40\0"),
+        ("functab", 32, functab),
+        ("record main", 4, record(0, "main", (pc("pcsp"), 0), main_data)),
+        ("record helper", 4, record(1, "helper", (), ())),
+        ("record method", 4, record(2, "method", (pc("pcsp"),), (at["args map"] - gofunc,))),
+        ("gofunc", 32, b""),
+        ("args map", 1, struct.pack("<iiB", 1, 2, 1)),
+        ("inline tree", 4, inline),
+        ("stack objects", 8, stack),
+        ("end of pclntab", 8, bytes(8)),
+    ]  # fmt: skip
+
+
+def data(at: At) -> list[Piece]:
+    """src/runtime/symtab.go moduledata, go1.26, as words; and two pointers."""
+    words = [0] * 48
+    words[0] = at["pclntab"]
+    for index, name in ((1, "funcnames"), (4, "cutab"), (7, "files"), (10, "pctab"),
+                        (13, "functab"), (16, "functab")):  # fmt: skip
+        words[index] = at[name]
+    words[19:24] = [at["findfunctab"], at["main"], at["end of text"], at["main"], at["end of text"]]
+    words[37:41] = [at["types"], at["other"], at["rodata"], at["gofunc"]]
+    return [
+        ("moduledata", 32, struct.pack("<48Q", *words)),
+        ("cell", 8, struct.pack("<QQ", at["other"], at["type"])),
+    ]
+
+
+def align(value: int, to: int) -> int:
+    return -(-value // to) * to
+
+
+def lay_out(at: At, hello: bytes) -> tuple[bytes, dict[str, int]]:
+    """The file with the addresses `at`, and where its pieces really are."""
+    link = struct.pack("<i", at["type"] - at["types"])
+    parts: list[tuple[str, int, list[Piece]]] = [
+        (".text", ALLOC | EXEC, text(at, hello)),
+        (".rodata", ALLOC, [("rodata", 32, b""), *rodata(at, hello)]),
+        (".typelink", ALLOC, [("typelink", 32, link)]),
+        (".gopclntab", ALLOC, pclntab(at)),
+        (".data", ALLOC | 1, data(at)),
+    ]
+    names = b"\0" + b"".join(n.encode() + b"\0" for n in SECTION_NAMES)
+    count = len(SECTION_NAMES) + 1
+    body = bytearray(64 + 56 + 64 * count)
+    found: dict[str, int] = {}
+    rows = [bytes(64)]
+
+    def row(name: str, kind: int, flags: int, addr: int, offset: int, size: int) -> bytes:
+        at_name = names.index(b"\0" + name.encode() + b"\0") + 1
+        return struct.pack("<IIQQQQIIQQ", at_name, kind, flags, addr, offset, size, 0, 0, 32, 0)
+
+    for name, flags, pieces in parts:
+        body += bytes(align(len(body), 64) - len(body))
+        offset = len(body)
+        for piece, alignment, content in pieces:
+            body += bytes(align(len(body), alignment) - len(body))
+            found[piece] = BASE + len(body)
+            body += content
+        rows.append(row(name, 1, flags, BASE + offset, offset, len(body) - offset))
+        if name == ".text":
+            found["end of text"] = BASE + len(body)
+    body += bytes(align(len(body), 64) - len(body))
+    found["flag"] = BASE + len(body)
+    rows.append(row(".bss", 8, ALLOC | 1, found["flag"], len(body), 64))
+    rows.append(row(".shstrtab", 3, 0, 0, len(body), len(names)))
+    size = len(body)
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, found["main"], 64, 120,
+        0, 64, 56, 1, 64, count, count - 1,
+    )  # fmt: skip
+    load = struct.pack("<IIQQQQQQ", 1, 7, 0, BASE, BASE, size, size + 64, 4096)
+    start = header + load + b"".join(rows)
+    body[: len(start)] = start
+    return bytes(body + names), found
+
+
+def toy_go(hello: bytes = b"hello, world") -> bytes:
+    """The toy; `hello` may have any length up to 200 bytes."""
+    _, at = lay_out(defaultdict(int), hello)
+    return lay_out(at, hello)[0]
+
+
+def place_of(piece: str, hello: bytes = b"hello, world") -> int:
+    """File position of a piece."""
+    return lay_out(defaultdict(int), hello)[1][piece] - BASE
