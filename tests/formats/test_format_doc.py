@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.formats import chunkmanifest, protocol
+from layerkit.formats import chunkmanifest, delta, layerform, protocol, update
+from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 
 DOC = (Path(__file__).parent.parent.parent / "docs/format.md").read_text()
@@ -16,6 +17,7 @@ STRUCTS = {
     ("Chunk manifest", "Header"): chunkmanifest.HEADER,
     ("Chunk manifest", "Chunk"): chunkmanifest.CHUNK,
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
+    ("Update", "Header"): update.HEADER,
 }
 
 
@@ -69,3 +71,20 @@ def test_limits_are_the_codes() -> None:
 def test_roles_are_the_codes() -> None:
     for name, code in chunkmanifest.ROLE_CODES.items():
         assert f"{code} {name or 'unknown'}" in section("Chunk manifest", "Chunk")
+
+
+def test_magics_and_constants_of_the_form_are_the_codes() -> None:
+    for title, magic in (
+        ("Address-free form", wire.MAGIC),
+        ("Layer form", layerform.MAGIC),
+        ("Delta", delta.MAGIC),
+        ("Update", update.MAGIC),
+    ):
+        assert f"`{magic.decode()}`" in section(title)
+    text = section("Address-free form")
+    assert f"{model.NEW:X}" in text and f"{model.TAG:X}" in text
+
+
+def test_rules_are_the_codes() -> None:
+    names = [row[0] for row in rows(section("Address-free form", "Rules"))]
+    assert [int(name.split()[0]) for name in names] == list(range(model.RULE_COUNT))
