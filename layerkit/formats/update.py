@@ -35,6 +35,8 @@ MAGIC: Final = b"LKUP"
 MAJOR: Final = 0
 MINOR: Final = 0
 LEVEL: Final = 19
+STEP: Final = 64  # bytes of the frame decompressed at once
+MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: frames that want more are refused; level 19 wants 2^23
 MAX_UPDATE_SIZE: Final = 1 << 30  # bytes, decompressed
 MAX_DOCUMENT_SIZE: Final = 4 << 20
 MAX_DELTA_COUNT: Final = 128  # layers of an image
@@ -85,7 +87,7 @@ def parse_update(raw: bytes, old_documents: Sequence[bytes]) -> Update:
     """The update, with the documents of the old image that its header names."""
     _, size, start = _read_header(raw)
     unpacker = zstandard.ZstdDecompressor(
-        dict_data=_prefix(old_documents), max_window_size=1 << 30
+        dict_data=_prefix(old_documents), max_window_size=MAX_WINDOW_SIZE
     ).decompressobj()
     try:
         content = _bounded(unpacker, raw[start:], size)
@@ -105,10 +107,11 @@ def _prefix(documents: Sequence[bytes]) -> zstandard.ZstdCompressionDict:
 
 
 def _bounded(unpacker: zstandard.ZstdDecompressionObj, raw: bytes, size: int) -> bytes:
-    """Exactly `size` bytes, decompressed in small steps so that a bomb stops early."""
+    """Exactly `size` bytes, decompressed in small steps so that a bomb stops early: four bytes may
+    stand for a block of 128 KiB, so a step makes 2 MiB at most."""
     out = bytearray()
-    for start in range(0, len(raw), 1 << 12):
-        out += unpacker.decompress(raw[start : start + (1 << 12)])
+    for start in range(0, len(raw), STEP):
+        out += unpacker.decompress(raw[start : start + STEP])
         if len(out) > size or unpacker.eof:
             break
     if len(out) != size or not unpacker.eof or unpacker.unused_data:

@@ -160,7 +160,9 @@ def text_hits(labels: Labels, body: Bytes8, ids: Int64s, skip: Int64s) -> list[T
         value = read_values(body, region.offset, found)
         branch = found.kind == BRANCH26
         label = np.where(branch, near.find(value), lookup.find(value))
-        hit = (label >= 0) & ~np.isin(found.pos + region.offset, skip)
+        # only this region's exceptions (ascending): many regions must not take many passes
+        low, high = np.searchsorted(skip, (region.offset, region.offset + region.size))
+        hit = (label >= 0) & ~np.isin(found.pos + region.offset, skip[low:high])
         hits.append(TextHits(region, found.select(hit), label[hit]))
     return hits
 

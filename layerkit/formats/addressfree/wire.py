@@ -23,6 +23,7 @@ MAJOR: Final = 0
 MINOR: Final = 0
 COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
 SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
+COUNTER_LIMIT: Final = 64  # NEW counters; each takes a pass over all labels, and five are used
 ADDR_LIMIT: Final = (1 << 63) - 1
 
 
@@ -248,7 +249,7 @@ def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
         region = reader.varint(SMALL_LIMIT, "region of a kind")
         delta = unzigzag(reader.varint(ADDR_LIMIT, "delta of a kind"))
         shift = reader.u8()
-        counter = reader.varint(SMALL_LIMIT, "counter of a kind") - 1
+        counter = reader.varint(COUNTER_LIMIT, "counter of a kind") - 1
         zone = reader.varint(SMALL_LIMIT, "zone of a kind") - 1
         pattern = reader.varint(SMALL_LIMIT, "zone pattern of a kind") - 1
         if region >= region_count or shift & 0x7F > 31 or (counter >= 0 and zone < 0):
