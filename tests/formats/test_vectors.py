@@ -1,0 +1,100 @@
+"""Golden vectors of forms, deltas, layer forms, updates: encoders write them, decoders read them.
+
+The formats are major 0 and may change, but never in silence: FROZEN moves only together with a
+format's major or minor and a line in docs/format.md "Format changelog".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from vector_cases import (
+    FOLDER,
+    HELD,
+    NEW,
+    OLD,
+    OLD_DOCUMENTS,
+    OLD_IMAGE,
+    RAW_RUN,
+    UPDATE,
+    Case,
+    cases,
+    minimal_binary,
+    minimal_labels,
+    read_vector,
+)
+
+from layerkit.errors import VersionError
+from layerkit.formats import addressfree, delta, layerform, update
+from layerkit.formats.addressfree import wire
+
+CASES = {case.path: case for case in cases()}
+READ: dict[str, Callable[[bytes], object]] = {
+    "addressfree": addressfree.decode,
+    "delta": lambda data: delta.patch([OLD], data),
+    "layerform": layerform.decode_layer,
+    "update": lambda data: update.parse_update(data, OLD_DOCUMENTS),
+}
+# SHA-256 of each vector's bytes, versions 0.0
+FROZEN = {
+    "addressfree/minimal.txt": "cc3087e66f701bfe00a1d409a9cf7bde5ecf581c12c0ec5b3e32e9c9b040369c",
+    "delta/one-copy.txt": "d77af39d361d1cb73b3af00c4855f3dfd21cc5d24d15816382056759b2265398",
+    "layerform/two-parts.txt": "a008aa014d1a3fc3a5ee64d6aac4cfc93002cb115b5bcfa9d73dd6ff7ab709d6",
+    "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_regenerate_changes_nothing(case: Case) -> None:
+    assert (FOLDER / case.path).read_text() == case.text
+
+
+@pytest.mark.parametrize("path", FROZEN)
+def test_a_version_of_a_format_never_moves(path: str) -> None:
+    assert hashlib.sha256(read_vector(path)).hexdigest() == FROZEN[path]
+
+
+@pytest.mark.parametrize("path", [path for path in CASES if path.endswith("unknown-major.txt")])
+def test_a_later_major_is_a_version_error(path: str) -> None:
+    with pytest.raises(VersionError):
+        READ[path.partition("/")[0]](read_vector(path))
+
+
+def test_the_minimal_form_decodes() -> None:
+    assert addressfree.decode(read_vector("addressfree/minimal.txt")) == minimal_binary()
+
+
+def test_the_minimal_labels_serialize() -> None:
+    labels = wire.serialize_labels(minimal_labels(), np.zeros(0, np.int64))
+    assert labels in read_vector("addressfree/minimal.txt")
+
+
+def test_a_file_that_is_not_elf_encodes_and_decodes() -> None:
+    vector = read_vector("addressfree/raw.txt")
+    assert (addressfree.encode(HELD).form, addressfree.decode(vector)) == (vector, HELD)
+
+
+def test_the_delta_applies() -> None:
+    assert delta.patch([OLD], read_vector("delta/one-copy.txt")) == NEW
+
+
+def test_the_delta_is_what_its_commands_serialize_to() -> None:
+    commands = delta._serialize_commands(OLD, NEW, [(3, 0, len(OLD))])
+    assert read_vector("delta/one-copy.txt").endswith(commands)
+
+
+def test_the_layer_form_decodes() -> None:
+    form = read_vector("layerform/two-parts.txt")
+    assert layerform.decode_layer(form) == RAW_RUN + HELD
+
+
+def test_the_update_parses() -> None:
+    assert update.parse_update(read_vector("update/documents.txt"), OLD_DOCUMENTS) == UPDATE
+
+
+def test_the_update_is_what_serialize_makes() -> None:
+    made = update.serialize_update(UPDATE, OLD_IMAGE, OLD_DOCUMENTS)
+    assert made == read_vector("update/documents.txt")

@@ -1,0 +1,217 @@
+"""The golden vectors of forms, deltas, layer forms and updates: what each holds, field by field.
+
+Bytes are written as in docs/format.md, by hand where they are few. The files in tests/vectors are
+what `tests/vectors/regenerate.py` writes from here; encoders and decoders are tested against them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from layerkit.digest import sha256_digest
+from layerkit.formats import delta, layerform, update
+from layerkit.formats.addressfree import model, wire
+from layerkit.formats.addressfree.model import Kind, Labels, Pattern, Region
+from layerkit.formats.sites import AMD64
+
+FOLDER = Path(__file__).parent / "vectors"
+
+Pieces = list[tuple[bytes, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A vector: where it lies, what a reader makes of it, and its bytes with a comment each."""
+
+    path: str
+    name: str
+    spec: str
+    pieces: Pieces
+    expect: str = "success"
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(data for data, _ in self.pieces)
+
+    @property
+    def text(self) -> str:
+        head = f'name: {self.name}\nspec: docs/format.md "{self.spec}"\nexpect: {self.expect}\n\n'
+        return head + "".join(f"{data.hex()}  # {comment}\n" for data, comment in self.pieces)
+
+
+def read_vector(path: str) -> bytes:
+    text = (FOLDER / path).read_text().partition("\n\n")[2]
+    return bytes.fromhex("".join(line.partition("#")[0] for line in text.splitlines()))
+
+
+# --- a form by hand: one function, one string, an address word and a table that name both
+
+TEXT, DATA = 0x1000, 0x2000
+CODE = bytes.fromhex("0f1f4000 488d05")  # nop; lea rax, [rip + field]
+STRING = b"an edited string"
+STRING_ADDR = DATA + 8
+FUNCTION_ID = 0x12345678  # explicit
+
+
+def minimal_binary() -> bytes:
+    """What the form stands for, with distances and addresses."""
+    code = CODE + struct.pack("<i", STRING_ADDR - (TEXT + len(CODE) + 4)) + b"\xc3"
+    return code.ljust(32, b"\xcc") + struct.pack("<Q", STRING_ADDR) + STRING + bytes(8)
+
+
+def minimal_labels() -> Labels:
+    size = np.array([32, 0, 8, 16, 8, 0], np.int64)
+    rule = [model.RULE_EXPLICIT, model.RULE_END, model.RULE_NONE, model.RULE_CONTENT]
+    rule += [model.RULE_NONE, model.RULE_END]
+    return Labels(
+        (Region(TEXT, 0, 32, False, True), Region(DATA, 32, 32, True, False)),
+        (Kind(0, 0, 0, -1, -1, -1, False),),
+        (Pattern(), Pattern(fixed=((0, 0),))),
+        np.array([0, 0, 1, 1, 1, 1]),
+        np.array([TEXT, TEXT + 32, DATA, DATA + 8, DATA + 24, DATA + 32]),
+        size,
+        np.array([0, 0, 0, 0, 1, 0]),
+        np.array(rule, np.int64),
+        np.array([FUNCTION_ID], np.uint32),
+        machine=AMD64,
+    )
+
+
+def string_id() -> int:
+    """The id that the string's content gives it."""
+    file = np.frombuffer(minimal_binary(), np.uint8)
+    return int(model.derive_ids(minimal_labels(), file, file)[3])
+
+
+def _minimal() -> Pieces:
+    name = string_id()
+    labels: Pieces = [
+        (bytes(4), "salt"),
+        (b"\0", "machine: amd64"),
+        (b"\2", "regions"),
+        (b"\6\x80\x20\0", "code, in the file; address 0x1000; position 0"),
+        (b"\x0d\x0c", "address words, in the file, address follows: the next multiple of 2^12"),
+        (b"\x20", "position 32"),
+        (b"\1", "kinds"),
+        (b"\0\0\0\0\0\0", "distance from region 0, no shift, no counter"),
+        (b"\x0a\x0a" + b"\0\0\0\0\0" + b"\0\0\0\1\0", "patterns: plain; one fixed field"),
+        (b"\2\2\0\0", "fields: offset 0, kind 0"),
+        (b"\2\2\2\4", "labels of each region"),
+        (b"\x0c\x0c", "labels: size, pattern * 8 + rule"),
+        (b"\x20\2", "the function: 32 bytes, explicit id"),
+        (b"\0\6", "end of the code"),
+        (b"\x08\5", "the address word: nothing refers to it"),
+        (b"\x10\0", "the string: id by content"),
+        (b"\x08\x0d", "the table: pattern 1, nothing refers to it"),
+        (b"\0\6", "end of the data"),
+        (b"\4" + struct.pack("<I", FUNCTION_ID), "explicit ids"),
+        (b"\0\0", "no exceptions"),
+    ]
+    size = sum(len(data) for data, _ in labels)
+    return [
+        (b"LKAF", "magic"),
+        (b"\0\0", "major, minor"),
+        (b"\1", "kind: labels and body"),
+        (bytes((size,)), "size of the labels"),
+        *labels,
+        (b"\x40", "size of the body"),
+        (CODE, "nop; lea rax, [...]"),
+        (struct.pack("<I", name), "the string's id, where the distance was"),
+        (b"\xc3".ljust(21, b"\xcc"), "ret, padding"),
+        (struct.pack("<II", name, model.TAG), "the string's id below the tag"),
+        (STRING, "the string"),
+        (struct.pack("<I", FUNCTION_ID) + bytes(4), "the table: the function's id"),
+    ]
+
+
+# --- the others
+
+OLD = b"The quick brown fox jumps over the lazy dog, again and again and again."
+NEW = b"So the quick brown fox jumps over the lazy cat, again and again and again."
+RAW_RUN, HELD = b"a run of a tar", b"not ELF"
+OLD_IMAGE = sha256_digest(b"old image")
+OLD_DOCUMENTS = [b'{"manifest": "old"}', b"", b'{"config": "old"}', b'{"chunks": "old"}']
+UPDATE = update.Update(
+    b'{"manifest": "new"}', b"", b'{"config": "new"}', b'{"chunks": "new"}', (b"a delta",)
+)
+
+
+def _delta() -> Pieces:
+    copied = NEW[3:]
+    differ = [at for at in range(len(OLD)) if OLD[at] != copied[at]]
+    assert differ == [0, 40, 41, 42] and len(copied) == len(OLD)
+    values = bytes((copied[at] - OLD[at]) & 0xFF for at in differ)
+    commands: Pieces = [
+        (b"\2\3\0", "gaps: 3 bytes inserted before the copy, 0 behind it"),
+        (b"\1" + bytes((len(OLD),)), "sizes: bytes copied"),
+        (b"\1\0", "seeks: from the old form's start"),
+        (b"\4\0\1\x27\3", "places: a run of 1 at once, a run of 3 after 39 more bytes"),
+        (b"\4" + values, "values: new minus old, modulo 256"),
+        (b"\3" + NEW[:3], "inserts"),
+    ]
+    return [
+        (delta.MAGIC, "magic"),
+        (b"\0", "major"),
+        (b"\0", "commands as they are"),
+        (b"\1", "old forms"),
+        (bytes((len(OLD),)), "its size"),
+        (sha256_digest(OLD).raw, "its SHA-256"),
+        (bytes((len(NEW),)), "size of the new form"),
+        (sha256_digest(NEW).raw, "its SHA-256"),
+        (bytes((sum(len(data) for data, _ in commands),)), "size of the commands"),
+        *commands,
+    ]
+
+
+def _layer_form() -> Pieces:
+    return [
+        (layerform.MAGIC, "magic"),
+        (b"\0\0", "major, minor"),
+        (b"\0", "a raw run"),
+        (bytes((len(RAW_RUN),)) + RAW_RUN, "its bytes"),
+        (b"\1", "a binary"),
+        (bytes((len(HELD) + 9,)), "size of its form"),
+        (wire.MAGIC + b"\0\0", "magic, major, minor"),
+        (b"\0\0", "raw, no labels"),
+        (bytes((len(HELD),)) + HELD, "the binary"),
+    ]
+
+
+def _update() -> Pieces:
+    made = update.serialize_update(UPDATE, OLD_IMAGE, OLD_DOCUMENTS)
+    return [
+        (update.MAGIC, "magic"),
+        (b"\0\0", "major, minor"),
+        (made[6:8], "header size"),
+        (OLD_IMAGE.raw, "digest of the old image"),
+        (made[40:44], "size of the frame's content"),
+        (made[44:], "a zstd frame over the old documents: four documents, the deltas"),
+    ]
+
+
+def cases() -> Iterator[Case]:
+    forms = (
+        ("addressfree/minimal.txt", "a function, a string, two references", "Address-free form",
+         _minimal(), 4),
+        ("delta/one-copy.txt", "an insertion and a copy that differs", "Delta",
+         _delta(), 4),
+        ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
+        ("update/documents.txt", "four documents and a delta", "Update", _update(), 4),
+    )  # fmt: skip
+    for path, name, spec, pieces, major_at in forms:
+        case = Case(path, name, spec, pieces)
+        yield case
+        data = bytearray(case.data)
+        data[major_at] = 1
+        bad = [(bytes(data[:major_at]), "magic"), (b"\1", "a major that is not known")]
+        bad.append((bytes(data[major_at + 1 :]), "the rest"))
+        folder = path.partition("/")[0]
+        yield Case(f"{folder}/unknown-major.txt", "a later major", spec, bad, "version error")
+    raw = [(wire.MAGIC + b"\0\0", "magic, major, minor"), (b"\0\0", "raw, no labels"),
+           (bytes((len(HELD),)) + HELD, "the binary")]  # fmt: skip
+    yield Case("addressfree/raw.txt", "a file that is not ELF", "Address-free form", raw)
