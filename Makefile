@@ -40,6 +40,8 @@ docs: venv
 bench: venv
 	@$(PY) -c "import hdiffpatch" 2>/dev/null || $(PY) -m pip install -q -e ".[bench]"
 	@nice $(PY) bench/run.py
+	@$(PY) tools/demo.py --record
+	@$(PY) tools/make_docs.py
 
 budgets: venv
 	@LAYERKIT_WRITE_BUDGETS=1 $(PYTEST) tests/test_budgets.py

@@ -17,7 +17,7 @@ from layerkit import errors
 from layerkit.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- begin: bytes a deploy moves (make demo; make docs) -->"
+BEGIN = "<!-- begin: bytes a deploy moves (tools/demo.py --record; make docs) -->"
 PEERS_BEGIN = "<!-- begin: ours and the peers' (make bench; make docs) -->"
 END = "<!-- end -->"
 PEERS = (

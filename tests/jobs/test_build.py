@@ -298,6 +298,8 @@ def test_ctrl_c_stops_go_and_leaves_nothing(env: dict[str, str], tmp_path: Path)
         [*argv, "-o", str(tmp_path / "l")],
         env=env | {"GOCACHE": str(cache), "TMPDIR": str(scratch)},  # empty: compiles for long
         stderr=subprocess.PIPE,
+        # a shell's background job starts with SIGINT ignored, and so would this one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 30
     while not list(scratch.glob("*/go-build*")) and time.monotonic() < deadline:
