@@ -80,11 +80,14 @@ def read_digests(delta: bytes) -> tuple[list[Digest], Digest, int]:
     return [digest for digest, _ in olds], new, size
 
 
-def patch(olds: Sequence[bytes], delta: bytes) -> bytes:
-    """The new form. Raises FormatError for a malformed delta, IntegrityError when the old forms
-    are not the ones that it was made for, or the result is not what it promises."""
+def patch(olds: Sequence[bytes], delta: bytes, limit: int = SIZE_LIMIT) -> bytes:
+    """The new form, of at most `limit` bytes. Raises FormatError for a malformed delta,
+    IntegrityError when the old forms are not the ones that it was made for, or the result is not
+    what it promises. Memory: both sides, and four times the new one at worst."""
     reader = Reader(delta, "delta")
     pack, wanted, new_digest, new_size, payload_size = _read_header(reader)
+    if new_size > limit:
+        raise FormatError(f"delta: a new form of {new_size} bytes is over the limit of {limit}")
     if len(olds) != len(wanted):
         raise FormatError(f"delta: got {len(olds)} old forms, want {len(wanted)}")
     for one, (digest, size) in zip(olds, wanted, strict=True):
@@ -443,13 +446,18 @@ def _unpack(pack: int, packed: bytes, old: bytes, size: int) -> bytes:
             payload = decoder.decompress(packed, max_length=size + 1)
         except (lzma.LZMAError, EOFError) as exc:
             raise FormatError("delta: the commands do not decompress") from exc
+        if decoder.unused_data or not decoder.eof:
+            raise FormatError("delta: bytes follow the commands, or are missing")
     else:
         prefix = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        decoder_z = zstandard.ZstdDecompressor(dict_data=prefix, max_window_size=1 << 31)
         try:
             if zstandard.frame_content_size(packed) != size:
                 raise FormatError("delta: the commands have another size than declared")
-            payload = decoder_z.decompress(packed, max_output_size=size)
+            unpacker = zstandard.ZstdDecompressor(dict_data=prefix, max_window_size=1 << 31)
+            stream = unpacker.decompressobj()
+            payload = stream.decompress(packed)
+            if stream.unused_data or not stream.eof:
+                raise FormatError("delta: bytes follow the commands, or are missing")
         except zstandard.ZstdError as exc:
             raise FormatError("delta: the commands do not decompress") from exc
     if len(payload) != size:

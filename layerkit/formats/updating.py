@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 TRANSFORMS: Final = (RAW, ADDRESS_FREE)
+GROWTH_LIMIT: Final = 64 << 20  # bytes beyond four times the old form: no update is larger
 ReadForm = Callable[[oci.Descriptor, oci.Descriptor], bytes]  # chunk manifest, form -> form
 
 
@@ -117,7 +118,8 @@ def apply_update(
         olds, _, _ = delta.read_digests(one)
         if any(digest not in old_forms for digest in olds):
             raise IntegrityError("update builds on a form that is not held", want=str(olds[:1]))
-        form = delta.patch([read_form(old_forms[digest]) for digest in olds], one)
+        forms = [read_form(old_forms[digest]) for digest in olds]
+        form = delta.patch(forms, one, GROWTH_LIMIT + 4 * sum(map(len, forms)))
         made.append(_check_layer(layer, form))
     return made
 
