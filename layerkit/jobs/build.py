@@ -22,7 +22,14 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.sources import read_assets, read_base, read_file
 from layerkit.edges.tools import Go, Tools, parse_go_version
-from layerkit.errors import FormatError, NotFoundError, StoreError, ToolMissingError, UsageError
+from layerkit.errors import (
+    BuildError,
+    FormatError,
+    NotFoundError,
+    StoreError,
+    ToolMissingError,
+    UsageError,
+)
 from layerkit.formats import deflate, gotool, image, layer, oci
 from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_settings
@@ -315,30 +322,45 @@ def _go_env(source: _Source, platform: oci.Platform, *, cgo: bool = False) -> di
 def _compile(
     source: _Source, platform: oci.Platform, strict_cgo: bool, meanwhile: Callable[[], object]
 ) -> tuple[str, Linked, list[str]]:
-    """(name, binary, warnings). The package list is read while the compiler works; `meanwhile`
-    is called after that, while the linker does (before it, three would share two cores)."""
+    """(name, binary, warnings). go links with both cores to itself; then the package list is read
+    while `meanwhile` runs and the symbols are read."""
+    try:
+        unstripped = link(source, platform)
+    except (BuildError, FormatError):
+        # what is missing may be what cgo would have built, or a main package
+        packages, _ = _check_cgo(source, platform, strict_cgo)
+        gotool.binary_name(packages, str(source.folder))
+        raise
     with ThreadPoolExecutor(1) as pool:
-        linking = pool.submit(link, source, platform)
+        checking = pool.submit(_check_cgo, source, platform, strict_cgo)
         try:
-            packages = _list_packages(source, platform, cgo=True)
-            report = gotool.CgoReport((), ())
-            if any(map(gotool.has_cgo, packages)):  # seldom: the second list is worth its time
-                report = gotool.compare_cgo(packages, _list_packages(source, platform, cgo=False))
-            if report.needed:
-                raise gotool.needs_cgo(report.needed, strict=False)
-            if report.fallback and strict_cgo:
-                raise gotool.needs_cgo(report.fallback, strict=True)
-            name = gotool.binary_name(packages, str(source.folder))
             meanwhile()
-            linked = linking.result()
+            linked = strip(unstripped)
+            packages, report = checking.result()
         except BaseException:
             source.tools.kill()
             raise
+    name = gotool.binary_name(packages, str(source.folder))
     warnings = [
         f"package {package.path} has cgo files; the static build uses its fallback"
         for package in report.fallback
     ]
     return name, linked, warnings
+
+
+def _check_cgo(
+    source: _Source, platform: oci.Platform, strict_cgo: bool
+) -> tuple[tuple[gotool.Package, ...], gotool.CgoReport]:
+    """The packages, and what of them has cgo files; CgoError when a static build cannot be had."""
+    packages = _list_packages(source, platform, cgo=True)
+    report = gotool.CgoReport((), ())
+    if any(map(gotool.has_cgo, packages)):  # seldom: the second list is worth its time
+        report = gotool.compare_cgo(packages, _list_packages(source, platform, cgo=False))
+    if report.needed:
+        raise gotool.needs_cgo(report.needed, strict=False)
+    if report.fallback and strict_cgo:
+        raise gotool.needs_cgo(report.fallback, strict=True)
+    return packages, report
 
 
 def _list_packages(
@@ -357,9 +379,8 @@ def _tag_flags(settings: BuildSettings) -> list[str]:
     return [f"-tags={','.join(settings.tags)}"] if settings.tags else []
 
 
-def link(source: _Source, platform: oci.Platform) -> Linked:
-    """Compile and link once, with symbols; keep what they say and strip. The file is the one that
-    `-s -w -buildid=` gives (a test compares)."""
+def link(source: _Source, platform: oci.Platform) -> bytes:
+    """Compile and link once, with symbols."""
     output = source.scratch / f"binary-{str(platform).replace('/', '-')}"
     settings = source.settings
     argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
@@ -372,7 +393,13 @@ def link(source: _Source, platform: oci.Platform) -> Linked:
     binary = read_file(output)
     if not binary.startswith(b"\x7fELF"):
         raise FormatError(f"go did not link an ELF binary for {platform}")
-    elf = parse_elf(binary)
+    return binary
+
+
+def strip(unstripped: bytes) -> Linked:
+    """Keep what the symbols say and leave them out. The file is the one that `-s -w -buildid=`
+    gives (a test compares)."""
+    elf = parse_elf(unstripped)
     return Linked(strip_symbols(elf), read_hints(elf))
 
 
