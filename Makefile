@@ -5,7 +5,7 @@ PY := .venv/bin/python
 WORKERS ?= 2
 PYTEST := PYTHONHASHSEED=random $(PY) -m pytest
 
-.PHONY: help venv demo test slow check docs bench budgets clean
+.PHONY: help venv demo test slow check docs bench budgets vectors clean
 help:
 	@echo "make demo     build, serve and pull an example function, edit it, pull again"
 	@echo "make test     the tests (under 5 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make docs     write docs/cli.md, docs/errors.md and the README's table anew"
 	@echo "make bench    measure; results in bench/results/, page in docs/benchmarks.md"
 	@echo "make budgets  write better numbers into budgets.toml"
+	@echo "make vectors  write the golden vectors anew (they change only with a format version)"
 	@echo "make clean    remove .venv and what tools left behind"
 
 venv:
@@ -45,6 +46,9 @@ bench: venv
 
 budgets: venv
 	@LAYERKIT_WRITE_BUDGETS=1 $(PYTEST) tests/test_budgets.py
+
+vectors: venv
+	@$(PY) tests/vectors/regenerate.py
 
 clean:
 	rm -rf .venv build dist bench/work .pytest_cache .mypy_cache .ruff_cache .hypothesis
