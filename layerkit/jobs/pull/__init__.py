@@ -1,0 +1,328 @@
+"""`layerkit pull`: bring an image into the store, moving only what the node lacks.
+
+resolve -> documents -> plan (pure) -> fetch -> verify each chunk -> assemble -> verify form digest
+and diff_id -> commit -> materialise. What was fetched stays fetched: after a crash or a cut the
+next pull goes on. The chunks artifact only says how to move bytes; what is accepted is decided by
+the image's own manifest and diff_ids. Memory: one layer's form and plain tar, and plain tars up to
+KEEP_SIZE.
+
+`documents` reads what the reference names, `fetching` moves bytes into the store; here is the order
+of things, and the way back from the store to layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform as host
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from layerkit.digest import Digest, check_digest, sha256_digest
+from layerkit.edges import held
+from layerkit.edges.disk import Disk
+from layerkit.edges.layout import Layout
+from layerkit.edges.remote import Remote
+from layerkit.edges.rootfs import extract_layers
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.errors import FormatError, IntegrityError, NotFoundError
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import Chunk, parse_chunk_manifest, serialize_chunk_manifest
+from layerkit.formats.deflate import compress
+from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
+from layerkit.formats.reference import Reference
+from layerkit.formats.update import Update, parse_update, update_old
+from layerkit.formats.updating import apply_update, plain_of_form
+from layerkit.jobs.pull.documents import REFUSED, WantedImage
+from layerkit.jobs.pull.fetching import Fetcher, Progress
+
+__all__ = ["LayerPlan", "LayerWant", "Plan", "PullResult", "host_platform", "plan_pull", "pull"]
+
+KEEP_SIZE: Final = 256 << 20  # bytes of plain tars kept between verifying and materialising
+_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What a pull did, or with `dry_run` would do."""
+
+    ref: str
+    digest: Digest
+    up_to_date: bool
+    dry_run: bool
+    moved_size: int  # bytes of bodies, sent and received
+    request_count: int
+    fetched_count: int  # chunks
+    held_count: int
+    planned_size: int  # what it was planned to move, documents included
+    whole_size: int  # what a plain pull of the layers would move
+    seconds: float
+    refetched: tuple[str, ...] = ()  # ids of chunks that came wrong and were fetched again
+
+
+def host_platform() -> oci.Platform:
+    """Linux on this machine's processor."""
+    return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
+
+
+def pull(
+    ref: Reference,
+    remote: Remote,
+    store: Store,
+    *,
+    disk: Disk | None = None,
+    output: Path | None = None,
+    rootfs: Path | None = None,
+    platform: oci.Platform | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> PullResult:
+    """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to."""
+    started = now()
+    image = WantedImage(ref.tagged, remote, store, platform or host_platform())
+    run = _Pull(image, Fetcher(ref.repository, remote, store, progress))
+    before = (remote.bytes_moved, remote.request_count)
+    planned_size = 0
+    with store.session():
+        update_size = run.measure_update() if dry_run else None
+        if dry_run or not run.try_update():
+            image.resolve()
+        if update_size is not None:
+            planned_size = update_size
+        elif not image.up_to_date:
+            run.make_plan()
+            planned_size = remote.bytes_moved - before[0] + run.plan.planned_size
+            if not dry_run:
+                run.fetch()
+                run.check_layers()
+                run.commit()
+        elif not dry_run and (output is not None or rootfs is not None):
+            run.load_stored()
+        if not dry_run and output is not None:
+            run.write_layout(Layout(output, disk or Disk()))
+        if not dry_run and rootfs is not None:
+            extract_layers(run.plain_layers(), rootfs, disk or Disk())
+    return PullResult(
+        str(ref.tagged),
+        image.top,
+        image.up_to_date,
+        dry_run,
+        remote.bytes_moved - before[0],
+        remote.request_count - before[1],
+        run.fetcher.fetched_count,
+        run.plan.held_count,
+        planned_size,
+        sum(blob.size for blob in image.manifest.layers),
+        now() - started,
+        tuple(str(chunk) for chunk in run.fetcher.refetched),
+    )
+
+
+@dataclass(slots=True)
+class _Pull:
+    """The state of one pull."""
+
+    image: WantedImage
+    fetcher: Fetcher
+    wants: list[LayerWant] = field(default_factory=list)
+    plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
+    _plains: dict[Digest, bytes] = field(default_factory=dict)
+
+    @property
+    def remote(self) -> Remote:
+        return self.image.remote
+
+    @property
+    def store(self) -> Store:
+        return self.image.store
+
+    # --- updates -----------------------------------------------------------------------------
+
+    def measure_update(self) -> int | None:
+        """Bytes of the update that a pull would get; None if it would get none."""
+        image = self.image
+        have = held.list_versions(self.store, image.ref)
+        if not have:
+            return None
+        try:
+            return self.remote.measure_update(
+                image.ref.repository, image.ref_text, have, str(image.platform)
+            )
+        except NotFoundError:
+            return None
+
+    def try_update(self) -> bool:
+        """One request for all that an image held here lacks to become the wanted one. False when
+        there is none, or it is refused: then the pull goes its plain way."""
+        image = self.image
+        have = held.list_versions(self.store, image.ref)
+        if not have or (image.ref.digest and self.store.is_complete(image.ref.digest)):
+            return False
+        try:
+            raw = self.remote.fetch_update(
+                image.ref.repository, image.ref_text, have, str(image.platform)
+            )
+            if raw is None:
+                image.use_top(have[0], self.store.get_blob(have[0]))
+                return True
+            old = update_old(raw)
+            if old not in have:
+                raise IntegrityError("update builds on another image", got=str(old))
+            update = parse_update(raw, held.read_documents(self.store, old).as_list())
+            self._take_update(old, update)
+        except REFUSED as exc:
+            _log.info("no update: %s", exc.message)
+            image.blobs.clear()
+            image.artifact = None
+            self._plains.clear()
+            return False
+        return True
+
+    def _take_update(self, old: Digest, update: Update) -> None:
+        """Check everything that an update brings, then put its chunks into the store."""
+        image, top = self.image, sha256_digest(update.top)
+        if image.ref.digest not in (None, top):
+            raise IntegrityError(
+                "update of another image", got=str(top), want=str(image.ref.digest)
+            )
+        image.blobs[top] = (update.top, "")
+        for data, kind in ((update.manifest, ""), (update.config, "")):
+            if data:
+                image.blobs[sha256_digest(data)] = (data, kind)
+        image.use_top(top, update.top)
+        artifact = oci.parse_manifest(update.artifact)
+        if artifact.subject is None or artifact.subject.digest != image.image.digest:
+            raise IntegrityError("update: chunks artifact of another image")
+        image.blobs[sha256_digest(update.artifact)] = (update.artifact, ARTIFACT_KIND)
+        image.artifact = artifact
+        listed = held.read_chunk_manifests(self.store, old)
+        for made in apply_update(update, listed, partial(held.read_form, self.store)):
+            data = made.chunk_manifest_data
+            image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
+            self._plains[made.chunk_manifest.diff_id] = made.plain
+            self.fetcher.put_form(made.chunk_manifest, made.form)
+
+    # --- bytes -------------------------------------------------------------------------------
+
+    def make_plan(self) -> None:
+        """Read the documents; decide how each layer comes."""
+        self.wants = self.image.read_wants()
+        ids = {
+            chunk.id
+            for want in self.wants
+            if want.chunk_manifest
+            for chunk in want.chunk_manifest.chunks
+        }
+        self.plan = plan_pull(self.wants, self.store.has(ids))
+
+    def fetch(self) -> None:
+        """Fetch what the plan says; each part is durable in the store before the next."""
+        if self.fetcher.progress is not None:
+            total = sum(chunk.size for layer in self.plan.layers for chunk in layer.chunks)
+            total += sum(la.want.blob.size for la in self.plan.layers if la.method == "blob")
+            self.fetcher.progress.total(total)
+        chunks: list[Chunk] = []
+        for index, layer in enumerate(self.plan.layers):
+            if layer.method == "form":
+                chunks += self.fetcher.fetch_form(layer)
+            elif layer.method == "chunks":
+                chunks += layer.chunks
+            elif layer.method == "blob":
+                self._take_plain(index)
+        self.fetcher.fetch_batches(chunks)
+
+    def _take_plain(self, index: int) -> None:
+        """One layer by its plain blob; its chunk manifest is made here."""
+        want = self.wants[index]
+        manifest = self.fetcher.fetch_plain(want)
+        data = serialize_chunk_manifest(manifest)
+        self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
+        self.wants[index] = LayerWant(want.blob, want.diff_id, manifest)
+
+    # --- assembling --------------------------------------------------------------------------
+
+    def assemble(self, want: LayerWant) -> bytes:
+        """The plain tar of a layer from the store, verified; damaged chunks are fetched again."""
+        kept = self._plains.get(want.diff_id)
+        if kept is not None:
+            return kept
+        manifest = want.chunk_manifest
+        assert manifest is not None
+        form = b"".join(self.fetcher.read_chunk(chunk) for chunk in manifest.chunks)
+        check_digest(form, manifest.form_digest, f"form of layer {want.diff_id.short}")
+        plain = plain_of_form(manifest.transform, form, manifest.plain_size)
+        check_digest(plain, manifest.diff_id, f"layer {manifest.diff_id.short}")
+        if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
+            self._plains[want.diff_id] = plain
+        return plain
+
+    def check_layers(self) -> None:
+        """Every layer's tar; one that its chunks do not give after all is pulled plainly."""
+        for index, want in enumerate(self.wants):
+            try:
+                self.assemble(want)
+            except (FormatError, IntegrityError) as exc:
+                _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
+                if want.chunk_manifest is not None:
+                    listed = serialize_chunk_manifest(want.chunk_manifest)
+                    self.image.blobs.pop(sha256_digest(listed), None)
+                self._take_plain(index)
+                self.assemble(self.wants[index])
+
+    def commit(self) -> None:
+        """Small blobs, then the one commit point."""
+        for data, kind in self.image.blobs.values():
+            self.store.put_blob(data, kind)
+        self.store.commit_image(str(self.image.ref), self.image.top, self.image.blobs)
+
+    def load_stored(self) -> None:
+        """Layers of an image that the store holds, for materialising."""
+        manifest = self.image.manifest
+        config = oci.parse_config(self.store.get_blob(manifest.config.digest))
+        stored = {}
+        for digest in self.store.list_blobs(self.image.top, CHUNK_MANIFEST_KIND):
+            found = parse_chunk_manifest(self.store.get_blob(digest))
+            stored[found.diff_id] = found
+        for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+            if diff_id not in stored:
+                raise NotFoundError(
+                    f"store lacks the chunk manifest of layer {diff_id.short}",
+                    hint="run 'layerkit verify --repair', then pull again",
+                )
+            self.wants.append(LayerWant(blob, diff_id, stored[diff_id]))
+
+    # --- materialising -----------------------------------------------------------------------
+
+    def plain_layers(self) -> Iterator[bytes]:
+        return (self.assemble(want) for want in self.wants)
+
+    def write_layout(self, layout: Layout) -> None:
+        """The image with the digests that it was published with, as an OCI layout."""
+        manifest = self.image.manifest
+        config = self.image.read_small(manifest.config.digest, manifest.config.size)
+        raw = self.image.read_small(self.image.image.digest, self.image.image.size, True)
+        with layout.batch():
+            for want in self.wants:
+                layout.put_blob(self._layer_blob(want), want.blob.media_type)
+            layout.put_blob(config, manifest.config.media_type)
+            layout.put_blob(raw, self.image.image.media_type)
+            layout.commit(self.image.ref, self.image.image)
+
+    def _layer_blob(self, want: LayerWant) -> bytes:
+        """The published layer blob: made again by its recipe, else fetched."""
+        recipe = want.blob.annotations.get(oci.ANNOTATION_COMPRESSION, "")
+        if want.blob.media_type == oci.LAYER_TAR:
+            recipe = "tar"
+        try:
+            if recipe:
+                data = compress(self.assemble(want), recipe)
+                check_digest(data, want.blob.digest, f"layer blob {want.blob.digest.short}")
+                return data
+        except (FormatError, IntegrityError) as exc:
+            _log.warning("%s, fetching it", exc.message)
+        return self.remote.fetch_blob(self.fetcher.name, want.blob.digest, want.blob.size)

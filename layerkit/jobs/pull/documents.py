@@ -1,0 +1,167 @@
+"""The documents of the image that a reference names: index, manifest, config, and the chunk
+manifests beside it; from the store, else from the server. What was read is kept for the commit.
+
+It moves no layers (`fetching`) and writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from layerkit.digest import Digest
+from layerkit.edges.remote import Remote
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.errors import FormatError, IntegrityError, NotFoundError
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.plan import LayerWant
+from layerkit.formats.reference import Reference
+from layerkit.formats.updating import check_manifest
+
+__all__ = ["REFUSED", "WantedImage"]
+
+REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class WantedImage:
+    """What a reference names, read step by step."""
+
+    ref: Reference
+    remote: Remote
+    store: Store
+    platform: oci.Platform
+    up_to_date: bool = False
+    top: Digest = field(default_factory=lambda: oci.EMPTY_DESCRIPTOR.digest)
+    image: oci.Descriptor = oci.EMPTY_DESCRIPTOR
+    artifact: oci.Manifest | None = None
+    blobs: dict[Digest, tuple[bytes, str]] = field(default_factory=dict)  # to commit: data, kind
+    _manifest: oci.Manifest | None = None
+
+    @property
+    def manifest(self) -> oci.Manifest:
+        assert self._manifest is not None
+        return self._manifest
+
+    @property
+    def ref_text(self) -> str:
+        """The tag, or the digest that the reference pins."""
+        return str(self.ref.digest) if self.ref.digest is not None else self.ref.tag
+
+    def resolve(self) -> None:
+        """Find the image manifest; up to date if the store holds it whole."""
+        known = self.store.find_image(str(self.ref))
+        if self.ref.digest is not None and self.store.is_complete(self.ref.digest):
+            known = self.ref.digest
+            found = None
+        else:
+            found = self.remote.resolve(self.ref.repository, self.ref_text, known)
+        if found is not None:
+            self.top, data = found.digest, found.data
+            self.blobs[self.top] = (data, "")
+        elif known is not None:
+            self.top = known
+            data = self.read_small(known, oci.MAX_DOCUMENT_SIZE)
+        else:
+            raise NotFoundError(f"{self.ref} is not on {self.remote.url}")
+        self.use_top(self.top, data)
+
+    def use_top(self, top: Digest, data: bytes) -> None:
+        """Settle on what the reference names; up to date if the store holds it whole."""
+        self.top = top
+        known = self.store.find_image(str(self.ref))
+        self._select_image(data)
+        if self.store.is_complete(self.top):
+            self.up_to_date = self.image.digest in self.store.list_blobs(self.top)
+            if self.up_to_date and known != self.top:  # the same image under another name
+                self.store.commit_image(str(self.ref), self.top, ())
+
+    def _select_image(self, data: bytes) -> None:
+        """The image manifest in `data`, or that of our platform in an index."""
+        try:
+            self._manifest = oci.parse_manifest(data)
+            self.image = oci.Descriptor(self._manifest.media_type, self.top, len(data))
+            return
+        except FormatError:
+            index = oci.parse_index(data)
+        for entry in index.manifests:
+            if entry.platform == self.platform and entry.media_type in oci.MANIFEST_TYPES:
+                self.image = replace(entry, annotations={}, platform=None)
+                raw = self.read_small(entry.digest, min(entry.size, oci.MAX_DOCUMENT_SIZE), True)
+                self._manifest = oci.parse_manifest(raw)
+                return
+        have = ", ".join(str(entry.platform) for entry in index.manifests[:8])
+        raise NotFoundError(f"{self.ref} has no image for {self.platform}", cause=f"it has {have}")
+
+    def read_small(
+        self, digest: Digest, size: int, manifest: bool = False, kind: str = ""
+    ) -> bytes:
+        """A small blob from the store, else from the server; kept for the commit."""
+        if digest in self.blobs:
+            return self.blobs[digest][0]
+        try:
+            data = self.store.get_blob(digest)
+        except (NotFoundError, IntegrityError):
+            if manifest:
+                found = self.remote.resolve(self.ref.repository, str(digest))
+                data = found.data if found is not None else b""
+            else:
+                data = self.remote.fetch_blob(self.ref.repository, digest, size)
+        self.blobs[digest] = (data, kind)
+        return data
+
+    def read_wants(self) -> list[LayerWant]:
+        """The layers by the config, and their chunk manifests where the server has them."""
+        manifest = self.manifest
+        size = min(manifest.config.size, oci.MAX_DOCUMENT_SIZE)
+        config = oci.parse_config(self.read_small(manifest.config.digest, size))
+        if len(config.diff_ids) != len(manifest.layers):
+            raise FormatError(
+                f"image {self.image.digest.short} has {len(manifest.layers)} layers"
+                f" and {len(config.diff_ids)} diff_ids"
+            )
+        artifact = self._find_artifact()
+        return [
+            self._want(blob, diff_id, artifact)
+            for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+        ]
+
+    def _find_artifact(self) -> oci.Manifest | None:
+        """The chunks artifact of the image. A broken one only means a plain pull."""
+        if self.artifact is not None:
+            return self.artifact
+        kind = oci.CHUNKS_ARTIFACT
+        for entry in self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind):
+            size = min(entry.size, oci.MAX_DOCUMENT_SIZE)
+            try:
+                found = oci.parse_manifest(self.read_small(entry.digest, size, True, ARTIFACT_KIND))
+            except REFUSED as exc:
+                _log.warning("chunks artifact %s is refused: %s", entry.digest, exc.message)
+                continue
+            if found.subject is not None and found.subject.digest == self.image.digest:
+                return found
+        return None
+
+    def _want(
+        self, blob: oci.Descriptor, diff_id: Digest, artifact: oci.Manifest | None
+    ) -> LayerWant:
+        parts = {
+            part.media_type: part
+            for part in (artifact.layers if artifact else ())
+            if part.annotations.get(oci.ANNOTATION_LAYER) == str(diff_id)
+        }
+        listed = parts.get(oci.CHUNK_MANIFEST)
+        if listed is None:
+            return LayerWant(blob, diff_id)
+        try:
+            raw = self.read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
+            manifest = parse_chunk_manifest(raw)
+            check_manifest(manifest, diff_id)
+        except REFUSED as exc:
+            _log.warning("chunk manifest %s is refused: %s", listed.digest, exc.message)
+            self.blobs.pop(listed.digest, None)
+            return LayerWant(blob, diff_id)
+        return LayerWant(blob, diff_id, manifest, parts.get(oci.FORM_ZSTD))

@@ -1,0 +1,191 @@
+"""Bytes of layers from the server into the store: whole forms, batches of chunks, plain blobs.
+
+Each part is durable before the next is fetched, so that after a crash or a cut the next pull goes
+on. A chunk that comes wrong is refused, named, and fetched once more. Memory: a batch streams; one
+form or one plain layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from layerkit.digest import Digest, check_digest, chunk_id
+from layerkit.edges.remote import Remote
+from layerkit.edges.store import Store
+from layerkit.errors import (
+    ChunkDigestError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    RemoteError,
+)
+from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import (
+    MAX_FORM_SIZE,
+    RAW,
+    ROLE_CODES,
+    Chunk,
+    ChunkManifest,
+    build_chunk_manifest,
+)
+from layerkit.formats.deflate import decompress
+from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
+from layerkit.formats.protocol import unpack_form
+
+__all__ = ["Fetcher", "Progress"]
+
+BATCH_COUNT: Final = 1 << 14  # ids a request: 512 KiB of body
+BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cost at most
+MAX_ROUNDS: Final = 8  # times that the rest of a cut batch is asked for
+MAX_SINGLE_COUNT: Final = 64  # wrong chunks fetched again one by one; with more, the server lies
+_log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """A running count of plain bytes."""
+
+    def total(self, size: int) -> None: ...
+    def advance(self, size: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Fetcher:
+    """Fetches for one pull from repository `name`; counts what it put into the store."""
+
+    name: str
+    remote: Remote
+    store: Store
+    progress: Progress | None = None
+    fetched_count: int = 0
+    refetched: list[Digest] = field(default_factory=list)
+
+    def fetch_batches(self, chunks: list[Chunk]) -> None:
+        """Chunks by their ids, in as few requests as their limits allow."""
+        for batch in batch_chunks(chunks, BATCH_COUNT, BATCH_SIZE):
+            self._fetch_batch(batch)
+
+    def fetch_form(self, layer: LayerPlan) -> list[Chunk]:
+        """The whole form; returns the chunks that are still to be fetched (all, if it is bad)."""
+        want = layer.want
+        assert want.form is not None and want.chunk_manifest is not None
+        try:
+            raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size)
+            form = memoryview(unpack_form(raw, want.chunk_manifest.form_size))
+        except (IntegrityError, FormatError, NotFoundError) as exc:
+            _log.warning("form %s is refused: %s", want.form.digest.short, exc.message)
+            return list(layer.chunks)
+        bad: list[Chunk] = []
+
+        def verified() -> Iterator[tuple[Digest, bytes]]:
+            assert want.chunk_manifest is not None
+            for offset, chunk in want.chunk_manifest.spans():
+                data = bytes(form[offset : offset + chunk.size])
+                if chunk_id(data) == chunk.id:
+                    self._advance(len(data))
+                    yield chunk.id, data
+                else:
+                    bad.append(chunk)
+
+        self.fetched_count += self.store.put_many(verified())
+        return bad
+
+    def _fetch_batch(self, batch: list[Chunk]) -> None:
+        """Many chunks by one request; a cut answer is asked again for its rest."""
+        left = batch
+        bad: list[Chunk] = []
+        for _ in range(MAX_ROUNDS):
+            done: set[Digest] = set()
+            failures: list[RemoteError | FormatError] = []
+            self.fetched_count += self.store.put_many(self._answers(left, done, bad, failures))
+            if not failures:
+                break
+            if not done:
+                raise failures[0]
+            _log.info("answer was cut after %d chunks: %s", len(done), failures[0].message)
+            wrong = {chunk.id for chunk in bad}
+            left = [chunk for chunk in left if chunk.id not in done and chunk.id not in wrong]
+            if not left:
+                break
+        else:
+            raise failures[0]
+        self._fetch_singly(bad)
+
+    def _answers(
+        self,
+        chunks: list[Chunk],
+        done: set[Digest],
+        bad: list[Chunk],
+        failures: list[RemoteError | FormatError],
+    ) -> Iterator[tuple[Digest, bytes]]:
+        """Verified chunks as they come. Ends, with a note in `failures`, when the answer fails."""
+        ids, sizes = [chunk.id for chunk in chunks], [chunk.size for chunk in chunks]
+        answer = self.remote.fetch_chunks(self.name, ids, sizes)
+        waiting = iter(chunks)
+        try:
+            for data in answer:
+                chunk = next(waiting)
+                if data is not None and chunk_id(data) == chunk.id:
+                    done.add(chunk.id)
+                    self._advance(len(data))
+                    yield chunk.id, data
+                else:
+                    bad.append(chunk)
+        except (RemoteError, FormatError) as exc:
+            failures.append(exc)
+
+    def _fetch_singly(self, bad: list[Chunk]) -> None:
+        """Chunks that came wrong or not at all: refused, named, fetched once more."""
+        if len(bad) > MAX_SINGLE_COUNT:
+            raise ChunkDigestError(
+                f"{len(bad)} chunks from {self.remote.url} do not match their ids",
+                got="other bytes",
+                want=str(bad[0].id),
+            )
+        for chunk in bad:
+            _log.warning("chunk %s from %s is refused, again", chunk.id, self.remote.url)
+            self.refetched.append(chunk.id)
+            data = self.remote.fetch_chunk(self.name, chunk.id, chunk.size)
+            self.fetched_count += self.store.put_many([(chunk.id, data)])
+            self._advance(len(data))
+
+    def fetch_plain(self, want: LayerWant) -> ChunkManifest:
+        """A layer blob from a server that has no chunks of it; chunked here."""
+        blob = want.blob
+        raw = self.remote.fetch_blob(self.name, blob.digest, blob.size)
+        plain = decompress(raw, blob.media_type, MAX_FORM_SIZE)
+        check_digest(plain, want.diff_id, f"layer {want.diff_id.short}")
+        role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
+        manifest = build_chunk_manifest(plain, RAW, want.diff_id, len(plain), role)
+        self.put_form(manifest, plain)
+        self._advance(blob.size)
+        return manifest
+
+    def put_form(self, manifest: ChunkManifest, form: bytes) -> None:
+        """The chunks of a form that the store lacks."""
+        view = memoryview(form)
+        held_ids = self.store.has({chunk.id for chunk in manifest.chunks})
+        pairs = (
+            (chunk.id, bytes(view[at : at + chunk.size]))
+            for at, chunk in manifest.spans()
+            if chunk.id not in held_ids
+        )
+        self.fetched_count += self.store.put_many(pairs)
+
+    def read_chunk(self, chunk: Chunk) -> bytes:
+        """A chunk of the store; a damaged one is fetched again."""
+        try:
+            return self.store.get(chunk.id)
+        except (ChunkDigestError, NotFoundError):
+            _log.warning("chunk %s in the store is damaged, fetching it", chunk.id)
+            self.store.drop([chunk.id])
+            self.refetched.append(chunk.id)
+            data = self.remote.fetch_chunk(self.name, chunk.id, chunk.size)
+            self.fetched_count += self.store.put_many([(chunk.id, data)])
+            return data
+
+    def _advance(self, size: int) -> None:
+        if self.progress is not None:
+            self.progress.advance(size)
