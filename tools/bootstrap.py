@@ -55,9 +55,11 @@ def answers(argv):
 
 
 def wanted_stamp():
-    """What the installation follows from: pyproject.toml, this script, the interpreter."""
+    """What the installation follows from: pyproject.toml, this script, the kernel's sources."""
     seen = hashlib.sha256()
-    for name in ("pyproject.toml", os.path.join("tools", "bootstrap.py")):
+    names = ["pyproject.toml", "tools/bootstrap.py", "tools/build_kernel.py"]
+    names += sorted(glob.glob("layerkit/native/*.[ch]", root_dir=ROOT))
+    for name in names:
         with open(os.path.join(ROOT, name), "rb") as file:
             seen.update(file.read())
     seen.update(ROOT.encode())  # the editable install points here

@@ -15,10 +15,17 @@ Sources: Intel SDM volume 2, chapter 2 and appendix A (opcode maps, ModRM mod=00
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from layerkit.formats import kernel
+from layerkit.formats.packed import read_u32, write_u32
+
+if TYPE_CHECKING:
+    from iced_x86 import Decoder
 
 __all__ = [
     "AMD64",
@@ -27,6 +34,7 @@ __all__ = [
     "branch_values",
     "disassemble",
     "find_candidates",
+    "find_sites",
     "read_targets",
     "read_values",
     "write_targets",
@@ -41,6 +49,7 @@ AMD64: Final = 0  # machine numbers of the form
 ARM64: Final = 1
 REL32, BRANCH26, PAGE = 0, 1, 2  # kinds of site
 MARGIN: Final = 12  # bytes at the end that hold no candidate: field, immediate, and room to look
+ICED_BATCH: Final = 16  # instructions; those that the kernel does not know stand together
 _GROUP3: Final = 8  # mark: the immediate is there only when ModRM says TEST
 
 
@@ -72,8 +81,8 @@ class Candidates:
 
     pos: Int64s
     next_pos: Int64s
-    kind: Int64s
-    scale: Int64s
+    kind: Bytes8
+    scale: Bytes8
 
     def select(self, chosen: npt.NDArray[np.generic]) -> Candidates:
         """Those that a mask or an index array names."""
@@ -81,19 +90,37 @@ class Candidates:
             self.pos[chosen], self.next_pos[chosen], self.kind[chosen], self.scale[chosen]
         )
 
+    def arrays(self) -> tuple[Int64s, Int64s, Bytes8, Bytes8]:
+        return self.pos, self.next_pos, self.kind, self.scale
+
 
 def find_candidates(text: bytes | Bytes8, machine: int = AMD64) -> Candidates:
-    """All fields that look like sites. One pass, about 10 ms for 2.7 MB."""
+    """All fields that look like sites: 8 ms for 2.7 MB, 40 ms without the kernel."""
     data = np.frombuffer(text, np.uint8)
+    found = kernel.find_candidates(data, machine)
+    if found is not None:
+        return Candidates(*found)
     return _find_arm64(data) if machine == ARM64 else _find_amd64(data)
+
+
+def find_sites(text: bytes, addr: int, machine: int = AMD64) -> Candidates:
+    """The candidates that are true sites: on amd64 those that are fields of an instruction."""
+    found = find_candidates(text, machine)
+    if machine != AMD64:
+        return found
+    true = disassemble(text, addr)
+    if not len(true):
+        return found.select(true)
+    at = np.searchsorted(true, found.pos)  # both ascend
+    at[at == len(true)] = 0
+    return found.select(true[at] == found.pos)
 
 
 def _find_amd64(t: Bytes8) -> Candidates:
     """rel32 branches (E8, E9, 0F 8x) and RIP-relative operands."""
     n = len(t)
     if n < MARGIN + 4:
-        none = np.zeros(0, np.int64)
-        return Candidates(none, none, none, none)
+        return _no_candidates()
     b1 = t[3 : n - MARGIN]  # the byte before field position p = 4 .. n - MARGIN
     b2 = t[2 : n - MARGIN - 1]
     branch = ((b1 & 0xFE) == 0xE8) | ((b2 == 0x0F) & ((b1 & 0xF0) == 0x80))
@@ -101,8 +128,13 @@ def _find_amd64(t: Bytes8) -> Candidates:
     index = np.flatnonzero(hit)
     pos = index + 4
     after = pos + 4 + _immediate_sizes(t, pos, branch[index])
-    zero = np.zeros(len(pos), np.int64)
-    return Candidates(pos, after, zero + REL32, zero)
+    zero = np.zeros(len(pos), np.uint8)
+    return Candidates(pos, after, zero + np.uint8(REL32), zero)
+
+
+def _no_candidates() -> Candidates:
+    none, nothing = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+    return Candidates(none, none, nothing, nothing)
 
 
 def _find_arm64(t: Bytes8) -> Candidates:
@@ -110,24 +142,25 @@ def _find_arm64(t: Bytes8) -> Candidates:
     register."""
     w = np.frombuffer(t[: len(t) // 4 * 4].tobytes(), "<u4")
     if len(w) < 2:
-        none = np.zeros(0, np.int64)
-        return Candidates(none, none, none, none)
+        return _no_candidates()
     branch = np.flatnonzero((w & 0x7C000000) == 0x14000000)
     first, second = w[:-1], w[1:]
     add = (second & 0xFFC00000) == 0x91000000
     memory = (second & 0x3B000000) == 0x39000000
     same = (second >> 5 & 31) == (first & 31)
     pair = np.flatnonzero(((first & 0x9F000000) == 0x90000000) & (add | memory) & same)
-    size = (second[pair] >> 30).astype(np.int64)
+    size = (second[pair] >> 30).astype(np.uint8)
     # 128-bit loads and stores: vector bit, opc high bit, size 0
     wide = ((second[pair] & 0x04800000) == 0x04800000) & (size == 0)
-    scale = np.where(add[pair], 0, np.where(wide, 4, size))
+    scale = np.where(add[pair], 0, np.where(wide, 4, size)).astype(np.uint8)
     index = np.concatenate([branch, pair])
-    kind = np.concatenate([np.full(len(branch), BRANCH26), np.full(len(pair), PAGE)])
-    scale = np.concatenate([np.zeros(len(branch), np.int64), scale])
+    kind = np.concatenate(
+        [np.full(len(branch), BRANCH26, np.uint8), np.full(len(pair), PAGE, np.uint8)]
+    )
+    scale = np.concatenate([np.zeros(len(branch), np.uint8), scale])
     order = np.argsort(index, kind="stable")
     pos = 4 * index[order].astype(np.int64)
-    return Candidates(pos, pos, kind[order].astype(np.int64), scale[order])
+    return Candidates(pos, pos, kind[order], scale[order])
 
 
 def branch_values(ids: Int64s) -> Int64s:
@@ -137,35 +170,29 @@ def branch_values(ids: Int64s) -> Int64s:
     return np.where(near & (ids > 0), value ^ 0x1000000, value)
 
 
-def _word(data: Bytes8, pos: Int64s) -> Int64s:
-    out = data[pos].astype(np.int64)
-    for k in (1, 2, 3):
-        out |= data[pos + k].astype(np.int64) << (8 * k)
-    return out
-
-
-def _put_word(data: Bytes8, pos: Int64s, value: Int64s) -> None:
-    for k in range(4):
-        data[pos + k] = (value >> (8 * k)) & 0xFF
-
-
 def _signed(value: Int64s, bits: int) -> Int64s:
     return (value ^ (1 << (bits - 1))) - (1 << (bits - 1))
 
 
 def read_values(data: Bytes8, offset: int, found: Candidates) -> Int64s:
     """The fields as unsigned numbers; `offset` is where the text starts in `data`."""
-    word = _word(data, found.pos + offset)
+    done = kernel.read_values(data, offset, found.arrays())
+    if done is not None:
+        return done
+    word = read_u32(data, found.pos + offset)
     value = np.where(found.kind == BRANCH26, word & 0x3FFFFFF, word)
     page = np.flatnonzero(found.kind == PAGE)
     if len(page):
-        low = _word(data, found.pos[page] + offset + 4)
+        low = read_u32(data, found.pos[page] + offset + 4)
         value[page] = _page_field(word[page]) << 12 | (low >> 10 & 0xFFF)
     return value
 
 
 def read_targets(data: Bytes8, offset: int, found: Candidates, addr: int) -> Int64s:
     """The addresses that the fields point to as distances; `addr` is the text's."""
+    done = kernel.read_targets(data, offset, found.arrays(), addr)
+    if done is not None:
+        return done
     value = read_values(data, offset, found)
     target = found.next_pos + addr + _signed(value & 0xFFFFFFFF, 32)
     branch = found.kind == BRANCH26
@@ -179,22 +206,26 @@ def read_targets(data: Bytes8, offset: int, found: Candidates, addr: int) -> Int
 
 def write_values(data: Bytes8, offset: int, found: Candidates, value: Int64s) -> None:
     """Put unsigned numbers into the fields."""
+    if kernel.write_values(data, offset, found.arrays(), value):
+        return
     pos = found.pos + offset
     plain = found.kind == REL32
-    _put_word(data, pos[plain], value[plain])
+    write_u32(data, pos[plain], value[plain])
     branch = found.kind == BRANCH26
-    word = _word(data, pos[branch]) & ~0x3FFFFFF
-    _put_word(data, pos[branch], word | (value[branch] & 0x3FFFFFF))
+    word = read_u32(data, pos[branch]) & ~0x3FFFFFF
+    write_u32(data, pos[branch], word | (value[branch] & 0x3FFFFFF))
     page = found.kind == PAGE
     at, high = pos[page], value[page] >> 12
-    word = _word(data, at) & ~0x60FFFFE0
-    _put_word(data, at, word | (high & 3) << 29 | (high >> 2 & 0x7FFFF) << 5)
-    word = _word(data, at + 4) & ~0x003FFC00
-    _put_word(data, at + 4, word | (value[page] & 0xFFF) << 10)
+    word = read_u32(data, at) & ~0x60FFFFE0
+    write_u32(data, at, word | (high & 3) << 29 | (high >> 2 & 0x7FFFF) << 5)
+    word = read_u32(data, at + 4) & ~0x003FFC00
+    write_u32(data, at + 4, word | (value[page] & 0xFFF) << 10)
 
 
 def write_targets(data: Bytes8, offset: int, found: Candidates, addr: int, target: Int64s) -> None:
     """Put distances to the target addresses into the fields."""
+    if kernel.write_targets(data, offset, found.arrays(), addr, target):
+        return
     value = (target - found.next_pos - addr) & 0xFFFFFFFF
     branch = found.kind == BRANCH26
     value[branch] = ((target - found.pos - addr)[branch] >> 2) & 0x3FFFFFF
@@ -226,15 +257,35 @@ def _immediate_sizes(t: Bytes8, pos: Int64s, is_branch: Bools) -> Int64s:
 
 def disassemble(text: bytes, addr: int) -> Int64s:
     """Positions of all true 4-byte rel32 and RIP-relative fields, by linear sweep. Go's amd64 text
-    holds no data, so the sweep stays in step."""
-    from iced_x86 import Decoder, OpKind
+    holds no data, so the sweep stays in step. The kernel sweeps what it knows, iced-x86 the rest:
+    27 ms for 2.7 MB, 240 ms without the kernel."""
+    from iced_x86 import Decoder
+
+    data = np.frombuffer(text, np.uint8)
+    decoder = Decoder(64, text, ip=addr)
+    parts: list[Int64s] = [np.zeros(0, np.int64)]
+    at, batch = 0, ICED_BATCH if kernel.is_loaded() else len(text)
+    while at < len(text):
+        start = at
+        at, found = kernel.amd64_fields(data, at)
+        parts.append(found)
+        if at > start and len(found) == kernel.FIELDS_A_CALL:
+            continue
+        decoder.position, decoder.ip = at, addr + at
+        parts.append(_disassemble_some(decoder, batch) - addr)
+        at = decoder.position
+    return np.concatenate(parts)
+
+
+def _disassemble_some(decoder: Decoder, count: int) -> Int64s:
+    """Addresses of the fields of the next `count` instructions, by iced-x86."""
+    from iced_x86 import OpKind
 
     near = OpKind.NEAR_BRANCH64
-    decoder = Decoder(64, text, ip=addr)
     constants = decoder.get_constant_offsets
     found: list[int] = []
     add = found.append
-    for instruction in decoder:
+    for instruction in islice(decoder, count):
         if instruction.is_ip_rel_memory_operand:
             offsets = constants(instruction)
             if offsets.displacement_size == 4:
@@ -243,4 +294,4 @@ def disassemble(text: bytes, addr: int) -> Int64s:
             offsets = constants(instruction)
             if offsets.immediate_size == 4:
                 add(instruction.ip + offsets.immediate_offset)
-    return np.array(found, np.int64) - addr
+    return np.array(found, np.int64)

@@ -93,7 +93,7 @@ def decode(form: bytes | memoryview) -> bytes:
         return bytes(body)
     table, skip = wire.parse_labels(labels, len(body))
     try:
-        return decoder.restore(table, bytes(body), skip)
+        return decoder.restore(table, body, skip)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("form: fields lie outside the file") from exc
 

@@ -1,7 +1,8 @@
 """From the label table and the form's body back to the binary. Dumb on purpose: it knows labels,
 patterns, kinds and the candidate rule for code, and no Go.
 
-Every array is sized by what the form holds, so memory is bounded by a small multiple of it.
+Every array is sized by what the form holds, so memory is bounded by a small multiple of it: for a
+real binary about four times its size, form and result included.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Final
 import numpy as np
 
 from layerkit.errors import FormatError
+from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Region
 from layerkit.formats.sites import (
+    ARM64,
     BRANCH26,
     Candidates,
     branch_values,
@@ -45,13 +48,16 @@ FIPS_SUM_SIZE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Ids in ascending order and the label that each names."""
+    """Ids in ascending order and the label that each names; as a table, where there is a kernel."""
 
     ids: Int64s
     label: Int64s
+    table: kernel.Table | None = None
 
     def find(self, value: Int64s) -> Int64s:
         """Label of each value; -1 where it is no id."""
+        if self.table is not None and (found := kernel.find_labels(self.table, value)) is not None:
+            return found
         if not len(self.ids):
             return np.full(len(value), -1, np.int64)
         at = np.searchsorted(self.ids, value)
@@ -62,6 +68,10 @@ class Lookup:
 def make_lookup(ids: Int64s) -> Lookup:
     """Lookup over the labels that have an id (0 is none). Where two are equal, which the encoder
     never lets happen, the lower address wins."""
+    none = np.zeros(0, np.int64)
+    table = kernel.make_table(ids)
+    if table is not None:
+        return Lookup(none, none, table)
     label = np.flatnonzero(ids)
     order = np.argsort(ids[label], kind="stable")
     label = label[order]
@@ -74,17 +84,35 @@ def field_labels(labels: Labels, fields: Fields, value: Int64s, lookup: Lookup) 
     """The label that each field of the form names; -1: the value stays as it is."""
     target = lookup.find(value)
     for members, zone, pattern in counters(labels):
-        chosen = np.flatnonzero(np.isin(fields.kind, members))
-        eligible, ordinal_of = zone_ordinals(labels, zone, pattern)
-        named = target[chosen]
-        ordinal = np.where(named >= 0, ordinal_of[named], -1)
-        is_new = value[chosen] == model.NEW
-        resolved = model.resolve_new(is_new, ordinal)
-        news = chosen[is_new]
-        if len(news) and int(resolved[is_new].max()) >= len(eligible):
+        member = np.zeros(len(labels.kinds), np.uint8)
+        member[members] = 1
+        past = kernel.resolve_new(
+            labels.region_of, labels.pattern, zone, pattern, kind=fields.kind, value=value,
+            target=target, member=member, new_value=model.NEW,
+        )  # fmt: skip
+        if past is None:
+            past = _resolve_new(labels, fields, value, target, member, zone, pattern)
+        if past:
             raise FormatError("form: a field names a label past the end of its zone")
-        target[news] = eligible[resolved[is_new]]
     return target
+
+
+def _resolve_new(
+    labels: Labels, fields: Fields, value: Int64s, target: Int64s, member: Bytes8, zone: int,
+    pattern: int,
+) -> bool:  # fmt: skip
+    """Write the targets of one counter's NEW fields; True if one names nothing."""
+    chosen = np.flatnonzero(member[fields.kind])
+    eligible, ordinal_of = zone_ordinals(labels, zone, pattern)
+    named = target[chosen]
+    ordinal = np.where(named >= 0, ordinal_of[named], -1)
+    is_new = value[chosen] == model.NEW
+    resolved = model.resolve_new(is_new, ordinal)
+    news = chosen[is_new]
+    if len(news) and int(resolved[is_new].max()) >= len(eligible):
+        return True
+    target[news] = eligible[resolved[is_new]]
+    return False
 
 
 def counters(labels: Labels) -> list[tuple[list[int], int, int]]:
@@ -114,8 +142,7 @@ def function_ids(labels: Labels, fields: Fields, value: Int64s, ids: Int64s) -> 
     functions = np.flatnonzero(labels.rule == model.RULE_NAME)
     if not len(functions):
         return
-    kinds = [i for i, k in enumerate(labels.kinds) if k.is_name]
-    chosen = np.isin(fields.kind, kinds)
+    chosen = np.array([k.is_name for k in labels.kinds], bool)[fields.kind]
     own = Fields(fields.pos[chosen], fields.kind[chosen])
     names = field_labels(labels, own, value[chosen], make_lookup(ids))
     if len(names) < len(functions) or (names < 0).any():
@@ -148,59 +175,104 @@ class TextHits:
 
 def text_hits(labels: Labels, body: Bytes8, ids: Int64s, skip: Int64s) -> list[TextHits]:
     """Sites in the form's code: candidates whose field holds an id, without the exceptions."""
-    lookup = make_lookup(ids)
+    far = make_lookup(ids)
+    near = _near_lookup(labels, ids)
+    return [
+        _region_hits(labels.machine, region, body, far, near, _own_skip(region, skip))
+        for region in labels.regions
+        if region.is_text and region.offset >= 0
+    ]
+
+
+def _near_lookup(labels: Labels, ids: Int64s) -> Lookup:
+    """Lookup for 26-bit branches, which are in arm64 code only and go to code only."""
+    if labels.machine != ARM64:
+        return make_lookup(np.zeros(0, np.int64))
     is_text = np.array([r.is_text for r in labels.regions])[labels.region_of]
-    near = make_lookup(np.where(is_text & (ids > 0), branch_values(ids), 0))
-    hits = []
-    for region in labels.regions:
-        if not region.is_text or region.offset < 0:
-            continue
-        code = body[region.offset : region.offset + region.size]
-        found = find_candidates(code, labels.machine)
-        value = read_values(body, region.offset, found)
-        branch = found.kind == BRANCH26
-        label = np.where(branch, near.find(value), lookup.find(value))
-        # only this region's exceptions (ascending): many regions must not take many passes
-        low, high = np.searchsorted(skip, (region.offset, region.offset + region.size))
-        hit = (label >= 0) & ~np.isin(found.pos + region.offset, skip[low:high])
-        hits.append(TextHits(region, found.select(hit), label[hit]))
-    return hits
+    return make_lookup(np.where(is_text & (ids > 0), branch_values(ids), 0))
 
 
-def restore(labels: Labels, body: bytes, skip: Int64s) -> bytes:
+def _own_skip(region: Region, skip: Int64s) -> Int64s:
+    """Only this region's exceptions (ascending): many regions must not take many passes."""
+    low, high = np.searchsorted(skip, (region.offset, region.offset + region.size))
+    return skip[low:high]
+
+
+def _region_hits(
+    machine: int, region: Region, body: Bytes8, far: Lookup, near: Lookup, skip: Int64s
+) -> TextHits:
+    if far.table is not None and near.table is not None:
+        done = kernel.text_hits(
+            body, region.offset, region.size, machine, far.table, near.table, skip
+        )
+        if done is not None:
+            return TextHits(region, Candidates(*done[0]), done[1])
+    found = find_candidates(body[region.offset : region.offset + region.size], machine)
+    value = read_values(body, region.offset, found)
+    label = np.where(found.kind == BRANCH26, near.find(value), far.find(value))
+    hit = (label >= 0) & ~np.isin(found.pos + region.offset, skip)
+    return TextHits(region, found.select(hit), label[hit])
+
+
+def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> bytes:
     """The binary that the form stands for."""
     form = np.frombuffer(body, np.uint8)
     out = form.copy()
+    ids = _restore_data(labels, form, out)
+    far, near = make_lookup(ids), _near_lookup(labels, ids)
+    del ids
+    for region in labels.regions:
+        if region.is_text and region.offset >= 0:
+            _restore_code(labels, region, form, out, far, near, _own_skip(region, skip))
+    del far, near
+    for _, at, found in derived_bytes(labels, out):
+        out[at : at + len(found)] = found
+    return out.tobytes()
+
+
+def _restore_data(labels: Labels, form: Bytes8, out: Bytes8) -> Int64s:
+    """Put addresses into the fields and words of `out`, a copy of the form; returns all ids."""
     fields = model.expand_fields(labels)
     value = model.read_u32(form, fields.pos)
     words = model.find_tagged_words(labels, form)
-    masked = out.copy()
-    model.write_u32(masked, fields.pos, np.zeros(len(fields.pos), np.int64))
-    model.write_u64(masked, words, np.zeros(len(words), np.int64))
-    ids = model.derive_ids(labels, masked, form)
-    del masked
+    model.clear(out, fields.pos, 4)  # until below, `out` is the content that ids follow from
+    model.clear(out, words, 8)
+    ids = model.derive_ids(labels, out, form)
     function_ids(labels, fields, value, ids)
     model.continue_ids(labels, ids)
     lookup = make_lookup(ids)
-
     target = field_labels(labels, fields, value, lookup)
+    known = target >= 0
+    word_target = lookup.find(model.read_u32(form, words))
+    named = word_target >= 0
+    model.write_u32(out, fields.pos[~known], value[~known])  # what is no id stays as it is
+    model.write_u64(out, words[~named], model.read_u64(form, words[~named]))
     base = np.array(
         [labels.regions[k.base_region].addr + k.base_delta for k in labels.kinds], np.int64
     )
     shift = np.array([k.shift for k in labels.kinds], np.int64)
-    known = target >= 0
     kind = fields.kind[known]
-    model.write_u32(
-        out, fields.pos[known], (labels.start[target[known]] - base[kind]) >> shift[kind]
-    )
-    named = lookup.find(model.read_u32(form, words))
-    model.write_u64(out, words[named >= 0], labels.start[named[named >= 0]])
-    for hits in text_hits(labels, form, ids, skip):
-        region, target_addr = hits.region, labels.start[hits.label]
-        write_targets(out, region.offset, hits.sites, region.addr, target_addr)
-    for _, at, found in derived_bytes(labels, out):
-        out[at : at + len(found)] = found
-    return out.tobytes()
+    place = (labels.start[target[known]] - base[kind]) >> shift[kind]
+    model.write_u32(out, fields.pos[known], place)
+    model.write_u64(out, words[named], labels.start[word_target[named]])
+    return ids
+
+
+def _restore_code(
+    labels: Labels, region: Region, form: Bytes8, out: Bytes8, far: Lookup, near: Lookup,
+    skip: Int64s,
+) -> None:  # fmt: skip
+    """Put distances into the sites of one region of `out`."""
+    if far.table is not None and near.table is not None:
+        done = kernel.restore_sites(
+            form, out, region.offset, region.size, labels.machine, far=far.table,
+            near=near.table, skip=skip, addr=region.addr, label_addr=labels.start,
+        )  # fmt: skip
+        if done:
+            return
+    hits = _region_hits(labels.machine, region, form, far, near, skip)
+    target = labels.start[hits.label]
+    write_targets(out, region.offset, hits.sites, region.addr, target)
 
 
 def derived_bytes(labels: Labels, out: Bytes8) -> Iterator[tuple[int, int, Bytes8]]:

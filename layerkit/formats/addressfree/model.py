@@ -19,6 +19,8 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from layerkit.errors import FormatError
+from layerkit.formats import kernel
+from layerkit.formats.packed import clear, read_u32, read_u64, write_u32, write_u64
 
 __all__ = [
     "Bytes8",
@@ -28,10 +30,14 @@ __all__ = [
     "Labels",
     "Pattern",
     "Region",
+    "Uint16s",
     "Uint32s",
+    "clear",
     "derive_ids",
     "expand_fields",
     "find_tagged_words",
+    "fold_one",
+    "hash_bytes",
     "read_u32",
     "read_u64",
     "write_u32",
@@ -39,6 +45,7 @@ __all__ = [
 ]
 
 Int64s = npt.NDArray[np.int64]
+Uint16s = npt.NDArray[np.uint16]
 Uint32s = npt.NDArray[np.uint32]
 Uint64s = npt.NDArray[np.uint64]
 Bytes8 = npt.NDArray[np.uint8]
@@ -66,6 +73,7 @@ DERIVED_FIPS_SUM: Final = 2
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIX1: Final = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3 fmix64 constants
 _MIX2: Final = np.uint64(0xC4CEB9FE1A85EC53)
+_MASK64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +144,38 @@ class Fields:
     """All pattern fields of a file, in file order."""
 
     pos: Int64s  # file position
-    kind: Int64s
+    kind: Uint16s
 
 
 def expand_fields(labels: Labels) -> Fields:
-    """Where the patterns put fields. Vectorised over all labels that share a pattern. Raises
-    FormatError, before it allocates, when there are more than the file has room for."""
+    """Where the patterns put fields. Raises FormatError, before it allocates, when there are more
+    than the file has room for."""
     offsets = labels.offsets()
     left = max((r.offset + r.size for r in labels.regions if r.offset >= 0), default=0)
+    done = _expand_by_kernel(labels, offsets, left)
+    return _expand_by_pattern(labels, offsets, left) if done is None else done
+
+
+def _expand_by_kernel(labels: Labels, offsets: Int64s, left: int) -> Fields | None:
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    flat: list[tuple[int, int]] = []
+    for pattern in labels.patterns:
+        low, middle = len(flat), len(flat) + len(pattern.fixed)
+        flat += [*pattern.fixed, *pattern.repeated]
+        rows.append((pattern.start, pattern.stride, low, middle, middle, len(flat)))
+    offset, kind = np.array(flat, np.int64).reshape(-1, 2).T
+    done = kernel.expand_fields(
+        offsets, labels.size, labels.pattern, np.array(rows, np.int64).reshape(-1, 6),
+        np.ascontiguousarray(offset), kind.astype(np.uint16), left,
+    )  # fmt: skip
+    if isinstance(done, int):
+        _check_room(-1)
+        return None
+    return None if done is None else Fields(*done)
+
+
+def _expand_by_pattern(labels: Labels, offsets: Int64s, left: int) -> Fields:
+    """Vectorised over all labels that share a pattern."""
     by_pattern = np.argsort(labels.pattern, kind="stable")
     bounds = np.searchsorted(labels.pattern[by_pattern], np.arange(len(labels.patterns) + 1))
     none = np.zeros(0, np.int64)
@@ -175,33 +207,12 @@ def expand_fields(labels: Labels) -> Fields:
             kind_parts.append(np.full(total, one_kind, np.int64))
     pos, kinds = np.concatenate(pos_parts), np.concatenate(kind_parts)
     order = np.argsort(pos, kind="stable")
-    return Fields(pos[order], kinds[order])
+    return Fields(pos[order], kinds[order].astype(np.uint16))
 
 
 def _check_room(left: int) -> None:
     if left < 0:
         raise FormatError("labels: more fields than the file has room for")
-
-
-def read_u32(data: Bytes8, pos: Int64s) -> Int64s:
-    out = data[pos].astype(np.int64)
-    for k in (1, 2, 3):
-        out |= data[pos + k].astype(np.int64) << (8 * k)
-    return out
-
-
-def write_u32(data: Bytes8, pos: Int64s, value: Int64s) -> None:
-    for k in range(4):
-        data[pos + k] = (value >> (8 * k)) & 0xFF
-
-
-def read_u64(data: Bytes8, pos: Int64s) -> Int64s:
-    return read_u32(data, pos) | (read_u32(data, pos + 4) << 32)
-
-
-def write_u64(data: Bytes8, pos: Int64s, value: Int64s) -> None:
-    write_u32(data, pos, value & 0xFFFFFFFF)
-    write_u32(data, pos + 4, (value >> 32) & 0xFFFFFFFF)
 
 
 def find_tagged_words(labels: Labels, body: Bytes8) -> Int64s:
@@ -212,6 +223,10 @@ def find_tagged_words(labels: Labels, body: Bytes8) -> Int64s:
             continue
         first = region.offset + (-region.addr) % 8
         count = max(0, (region.offset + region.size - first) // 8)
+        done = kernel.find_tagged(body, first, count, TAG)
+        if done is not None:
+            found.append(done)
+            continue
         words = np.frombuffer(body[first : first + 8 * count].tobytes(), "<u8")
         found.append(first + 8 * np.flatnonzero(words >> np.uint64(32) == np.uint64(TAG)))
     return np.concatenate(found) if found else np.zeros(0, np.int64)
@@ -233,6 +248,17 @@ def fold_id(value: Uint64s, salt: int) -> Int64s:
     h = mix(value, np.full(len(value), salt, np.uint64))
     top = (h >> np.uint64(24) & np.uint64(0xFF)) % np.uint64(254) + np.uint64(1)
     return ((h & np.uint64(0xFFFFFF)) | (top << np.uint64(24))).astype(np.int64)
+
+
+def fold_one(value: int, salt: int) -> int:
+    """`fold_id` of one number, taken modulo 2^64, in 1 us."""
+    h = (value + salt * int(_SPREAD)) & _MASK64
+    h ^= h >> 33
+    h = h * int(_MIX1) & _MASK64
+    h ^= h >> 33
+    h = h * int(_MIX2) & _MASK64
+    h ^= h >> 33
+    return h & 0xFFFFFF | ((h >> 24 & 0xFF) % 254 + 1) << 24
 
 
 def wrap_id(value: Int64s) -> Int64s:
@@ -265,14 +291,22 @@ def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
 
 def hash_content(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
     """XXH3-64 of many runs, each without the zeros at its end: padding follows the neighbour, not
-    the run. A run of nothing but zeros counts whole. A plain loop: 0.4 us a run, faster than any
-    way found with arrays. Stable, not secret: a clash of ids is settled by the encoder."""
+    the run. A run of nothing but zeros counts whole. 0.05 us a run, and 0.4 us without the kernel.
+    Stable, not secret: a clash of ids is settled by the encoder."""
+    done = kernel.hash_runs(data, start, size)
+    if done is not None:
+        return done
     raw = data.tobytes()
     found = [
         xxh3_64_intdigest(run.rstrip(b"\0") or run)
         for run in map(raw.__getitem__, map(slice, start.tolist(), (start + size).tolist()))
     ]
     return np.array(found, np.uint64)
+
+
+def hash_bytes(data: bytes) -> int:
+    """`hash_content` of one run, in 0.3 us."""
+    return xxh3_64_intdigest(data.rstrip(b"\0") or data)
 
 
 def continue_ids(labels: Labels, ids: Int64s) -> None:
