@@ -52,7 +52,6 @@ SiteArrays = tuple[Int64s, Int64s, Bytes8, Bytes8]  # position, next position, k
 
 _LIBRARY: Final = native.load()
 REFUSE, PAST_ZONE, NO_ROOM = -1, -2, -4  # statuses of native/kernel.h and fields.c
-FIELDS_A_CALL: Final = 1 << 16  # of disassembled code: 0.5 MB
 BYTES_A_SITE: Final = 16  # code has one site in 20 to 30 bytes; a wrong guess costs a second pass
 
 
@@ -256,12 +255,12 @@ def resolve_new(
 # --- sites in code
 
 
-def amd64_fields(text: Bytes8, start: int) -> tuple[int, Int64s]:
-    """Fields of true instructions from `start` on, and where the sweep stopped: at one that the
-    kernel does not know, near the end, or after FIELDS_A_CALL fields."""
-    found, count = np.empty(FIELDS_A_CALL, np.int64), ctypes.c_int64(0)
-    stop = _call("lk_amd64_fields", text, len(text), start, found, len(found), count)
-    return (stop, found[: count.value].copy()) if stop >= start else (start, found[:0])
+def amd64_fields(text: Bytes8, start: int, into: Int64s) -> tuple[int, int]:
+    """Write the fields of true instructions from `start` on into `into`; how many, and where the
+    sweep stopped: at one that the kernel does not know, near the end, or when `into` was full."""
+    count = ctypes.c_int64(0)
+    stop = _call("lk_amd64_fields", text, len(text), start, into, len(into), count)
+    return (count.value, stop) if stop >= start else (0, start)
 
 
 def _empty_sites(count: int) -> SiteArrays:

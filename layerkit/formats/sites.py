@@ -49,6 +49,7 @@ AMD64: Final = 0  # machine numbers of the form
 ARM64: Final = 1
 REL32, BRANCH26, PAGE = 0, 1, 2  # kinds of site
 MARGIN: Final = 12  # bytes at the end that hold no candidate: field, immediate, and room to look
+FIELDS_A_CALL: Final = 1 << 16  # of the kernel's sweep: 0.5 MB
 ICED_BATCH: Final = 16  # instructions; those that the kernel does not know stand together
 _GROUP3: Final = 8  # mark: the immediate is there only when ModRM says TEST
 
@@ -263,18 +264,18 @@ def disassemble(text: bytes, addr: int) -> Int64s:
 
     data = np.frombuffer(text, np.uint8)
     decoder = Decoder(64, text, ip=addr)
-    parts: list[Int64s] = [np.zeros(0, np.int64)]
+    found = np.empty(FIELDS_A_CALL, np.int64)
+    parts: list[Int64s] = []
     at, batch = 0, ICED_BATCH if kernel.is_loaded() else len(text)
     while at < len(text):
-        start = at
-        at, found = kernel.amd64_fields(data, at)
-        parts.append(found)
-        if at > start and len(found) == kernel.FIELDS_A_CALL:
+        count, at = kernel.amd64_fields(data, at, found)
+        parts.append(found[:count].copy())
+        if count == len(found):
             continue
         decoder.position, decoder.ip = at, addr + at
         parts.append(_disassemble_some(decoder, batch) - addr)
         at = decoder.position
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def _disassemble_some(decoder: Decoder, count: int) -> Int64s:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Int64s, Kind, Pattern, Region
 from layerkit.formats.elf import SHF_EXECINSTR, Section
@@ -206,8 +207,11 @@ def _functions(found: Discovery) -> None:
 
 def table_ends(pctab: model.Bytes8, starts: Int64s) -> Int64s:
     """Where each pc-value table ends: pairs of varints (value change, pc change), ended by a value
-    change of 0 that is not the first. All tables step together, one byte a round.
+    change of 0 that is not the first. In arrays, all tables step together, one byte a round.
     Source: src/runtime/symtab.go step, go1.27."""
+    done = kernel.table_ends(pctab, starts)
+    if done is not None:
+        return done
     data = np.append(pctab, np.zeros(1, np.uint8))
     ends = np.full(len(starts), len(pctab), np.int64)
     active = np.arange(len(starts))
