@@ -17,7 +17,8 @@ FORMATS = {
     "golang": ("cursor elf", "numpy"),
     "kernel": ("native", "ctypes numpy"),
     "packed": ("kernel", "numpy"),
-    "sites": ("kernel packed", "numpy iced_x86"),
+    "sets": ("kernel", "numpy"),
+    "sites": ("kernel packed sets", "numpy iced_x86"),
     "gotypes": ("elf golang", ""),
     "update": ("cursor digest", "zstandard"),
     "updating": ("digest oci delta chunkmanifest layerform update", ""),
@@ -125,7 +126,8 @@ def allowed_inside(module: str) -> set[str] | None:
         own = "addressfree" if parts[1] == "addressfree" else parts[1]
         row = FORMATS.get(own, ("", ""))[0].split()
         if own == "addressfree":
-            row = ["cursor", "elf", "golang", "gotypes", "kernel", "packed", "sites", "digest"]
+            row = ["cursor", "digest", "elf", "golang", "gotypes"]
+            row += ["kernel", "packed", "sets", "sites"]
         return WORDS & ({"errors"} | set(row)) | {
             f"formats.{name}" for name in row if name not in WORDS
         }

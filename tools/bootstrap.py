@@ -173,6 +173,9 @@ def main():
         pip_install(["-e", ".[dev]"])
         with open(STAMP, "w") as file:
             file.write(wanted_stamp())
+        kernel = "from layerkit import native; assert native.load()"
+        if answers([VENV_PYTHON, "-c", kernel]) is None:
+            say("no compiled kernel on this machine: forms are made and read in plain Python")
     ensure_go()
 
 

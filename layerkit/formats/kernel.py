@@ -22,11 +22,13 @@ __all__ = [
     "Table",
     "amd64_fields",
     "clear",
+    "distinct",
     "expand_fields",
     "find_candidates",
     "find_labels",
     "find_tagged",
     "hash_runs",
+    "is_in",
     "is_loaded",
     "make_table",
     "read_targets",
@@ -250,6 +252,36 @@ def resolve_new(
         np.empty(labels, np.int32), np.empty(labels, np.int32),
     )  # fmt: skip
     return None if done == REFUSE else done
+
+
+# --- sets
+
+
+def distinct(values: Array) -> Int64s | None:
+    """Twin of `sets.distinct`."""
+    if _LIBRARY is None or values.dtype == np.uint64:
+        return None
+    own = values.astype(np.int64)  # a copy, which is sorted in place
+    count = _call("lk_distinct", own, len(own), np.empty(len(own), np.int64))
+    return own[:count].copy() if count < len(own) else own
+
+
+def is_in(values: Array, among: Array) -> npt.NDArray[np.bool_] | None:
+    """Twin of `sets.is_in`."""
+    if _LIBRARY is None or values.dtype == np.uint64 or not len(among):
+        return None
+    members = distinct(among)
+    if members is None:
+        return None
+    spread = int(members[-1]) - int(members[0])
+    shift = max(0, spread.bit_length() - len(members).bit_length() - 1)
+    buckets = (spread >> shift) + 1
+    out = np.empty(len(values), np.bool_)
+    done = _call(
+        "lk_is_in", _i64(values), len(values), members, len(members), shift,
+        np.empty(buckets + 1, np.uint32), buckets, out,
+    )  # fmt: skip
+    return out if done == 0 else None
 
 
 # --- sites in code

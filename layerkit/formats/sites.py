@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from layerkit.formats import kernel
 from layerkit.formats.packed import read_u32, write_u32
+from layerkit.formats.sets import is_in
 
 if TYPE_CHECKING:
     from iced_x86 import Decoder
@@ -109,12 +110,7 @@ def find_sites(text: bytes, addr: int, machine: int = AMD64) -> Candidates:
     found = find_candidates(text, machine)
     if machine != AMD64:
         return found
-    true = disassemble(text, addr)
-    if not len(true):
-        return found.select(true)
-    at = np.searchsorted(true, found.pos)  # both ascend
-    at[at == len(true)] = 0
-    return found.select(true[at] == found.pos)
+    return found.select(is_in(found.pos, disassemble(text, addr)))
 
 
 def _find_amd64(t: Bytes8) -> Candidates:

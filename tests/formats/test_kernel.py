@@ -21,7 +21,7 @@ from toy_go import toy_go
 from xxhash import xxh3_64_intdigest
 
 from layerkit.errors import FormatError
-from layerkit.formats import addressfree, kernel, packed, sites
+from layerkit.formats import addressfree, kernel, packed, sets, sites
 from layerkit.formats.addressfree import decoder, discover, model
 from layerkit.formats.elf import parse_elf
 
@@ -198,6 +198,20 @@ def test_ids_are_found_alike(seed: int) -> None:
     value = np.concatenate([ids, rng.integers(-5, top + 5, 100), [1 << 32, (1 << 32) - 1, 0, -1]])
     assert_same(lambda: decoder.make_lookup(ids).find(value))
     assert_same(lambda: decoder.make_lookup(ids[:0]).find(value))
+
+
+@given(seeds)
+def test_sets_are_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    top = (3, 1 << 11, 1 << 40, (1 << 63) - 1)[seed % 4]
+    low = -top if seed % 3 else 0
+    values, among = rng.integers(low, top, 200), rng.integers(low, top, 60)
+    among[:20] = values[:20]
+    if seed % 5 == 0:
+        values, among = values.astype(np.int32), among[: seed % 2]
+    assert_same(lambda: sets.distinct(values))
+    assert_same(lambda: sets.is_in(values, among))
+    assert_same(lambda: sets.is_in(among, values))
 
 
 @given(seeds)
