@@ -22,6 +22,7 @@ __all__ = [
     "Table",
     "amd64_fields",
     "clear",
+    "count_nonzero",
     "distinct",
     "expand_fields",
     "find_candidates",
@@ -33,6 +34,7 @@ __all__ = [
     "make_table",
     "read_targets",
     "read_values",
+    "read_varints",
     "read_words",
     "resolve_new",
     "restore_sites",
@@ -40,6 +42,7 @@ __all__ = [
     "text_hits",
     "write_targets",
     "write_values",
+    "write_varints",
     "write_words",
 ]
 
@@ -194,6 +197,34 @@ def find_tagged(data: Bytes8, first: int, count: int, tag: int) -> Int64s | None
             break
         out = np.empty(found, np.int64)
     return None
+
+
+def count_nonzero(data: Bytes8, start: Int64s, size: Int64s) -> Int64s | None:
+    """Twin of `packed.count_nonzero`."""
+    if _LIBRARY is None or not _is_plain(data) or len(start) != len(size):
+        return None
+    out = np.empty(len(start), np.int64)
+    done = _call("lk_count_nonzero", data, len(data), _i64(start), _i64(size), len(start), out)
+    return out if done == 0 else None
+
+
+def read_varints(data: Bytes8, count: int) -> Int64s | None:
+    """Twin of `packed.read_varints`; None too where that raises."""
+    if _LIBRARY is None or not _is_plain(data) or count > len(data):
+        return None
+    out = np.empty(count, np.int64)
+    return out if _call("lk_read_varints", data, len(data), count, out) == 0 else None
+
+
+def write_varints(value: Int64s) -> Bytes8 | None:
+    """Twin of `packed.write_varints`."""
+    if _LIBRARY is None:
+        return None
+    value = _i64(value)
+    widest = max(1, -(-int(value.max(initial=0)).bit_length() // 7))
+    out = np.empty(len(value) * widest, np.uint8)
+    size = _call("lk_write_varints", value, len(value), out, len(out))
+    return out[:size] if size >= 0 else None
 
 
 def table_ends(data: Bytes8, start: Int64s) -> Int64s | None:

@@ -15,7 +15,8 @@ from typing import Final
 
 __all__ = ["SHARED_OBJECT", "VERSION", "load"]
 
-VERSION: Final = 1  # of the functions' arguments; a shared object of another version is left aside
+# Of the functions and their arguments; a shared object of another version is left aside
+VERSION: Final = 2
 SHARED_OBJECT: Final = Path(__file__).parent / "_kernel.so"
 
 

@@ -133,6 +133,54 @@ EXPORT int64_t lk_clear(uint8_t *data, int64_t length, const int64_t *pos, int64
     return 0;
 }
 
+/* How many bytes of each run are not zero. */
+EXPORT int64_t lk_count_nonzero(const uint8_t *data, int64_t length, const int64_t *start,
+                                const int64_t *size, int64_t count, int64_t *out) {
+    for (int64_t i = 0; i < count; i++) {
+        if (!inside(start[i], size[i], length)) return REFUSE;
+        int64_t found = 0;
+        for (int64_t k = 0; k < size[i]; k++) found += data[start[i] + k] != 0;
+        out[i] = found;
+    }
+    return 0;
+}
+
+/* The values of `count` LEB128 varints, which are all of `data`. Refuses what is not the shortest
+ * form, over nine bytes, or of another count. */
+EXPORT int64_t lk_read_varints(const uint8_t *data, int64_t length, int64_t count, int64_t *out) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t value = 0;
+        int shift = 0;
+        for (;; shift += 7) {
+            if (at == length || shift == 63) return REFUSE;
+            uint8_t byte = data[at++];
+            value |= (uint64_t)(byte & 0x7F) << shift;
+            if (byte >= 0x80) continue;
+            if (!byte && shift) return REFUSE;
+            break;
+        }
+        out[i] = (int64_t)value;
+    }
+    return at == length ? 0 : REFUSE;
+}
+
+/* LEB128 of values from 0 on; returns the bytes written, REFUSE if they are over `capacity`. */
+EXPORT int64_t lk_write_varints(const int64_t *value, int64_t count, uint8_t *out,
+                                int64_t capacity) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (value[i] < 0) return REFUSE;
+        uint64_t left = (uint64_t)value[i];
+        do {
+            if (at == capacity) return REFUSE;
+            out[at++] = (uint8_t)((left & 0x7F) | (left > 0x7F ? 0x80 : 0));
+            left >>= 7;
+        } while (left);
+    }
+    return at;
+}
+
 /* Positions of the 8-byte words of one run whose high half is `tag`. Returns how many there are;
  * only the first `capacity` are written. */
 EXPORT int64_t lk_find_tagged(const uint8_t *data, int64_t length, int64_t first, int64_t word_count,

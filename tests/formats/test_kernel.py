@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def test_kernel_is_loaded() -> None:
     assert kernel.is_loaded()
 
 
+def test_kernel_has_every_function_that_is_called() -> None:
+    """VERSION of layerkit/native keeps an older one away."""
+    names = set(re.findall(r'"(lk_\w+)"', Path(kernel.__file__).read_text()))
+    assert len(names) > 20
+    assert not [name for name in names if not hasattr(kernel._LIBRARY, name)]
+
+
 # --- hashes and numbers
 
 
@@ -131,6 +139,29 @@ def test_one_run_hashes_like_many() -> None:
         whole = np.frombuffer(data, np.uint8)
         got = model.hash_content(whole, np.array([0]), np.array([len(data)]))
         assert model.hash_bytes(data) == int(got[0])
+
+
+@given(seeds)
+def test_bytes_are_counted_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = np.where(rng.random(300) < 0.5, 0, rng.integers(0, 256, 300)).astype(np.uint8)
+    start = rng.integers(0, 301, 30)
+    size = rng.integers(0, 301 - start)
+    assert_same(lambda: packed.count_nonzero(data, start, size))
+
+
+@given(seeds)
+def test_varints_are_written_and_read_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 1 << rng.integers(1, 63, 40))
+    values[:3] = (0, (1 << 63) - 1, 127)
+    wire = assert_same(lambda: packed.write_varints(values))
+    np.testing.assert_array_equal(packed.read_varints(wire, 40), values)
+    damaged = wire.copy()
+    damaged[rng.integers(0, len(wire), 2)] = rng.choice([0, 0x80, 0xFF, 1], 2)
+    for data in (damaged, wire[:-1], wire[:0], np.full(12, 0x81, np.uint8)):
+        assert_same(functools.partial(packed.read_varints, data, 40))
+        assert_same(functools.partial(packed.read_varints, data, 0))
 
 
 @given(seeds)
