@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from layerkit.errors import ChunkDigestError, FormatError, IntegrityError
 
-__all__ = ["Digest", "check_digest", "chunk_id", "sha256_digest", "verify_stream"]
+__all__ = ["Digest", "check_digest", "chunk_id", "raw_chunk_id", "sha256_digest", "verify_stream"]
 
 SIZE: Final = 32  # bytes of both hash functions
 _ALGORITHMS: Final = ("sha256", "b3")
@@ -61,6 +61,11 @@ def sha256_digest(data: bytes | bytearray | memoryview) -> Digest:
 def chunk_id(data: bytes | bytearray | memoryview) -> Digest:
     """Id of a chunk: BLAKE3 of its plain bytes."""
     return Digest("b3", blake3(data).digest())
+
+
+def raw_chunk_id(data: bytes | bytearray | memoryview) -> bytes:
+    """The same as 32 bytes, for columns of ids."""
+    return blake3(data).digest()
 
 
 def check_digest(data: bytes | bytearray | memoryview, want: Digest, what: str) -> None:

@@ -43,5 +43,6 @@ def read_chunk_manifests(store: Store, top: Digest) -> list[ChunkManifest]:
 
 
 def read_form(store: Store, manifest: ChunkManifest) -> bytes:
-    """A layer's form from its chunks, each verified."""
-    return b"".join(store.get(chunk.id) for chunk in manifest.chunks)
+    """A layer's form from its chunks, verified."""
+    what = f"form of layer {manifest.diff_id.short} in the store"
+    return store.get_all(manifest.list_raw_ids(), manifest.form_digest, what)

@@ -16,23 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
-from layerkit.edges.pack import PACK_RECORD, PACK_START, scan_pack
+from layerkit.edges.index import INDEX_NAME, REPAIR_HINT, Index, as_bytes, as_int
+from layerkit.edges.pack import PACK_RECORD, PACK_START, PackReader, scan_pack
 from layerkit.errors import (
     ChunkDigestError,
     FormatError,
     IntegrityError,
     NotFoundError,
     StoreError,
-    StoreFullError,
-    StoreLockedError,
 )
 from layerkit.formats.chunker import MAX_CHUNK_SIZE
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
@@ -47,34 +46,14 @@ __all__ = [
     "rebuild_index",
 ]
 
-INDEX_NAME: Final = "index.sqlite"
 LOCK_NAME: Final = "lock"
 PACKS_NAME: Final = "packs"
-SCHEMA_VERSION: Final = 1
 MAX_BLOB_SIZE: Final = 64 << 20  # bytes: blobs in the index are small
-BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
 REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
 QUERY_COUNT: Final = 500  # ids a query; SQLite's oldest default limit is 999
-MAX_OPEN_PACKS: Final = 64
-INDEX_DAMAGED: Final = "is damaged"
-_REPAIR_HINT: Final = "run 'layerkit verify --repair'"
+GROUP_SIZE: Final = 4 << 20  # bytes of chunks looked up together before they are written
 CHUNK_MANIFEST_KIND: Final = "chunk-manifest"
 ARTIFACT_KIND: Final = "chunks-artifact"
-
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-    size INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
-    offset INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS chunks_pack ON chunks (pack, offset);
-CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL,
-    data BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS images (ref TEXT PRIMARY KEY, digest TEXT NOT NULL,
-    complete INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holds (owner TEXT NOT NULL, blob TEXT NOT NULL,
-    PRIMARY KEY (owner, blob)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS pins (digest TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +102,13 @@ class Store:
         self._disk = disk
         self._packs = path / PACKS_NAME
         disk.make_folder(self._packs)
-        self._open_packs: dict[str, int] = {}
-        self._db = self._open_index()
-
-    def _open_index(self) -> sqlite3.Connection:
-        path = self.path / INDEX_NAME
-        with _mapped(path):
-            db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            try:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.execute("PRAGMA synchronous=FULL")  # a committed image survives power loss
-                version = int(db.execute("PRAGMA user_version").fetchone()[0])
-                if version == 0:
-                    db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
-                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                elif version != SCHEMA_VERSION:
-                    raise StoreError(f"{path} has schema {version}, want {SCHEMA_VERSION}")
-            except BaseException:
-                db.close()
-                raise
-        return db
+        self._reader = PackReader(self._packs)
+        self._index = Index(path / INDEX_NAME, disk)
 
     def close(self) -> None:
         """Close the index and all packs."""
-        self._db.close()
-        for fd in self._open_packs.values():
-            os.close(fd)
-        self._open_packs.clear()
+        self._index.close()
+        self._reader.close()
 
     def __enter__(self) -> Store:
         return self
@@ -161,48 +120,53 @@ class Store:
         """Hold the store so that gc waits: what is put now stays until it is committed."""
         return self._disk.lock(self.path / LOCK_NAME, shared=True, wait=True)
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; the commit is one step of the disk."""
-        path = self.path / INDEX_NAME
-        with _mapped(path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._disk.act("commit", path, lambda: self._db.execute("COMMIT"))
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        with _mapped(self.path / INDEX_NAME):
-            return self._db.execute(sql, values).fetchall()
-
     # --- chunks ----------------------------------------------------------------------------
 
     def has(self, ids: Iterable[Digest]) -> set[Digest]:
         """Those of `ids` that are held."""
-        wanted = list(ids)
-        found: set[Digest] = set()
+        return {Digest("b3", raw) for raw in self._find({chunk.raw for chunk in ids})}
+
+    def has_raw(self, raw_ids: Iterable[bytes]) -> set[bytes]:
+        """The same for ids as bytes: of ten thousand chunks few are ever needed as values."""
+        return set(self._find(set(raw_ids)))
+
+    def _find(self, raw_ids: set[bytes]) -> dict[bytes, tuple[str, int, int]]:
+        """Where chunks lie: pack, offset, size."""
+        wanted = sorted(raw_ids)  # in the index's own order
+        found: dict[bytes, tuple[str, int, int]] = {}
+        names = {row[0]: str(row[1]) for row in self._index.query("SELECT pack, name FROM packs")}
         for start in range(0, len(wanted), QUERY_COUNT):
-            raw = [chunk.raw for chunk in wanted[start : start + QUERY_COUNT]]
+            raw = wanted[start : start + QUERY_COUNT]
             marks = ",".join("?" * len(raw))
-            rows = self._query(f"SELECT id FROM chunks WHERE id IN ({marks})", raw)
-            found.update(Digest("b3", _bytes(row[0])) for row in rows)
+            for name, pack, offset, size in self._index.query(
+                f"SELECT id, pack, offset, size FROM chunks WHERE id IN ({marks})", raw
+            ):
+                found[as_bytes(name)] = (names.get(pack, ""), as_int(offset), as_int(size))
         return found
+
+    def get_all(self, raw_ids: Sequence[bytes], want: Digest, what: str) -> bytes:
+        """Chunks joined, verified as a whole by `want`; when it does not match, one by one, so that
+        the error names the damaged chunk."""
+        places = self._find(set(raw_ids))
+        if len(places) == len(set(raw_ids)):
+            data = self._reader.read_all([places[raw] for raw in raw_ids])
+            if data is not None and sha256_digest(data) == want:
+                return data
+        data = b"".join(self.get(Digest("b3", raw)) for raw in raw_ids)
+        check_digest(data, want, what)
+        return data
 
     def get(self, chunk: Digest) -> bytes:
         """The bytes of a chunk, verified. NotFoundError if not held, ChunkDigestError if rotten."""
         for _ in range(2):  # gc may move a chunk to another pack between row and file
-            rows = self._query(
+            rows = self._index.query(
                 "SELECT name, offset, chunks.size FROM chunks JOIN packs USING (pack) WHERE id = ?",
                 (chunk.raw,),
             )
             if not rows:
                 break
-            name, offset, size = str(rows[0][0]), _int(rows[0][1]), _int(rows[0][2])
-            data = self._read(name, offset, size)
+            name, offset, size = str(rows[0][0]), as_int(rows[0][1]), as_int(rows[0][2])
+            data = self._reader.read(name, offset, size)
             if data is not None:
                 check_digest(data, chunk, f"chunk {chunk.short} in the store")
                 return data
@@ -211,27 +175,9 @@ class Store:
                 f"chunk {chunk.short} in the store has lost its pack",
                 got="no file",
                 want=str(chunk),
-                hint=_REPAIR_HINT,
+                hint=REPAIR_HINT,
             )
         raise NotFoundError(f"chunk {chunk.short} is not in the store")
-
-    def _read(self, name: str, offset: int, size: int) -> bytes | None:
-        """Bytes of a pack; None if there is no such file. Damage is found by the caller."""
-        fd = self._open_packs.get(name)
-        if fd is None:
-            try:
-                fd = os.open(self._packs / name, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return None
-            except OSError as exc:
-                raise StoreError(f"cannot read pack {name}", cause=str(exc)) from exc
-            if len(self._open_packs) >= MAX_OPEN_PACKS:
-                os.close(self._open_packs.pop(next(iter(self._open_packs))))
-            self._open_packs[name] = fd
-        try:
-            return os.pread(fd, size, offset)
-        except OSError as exc:
-            raise StoreError(f"cannot read pack {name}", cause=str(exc)) from exc
 
     def put_many(self, chunks: Iterable[tuple[Digest, bytes]]) -> int:
         """Put verified chunks into one pack; those held already are skipped. Returns the count.
@@ -249,8 +195,8 @@ class Store:
         with self._disk.open_new(self._packs / name) as file:
             file.write(PACK_START)
             buffer = bytearray()
-            for chunk, data in chunks:
-                if chunk in seen or (skip_held and self.has([chunk])):
+            for chunk, data in self._lacking(chunks) if skip_held else chunks:
+                if chunk in seen:
                     continue
                 if not 0 < len(data) <= MAX_CHUNK_SIZE:
                     raise FormatError(f"chunk {chunk.short} of {len(data)} bytes cannot be stored")
@@ -268,11 +214,24 @@ class Store:
         self._index_pack(name, file.size, rows, replace=not skip_held)
         return len(rows)
 
+    def _lacking(self, chunks: Iterable[tuple[Digest, bytes]]) -> Iterator[tuple[Digest, bytes]]:
+        """Those that are not held, looked up in groups of up to GROUP_SIZE bytes."""
+        group: list[tuple[Digest, bytes]] = []
+        size = 0
+        for pair in chain(chunks, [None]):
+            if pair is not None:
+                group.append(pair)
+                size += len(pair[1])
+            if pair is None or size >= GROUP_SIZE or len(group) == QUERY_COUNT:
+                held = self.has_raw(chunk.raw for chunk, _ in group)
+                yield from (pair for pair in group if pair[0].raw not in held)
+                group, size = [], 0
+
     def _index_pack(
         self, name: str, size: int, rows: list[tuple[bytes, int, int]], *, replace: bool
     ) -> None:
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             pack = db.execute("INSERT INTO packs (name, size) VALUES (?, ?)", (name, size))
             number = pack.lastrowid
             db.executemany(
@@ -282,7 +241,7 @@ class Store:
 
     def drop(self, ids: Iterable[Digest]) -> None:
         """Forget chunks (damaged ones), so that they are fetched again."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             db.executemany("DELETE FROM chunks WHERE id = ?", ((chunk.raw,) for chunk in ids))
 
     # --- blobs -----------------------------------------------------------------------------
@@ -292,7 +251,7 @@ class Store:
         if len(data) > MAX_BLOB_SIZE:
             raise StoreError(f"blob of {len(data)} bytes is over the limit of {MAX_BLOB_SIZE}")
         digest = sha256_digest(data)
-        with self.session(), self._transaction() as db:
+        with self.session(), self._index.transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO blobs (digest, kind, data) VALUES (?, ?, ?)",
                 (str(digest), kind, data),
@@ -300,14 +259,14 @@ class Store:
         return digest
 
     def has_blob(self, digest: Digest) -> bool:
-        return bool(self._query("SELECT 1 FROM blobs WHERE digest = ?", (str(digest),)))
+        return bool(self._index.query("SELECT 1 FROM blobs WHERE digest = ?", (str(digest),)))
 
     def get_blob(self, digest: Digest) -> bytes:
         """A blob, verified."""
-        rows = self._query("SELECT data FROM blobs WHERE digest = ?", (str(digest),))
+        rows = self._index.query("SELECT data FROM blobs WHERE digest = ?", (str(digest),))
         if not rows:
             raise NotFoundError(f"blob {digest.short} is not in the store")
-        data = _bytes(rows[0][0])
+        data = as_bytes(rows[0][0])
         check_digest(data, digest, f"blob {digest.short} in the store")
         return data
 
@@ -315,7 +274,7 @@ class Store:
 
     def commit_image(self, ref: str, digest: Digest, blobs: Iterable[Digest]) -> None:
         """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             owner = str(digest)
             db.executemany(
                 "INSERT OR IGNORE INTO holds (owner, blob) VALUES (?, ?)",
@@ -328,17 +287,19 @@ class Store:
 
     def find_image(self, ref: str) -> Digest | None:
         """The digest of a committed image; None if it is not here or lost a part."""
-        rows = self._query("SELECT digest FROM images WHERE ref = ? AND complete = 1", (ref,))
+        rows = self._index.query("SELECT digest FROM images WHERE ref = ? AND complete = 1", (ref,))
         return Digest.parse(str(rows[0][0])) if rows else None
 
     def is_complete(self, digest: Digest) -> bool:
         """Is `digest` committed, whole, under any reference?"""
         return bool(
-            self._query("SELECT 1 FROM images WHERE digest = ? AND complete = 1", (str(digest),))
+            self._index.query(
+                "SELECT 1 FROM images WHERE digest = ? AND complete = 1", (str(digest),)
+            )
         )
 
     def list_images(self) -> list[StoredImage]:
-        rows = self._query(
+        rows = self._index.query(
             "SELECT ref, images.digest, complete, pins.digest IS NOT NULL FROM images"
             " LEFT JOIN pins ON pins.digest = images.digest ORDER BY ref"
         )
@@ -357,20 +318,20 @@ class Store:
                 " WHERE owner = ? AND kind = ? ORDER BY blob"
             )
             values.append(kind)
-        return [Digest.parse(str(row[0])) for row in self._query(sql, values)]
+        return [Digest.parse(str(row[0])) for row in self._index.query(sql, values)]
 
     def remove_image(self, ref: str) -> bool:
         """Forget a reference; gc then drops what nothing else needs."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             return db.execute("DELETE FROM images WHERE ref = ?", (ref,)).rowcount > 0
 
     def pin(self, digest: Digest) -> None:
         """Keep what image `digest` was committed with, even when no reference names it."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             db.execute("INSERT OR IGNORE INTO pins (digest) VALUES (?)", (str(digest),))
 
     def unpin(self, digest: Digest) -> None:
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             db.execute("DELETE FROM pins WHERE digest = ?", (str(digest),))
 
     # --- gc --------------------------------------------------------------------------------
@@ -385,11 +346,11 @@ class Store:
             dead_blobs = [
                 digest for digest in self._names("SELECT digest FROM blobs") if digest not in blobs
             ]
-            rows = self._query("SELECT id, size FROM chunks")
+            rows = self._index.query("SELECT id, size FROM chunks")
             dead_chunks = [(raw, size) for raw, size in rows if raw not in chunks]
-            freed = sum(_int(size) for _, size in dead_chunks)
+            freed = sum(as_int(size) for _, size in dead_chunks)
             if not dry_run:
-                with self._transaction() as db:
+                with self._index.transaction() as db:
                     db.executemany("DELETE FROM blobs WHERE digest = ?", ((d,) for d in dead_blobs))
                     db.executemany(
                         "DELETE FROM chunks WHERE id = ?", ((c,) for c, _ in dead_chunks)
@@ -404,7 +365,7 @@ class Store:
         return GcResult(len(dead_chunks), len(dead_blobs), packs, freed)
 
     def _names(self, sql: str) -> list[str]:
-        return [str(row[0]) for row in self._query(sql)]
+        return [str(row[0]) for row in self._index.query(sql)]
 
     def _mark(self) -> tuple[set[str], set[bytes]]:
         """Blobs and chunks that something needs."""
@@ -428,26 +389,24 @@ class Store:
             data = self.get_blob(Digest.parse(digest))
         except (IntegrityError, NotFoundError):
             return set()
-        return {chunk.id.raw for chunk in parse_chunk_manifest(data).chunks}
+        return set(parse_chunk_manifest(data).list_raw_ids())
 
     def _clean_packs(self) -> int:
         """Rewrite packs that are mostly unused, then remove files that no row names."""
-        used = self._query(
+        used = self._index.query(
             "SELECT pack, name, packs.size, COALESCE(SUM(chunks.size), 0) FROM packs"
             " LEFT JOIN chunks USING (pack) GROUP BY pack ORDER BY pack"
         )
         for pack, _, size, live in used:
-            if 0 < _int(live) < REWRITE_BELOW * _int(size):
-                self._rewrite_pack(_int(pack))
-        with self._transaction() as db:
+            if 0 < as_int(live) < REWRITE_BELOW * as_int(size):
+                self._rewrite_pack(as_int(pack))
+        with self._index.transaction() as db:
             db.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM chunks)")
         known = set(self._names("SELECT name FROM packs"))
         removed = 0
         for entry in sorted(os.listdir(self._packs)):
             if entry not in known:
-                fd = self._open_packs.pop(entry, None)
-                if fd is not None:
-                    os.close(fd)
+                self._reader.forget(entry)
                 removed += self._disk.remove(self._packs / entry)
         for entry in os.listdir(self.path):
             if entry.startswith(TEMP_PREFIX):
@@ -456,11 +415,11 @@ class Store:
 
     def _rewrite_pack(self, pack: int) -> None:
         """Copy the live, undamaged chunks of a pack into a new one; the old one loses its rows."""
-        rows = self._query("SELECT id FROM chunks WHERE pack = ? ORDER BY offset", (pack,))
+        rows = self._index.query("SELECT id FROM chunks WHERE pack = ? ORDER BY offset", (pack,))
 
         def live() -> Iterator[tuple[Digest, bytes]]:
             for (raw,) in rows:
-                chunk = Digest("b3", _bytes(raw))
+                chunk = Digest("b3", as_bytes(raw))
                 with contextlib.suppress(ChunkDigestError):  # stays in the old pack for verify
                     yield chunk, self.get(chunk)
 
@@ -468,12 +427,7 @@ class Store:
 
     def check_index(self) -> None:
         """Raise StoreError unless SQLite finds its file sound."""
-        path = self.path / INDEX_NAME
-        found = self._query("PRAGMA quick_check(1)")
-        if not found or found[0][0] != "ok":
-            raise StoreError(
-                f"index {path} {INDEX_DAMAGED}", cause=str(found[:1]), hint=_REPAIR_HINT
-            )
+        self._index.check()
 
     # --- verify ----------------------------------------------------------------------------
 
@@ -483,7 +437,7 @@ class Store:
             bad_chunks, chunk_count = self._find_bad_chunks()
             bad_blobs, blob_count = self._find_bad_blobs()
             if repair and (bad_chunks or bad_blobs):
-                with self._transaction() as db:
+                with self._index.transaction() as db:
                     db.executemany(
                         "DELETE FROM chunks WHERE id = ?", ((c.raw,) for c in bad_chunks)
                     )
@@ -492,11 +446,11 @@ class Store:
                     )
             broken = self._find_broken_images(set(bad_chunks), set(bad_blobs))
             if repair and broken:
-                with self._transaction() as db:
+                with self._index.transaction() as db:
                     db.executemany(
                         "UPDATE images SET complete = 0 WHERE ref = ?", ((r,) for r in broken)
                     )
-        images = len(self._query("SELECT 1 FROM images"))
+        images = len(self._index.query("SELECT 1 FROM images"))
         return VerifyResult(
             chunk_count,
             blob_count,
@@ -508,15 +462,15 @@ class Store:
         )
 
     def _find_bad_chunks(self) -> tuple[list[Digest], int]:
-        rows = self._query(
+        rows = self._index.query(
             "SELECT id, name, offset, chunks.size FROM chunks LEFT JOIN packs USING (pack)"
             " ORDER BY pack, offset"
         )
         bad = []
         for raw, name, offset, size in rows:
-            data = self._read(str(name), _int(offset), _int(size)) if name else None
+            data = self._reader.read(str(name), as_int(offset), as_int(size)) if name else None
             if data is None or chunk_id(data).raw != raw:
-                bad.append(Digest("b3", _bytes(raw)))
+                bad.append(Digest("b3", as_bytes(raw)))
         return bad, len(rows)
 
     def _find_bad_blobs(self) -> tuple[list[Digest], int]:
@@ -538,8 +492,8 @@ class Store:
                 broken.append(image.ref)
                 continue
             manifests = self.list_blobs(image.digest, CHUNK_MANIFEST_KIND)
-            ids = {Digest("b3", raw) for blob in manifests for raw in self._chunks_of(str(blob))}
-            if ids & bad_chunks or self.has(ids) != ids:
+            ids = {raw for blob in manifests for raw in self._chunks_of(str(blob))}
+            if any(chunk.raw in ids for chunk in bad_chunks) or self.has_raw(ids) != ids:
                 broken.append(image.ref)
         return broken
 
@@ -561,38 +515,3 @@ def rebuild_index(path: Path, disk: Disk) -> int:
                     store._index_pack(name, size, rows, replace=False)
                     count += len(rows)
     return count
-
-
-def _bytes(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise StoreError("index holds a value of the wrong type")
-    return value
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise StoreError("index holds a value of the wrong type")
-    return value
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        raise _map_sqlite_error(exc, path) from exc
-
-
-def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
-    name = getattr(exc, "sqlite_errorname", "") or ""
-    kinds: dict[str, Callable[..., StoreError]] = {
-        "SQLITE_FULL": StoreFullError,
-        "SQLITE_BUSY": StoreLockedError,
-        "SQLITE_LOCKED": StoreLockedError,
-    }
-    cause = f"{name}: {exc}"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreError(f"index {path} {INDEX_DAMAGED}", cause=cause, hint=_REPAIR_HINT)
-    kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
-    return kind(f"cannot use index {path}", cause=cause)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.disk import Disk
+from layerkit.edges.index import INDEX_DAMAGED
 from layerkit.edges.layout import Layout
-from layerkit.edges.store import INDEX_DAMAGED, Store, VerifyResult, rebuild_index
+from layerkit.edges.store import Store, VerifyResult, rebuild_index
 from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest

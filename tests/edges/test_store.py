@@ -161,7 +161,7 @@ def test_gc_does_not_run_during_a_pull(store: Store) -> None:
 def test_a_reader_survives_gc_moving_its_chunk(store: Store, tmp_path: Path) -> None:
     test_gc_rewrites_a_pack_that_is_mostly_unused(store)
     with Store(store.path, Disk()) as reader:
-        ids = [Digest("b3", row[0]) for row in reader._query("SELECT id FROM chunks")]
+        ids = [Digest("b3", row[0]) for row in reader._index.query("SELECT id FROM chunks")]
         assert all(reader.get(chunk) for chunk in ids)
 
 

@@ -15,11 +15,14 @@ from layerkit.errors import FormatError, VersionError
 from layerkit.formats.chunkmanifest import (
     CHUNK,
     HEADER,
-    Chunk,
+    RUN,
     ChunkManifest,
     build_chunk_manifest,
+    join_runs,
     parse_chunk_manifest,
+    parse_root,
     serialize_chunk_manifest,
+    serialize_root,
 )
 
 VECTOR = Path(__file__).parent.parent / "vectors" / "chunkmanifest" / "two-chunks.txt"
@@ -27,9 +30,9 @@ VECTOR = Path(__file__).parent.parent / "vectors" / "chunkmanifest" / "two-chunk
 
 def _manifest() -> ChunkManifest:
     form = b"a" * 300 + b"b" * 200
-    chunks = (Chunk(300, chunk_id(form[:300]), 1), Chunk(200, chunk_id(form[300:]), 3))
+    raw_ids = chunk_id(form[:300]).raw + chunk_id(form[300:]).raw
     digest = sha256_digest(form)
-    return ChunkManifest("raw", "cdc-v1", digest, 500, digest, 500, chunks)
+    return ChunkManifest("raw", "cdc-v1", digest, 500, digest, 500, (300, 200), raw_ids, 3)
 
 
 def _vector_bytes() -> bytes:
@@ -56,28 +59,61 @@ def test_an_empty_form_has_no_chunks() -> None:
     assert parse_chunk_manifest(serialize_chunk_manifest(manifest)).chunks == ()
 
 
+def test_root_and_runs_are_the_whole() -> None:
+    form = noise(300_000)
+    manifest = build_chunk_manifest(form, "raw", sha256_digest(form), len(form))
+    runs = manifest.runs()
+    root = serialize_root(manifest, runs)
+    assert join_runs(root, [run.data for run in runs]) == serialize_chunk_manifest(manifest)
+    assert [name for name, _ in parse_root(root).runs] == [run.id for run in runs]
+
+
+def test_a_run_that_is_another_one_is_refused() -> None:
+    manifest = _manifest()
+    root = serialize_root(manifest, manifest.runs())
+    for runs in ([], [bytes(2 * CHUNK.size)]):
+        with pytest.raises(FormatError):
+            join_runs(root, runs)
+
+
+def test_an_edit_changes_few_runs() -> None:
+    form = noise(1 << 20)
+    new = form[:400_000] + b"one edit" + form[400_000:]
+    old_runs, new_runs = (
+        {run.id for run in build_chunk_manifest(data, "raw", sha256_digest(data), len(data)).runs()}
+        for data in (form, new)
+    )
+    assert len(old_runs) > 20 and len(new_runs - old_runs) <= 2
+
+
 def _changed(offset: int, data: bytes) -> bytes:
     raw = bytearray(_vector_bytes())
     raw[offset : offset + len(data)] = data
     return bytes(raw)
 
 
+BODY = HEADER.size + RUN.size  # one run
 BROKEN = {
     "magic": _changed(0, b"X"),
-    "short header": _changed(10, struct.pack("<H", 127)),
-    "long header of the same minor": _changed(10, struct.pack("<H", 129)),
+    "short header": _changed(10, struct.pack("<H", HEADER.size - 1)),
+    "long header of the same minor": _changed(10, struct.pack("<H", HEADER.size + 1)),
     "count": _changed(12, struct.pack("<I", 3)),
     "huge count": _changed(12, b"\xff" * 4),
-    "name after zero": _changed(16, b"r\0w"),
-    "empty name": _changed(16, bytes(16)),
-    "name that is not ASCII": _changed(16, b"\xff"),
-    "plain size": _changed(80, struct.pack("<Q", 501)),
-    "form digest of a raw form": _changed(88, b"\0"),
-    "form size": _changed(120, struct.pack("<Q", 1 << 63)),
-    "zero chunk size": _changed(HEADER.size, bytes(4)),
-    "chunk size over its limit": _changed(HEADER.size, struct.pack("<I", 2 << 20)),
-    "sum": _changed(HEADER.size, struct.pack("<I", 301)),
-    "role": _changed(HEADER.size + CHUNK.size - 1, b"\x09"),
+    "run count": _changed(16, struct.pack("<I", 2)),
+    "huge run count": _changed(16, b"\xff" * 4),
+    "role": _changed(20, b"\x09"),
+    "name after zero": _changed(24, b"r\0w"),
+    "empty name": _changed(24, bytes(16)),
+    "name that is not ASCII": _changed(24, b"\xff"),
+    "plain size": _changed(88, struct.pack("<Q", 501)),
+    "form digest of a raw form": _changed(96, b"\0"),
+    "form size": _changed(128, struct.pack("<Q", 1 << 63)),
+    "id of a run": _changed(HEADER.size, b"\0"),
+    "chunks of a run": _changed(HEADER.size + 32, struct.pack("<I", 1)),
+    "zero chunk size": _changed(BODY, bytes(4)),
+    "chunk size over its limit": _changed(BODY, struct.pack("<I", 2 << 20)),
+    "sum": _changed(BODY, struct.pack("<I", 301)),
+    "id of a chunk": _changed(BODY + 4, b"\0"),
     "trailing byte": _vector_bytes() + b"\0",
     "cut": _vector_bytes()[:-1],
     "empty": b"",
@@ -92,7 +128,7 @@ def test_broken_bytes_are_a_format_error(raw: bytes) -> None:
 
 def test_an_unknown_major_is_a_version_error() -> None:
     with pytest.raises(VersionError):
-        parse_chunk_manifest(_changed(8, b"\x01"))
+        parse_chunk_manifest(_changed(8, b"\x02"))
 
 
 def test_a_longer_header_of_a_newer_minor_is_skipped() -> None:
@@ -111,4 +147,6 @@ def test_mutated_bytes_raise_only_format_error(data: st.DataObject) -> None:
         parsed = parse_chunk_manifest(bytes(raw))
     except FormatError:
         return
-    assert serialize_chunk_manifest(parsed)[HEADER.size :] == bytes(raw[-CHUNK.size * 2 :])
+    assert serialize_chunk_manifest(parsed)[HEADER.size :] == bytes(
+        raw[-RUN.size - CHUNK.size * 2 :]
+    )

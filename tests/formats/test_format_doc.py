@@ -15,6 +15,7 @@ from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 DOC = (Path(__file__).parent.parent.parent / "docs/format.md").read_text()
 STRUCTS = {
     ("Chunk manifest", "Header"): chunkmanifest.HEADER,
+    ("Chunk manifest", "Run"): chunkmanifest.RUN,
     ("Chunk manifest", "Chunk"): chunkmanifest.CHUNK,
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
     ("Update", "Header"): update.HEADER,
@@ -70,7 +71,7 @@ def test_limits_are_the_codes() -> None:
 
 def test_roles_are_the_codes() -> None:
     for name, code in chunkmanifest.ROLE_CODES.items():
-        assert f"{code} {name or 'unknown'}" in section("Chunk manifest", "Chunk")
+        assert f"{code} {name or 'unknown'}" in section("Chunk manifest", "Header")
 
 
 def test_magics_and_constants_of_the_form_are_the_codes() -> None:

@@ -6,15 +6,17 @@ import pytest
 
 from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import Chunk, ChunkManifest
+from layerkit.formats.chunkmanifest import ChunkManifest
 from layerkit.formats.plan import LayerWant, plan_pull
 
 
 def _want(sizes: dict[str, int], form_size: int, blob_size: int = 1000) -> LayerWant:
-    chunks = tuple(Chunk(size, chunk_id(name.encode())) for name, size in sizes.items())
+    raw_ids = b"".join(chunk_id(name.encode()).raw for name in sizes)
     digest = sha256_digest(repr(sizes).encode())
     total = sum(sizes.values())
-    manifest = ChunkManifest("raw", "cdc-v1", digest, total, digest, total, chunks)
+    manifest = ChunkManifest(
+        "raw", "cdc-v1", digest, total, digest, total, tuple(sizes.values()), raw_ids
+    )
     blob = oci.Descriptor(oci.LAYER_GZIP, digest, blob_size)
     return LayerWant(blob, digest, manifest, oci.Descriptor(oci.FORM_ZSTD, digest, form_size))
 

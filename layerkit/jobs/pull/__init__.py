@@ -253,8 +253,7 @@ class _Pull:
             return kept
         manifest = want.chunk_manifest
         assert manifest is not None
-        form = b"".join(self.fetcher.read_chunk(chunk) for chunk in manifest.chunks)
-        check_digest(form, manifest.form_digest, f"form of layer {want.diff_id.short}")
+        form = self.fetcher.read_form(manifest)
         plain = plain_of_form(manifest.transform, form, manifest.plain_size)
         check_digest(plain, manifest.diff_id, f"layer {manifest.diff_id.short}")
         if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from layerkit.digest import Digest, check_digest, chunk_id
+from layerkit.edges import held
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import (
@@ -165,14 +166,23 @@ class Fetcher:
 
     def put_form(self, manifest: ChunkManifest, form: bytes) -> None:
         """The chunks of a form that the store lacks."""
-        view = memoryview(form)
-        held_ids = self.store.has({chunk.id for chunk in manifest.chunks})
+        view, raw_ids = memoryview(form), manifest.list_raw_ids()
+        held_ids = self.store.has_raw(raw_ids)
         pairs = (
-            (chunk.id, bytes(view[at : at + chunk.size]))
-            for at, chunk in manifest.spans()
-            if chunk.id not in held_ids
+            (Digest("b3", raw), bytes(view[at : at + size]))
+            for at, size, raw in zip(manifest.offsets(), manifest.sizes, raw_ids, strict=False)
+            if raw not in held_ids
         )
         self.fetched_count += self.store.put_many(pairs)
+
+    def read_form(self, manifest: ChunkManifest) -> bytes:
+        """A form from the store, verified; damaged chunks are fetched again."""
+        try:
+            return held.read_form(self.store, manifest)
+        except (ChunkDigestError, NotFoundError):
+            form = b"".join(self.read_chunk(chunk) for chunk in manifest.chunks)
+        check_digest(form, manifest.form_digest, f"form of layer {manifest.diff_id.short}")
+        return form
 
     def read_chunk(self, chunk: Chunk) -> bytes:
         """A chunk of the store; a damaged one is fetched again."""

@@ -1,0 +1,125 @@
+"""The SQLite index (WAL) of the node's store: schema, transactions, SQLite's errors as ours.
+
+It says where each chunk lies, which small blobs and images are held. What is in it and in which
+order it is written is `store`'s business. Spec: docs/design.md "The node's store".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from layerkit.edges.disk import Disk
+from layerkit.errors import StoreError, StoreFullError, StoreLockedError
+
+__all__ = ["INDEX_DAMAGED", "INDEX_NAME", "REPAIR_HINT", "Index", "as_bytes", "as_int"]
+
+INDEX_NAME: Final = "index.sqlite"
+SCHEMA_VERSION: Final = 1
+BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
+INDEX_DAMAGED: Final = "is damaged"
+REPAIR_HINT: Final = "run 'layerkit verify --repair'"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
+    offset INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS chunks_pack ON chunks (pack, offset);
+CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL,
+    data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS images (ref TEXT PRIMARY KEY, digest TEXT NOT NULL,
+    complete INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (owner TEXT NOT NULL, blob TEXT NOT NULL,
+    PRIMARY KEY (owner, blob)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pins (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Index:
+    """One open index. Not for sharing between threads."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        with _mapped(path):
+            db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")  # a committed image survives power loss
+                version = int(db.execute("PRAGMA user_version").fetchone()[0])
+                if version == 0:
+                    db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
+                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                elif version != SCHEMA_VERSION:
+                    raise StoreError(f"{path} has schema {version}, want {SCHEMA_VERSION}")
+            except BaseException:
+                db.close()
+                raise
+        self._db = db
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; the commit is one step of the disk."""
+        with _mapped(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._disk.act("commit", self.path, lambda: self._db.execute("COMMIT"))
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        with _mapped(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    def check(self) -> None:
+        """Raise StoreError unless SQLite finds its file sound."""
+        found = self.query("PRAGMA quick_check(1)")
+        if not found or found[0][0] != "ok":
+            raise StoreError(
+                f"index {self.path} {INDEX_DAMAGED}", cause=str(found[:1]), hint=REPAIR_HINT
+            )
+
+
+def as_bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise StoreError("index holds a value of the wrong type")
+    return value
+
+
+def as_int(value: object) -> int:
+    if not isinstance(value, int):
+        raise StoreError("index holds a value of the wrong type")
+    return value
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise _map_sqlite_error(exc, path) from exc
+
+
+def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
+    name = getattr(exc, "sqlite_errorname", "") or ""
+    kinds: dict[str, Callable[..., StoreError]] = {
+        "SQLITE_FULL": StoreFullError,
+        "SQLITE_BUSY": StoreLockedError,
+        "SQLITE_LOCKED": StoreLockedError,
+    }
+    cause = f"{name}: {exc}"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreError(f"index {path} {INDEX_DAMAGED}", cause=cause, hint=REPAIR_HINT)
+    kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
+    return kind(f"cannot use index {path}", cause=cause)
