@@ -57,14 +57,23 @@ def cli_page() -> str:
         f"```text\n{cli.get_help(context).strip()}\n```",
     ]
     for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        if command is None or command.hidden:
-            continue
-        inner = click.Context(
-            command, info_name=name, parent=context, terminal_width=88, max_content_width=88
-        )
-        parts.append(f"## layerkit {name}\n\n```text\n{command.get_help(inner).strip()}\n```")
+        parts += _verb_parts(cli, context, name)
     return "\n\n".join(parts) + "\n"
+
+
+def _verb_parts(group: click.Group, context: click.Context, name: str) -> list[str]:
+    """A verb's part of the page, and those of the verbs below it."""
+    command = group.get_command(context, name)
+    if command is None or command.hidden:
+        return []
+    inner = click.Context(
+        command, info_name=name, parent=context, terminal_width=88, max_content_width=88
+    )
+    parts = [f"## {inner.command_path}\n\n```text\n{command.get_help(inner).strip()}\n```"]
+    if isinstance(command, click.Group):
+        for below in command.list_commands(inner):
+            parts += _verb_parts(command, inner, below)
+    return parts
 
 
 def error_classes() -> list[tuple[int, type[errors.LayerkitError]]]:

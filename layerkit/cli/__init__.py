@@ -1,8 +1,8 @@
 """The command line, the composition root: reads arguments and the environment, wires edges into
 jobs, turns errors into exit statuses.
 
-The verbs are in `cli.make`, `cli.move` and `cli.look`; what they need loads when they run, so that
-``layerkit --help`` stays quick.
+The verbs are in `cli.make`, `cli.move`, `cli.look` and `cli.debug`; what they need loads when they
+run, so that ``layerkit --help`` stays quick.
 
 Exit statuses: docs/errors.md.
 """
@@ -18,6 +18,7 @@ from types import FrameType
 import click
 
 from layerkit.cli.common import State, error_document
+from layerkit.cli.debug import add_debug_verbs
 from layerkit.cli.look import add_look_verbs
 from layerkit.cli.make import add_make_verbs
 from layerkit.cli.move import add_move_verbs
@@ -49,6 +50,7 @@ def cli() -> None:
 add_make_verbs(cli)
 add_move_verbs(cli)
 add_look_verbs(cli)
+add_debug_verbs(cli)
 
 
 def run(argv: Sequence[str]) -> int:

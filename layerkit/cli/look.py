@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import layerkit
 from layerkit.cli.common import DEFAULT_LAYOUT, json_option, option, state_of, verb
+
+if TYPE_CHECKING:
+    from layerkit.jobs.diff import PartChange
 
 __all__ = ["add_look_verbs"]
 
@@ -35,8 +39,8 @@ layout_option = option(
 @json_option
 @click.pass_context
 def inspect(context: click.Context, subject: str, layout: Path | None) -> None:
-    """Describe an image (LAYOUT:REF, or REF with --layout) or a FILE: binary, chunk manifest,
-    OCI document, tar layer."""
+    """Describe an image (LAYOUT:REF, or REF with --layout) or a FILE: binary, form, delta, chunk
+    manifest, OCI document, tar layer. Go binaries and their chunks by role."""
     from layerkit.edges.subject import find_subject
     from layerkit.jobs.inspect import inspect as run_inspect
 
@@ -57,9 +61,10 @@ def inspect(context: click.Context, subject: str, layout: Path | None) -> None:
 @json_option
 @click.pass_context
 def diff(context: click.Context, old: str, new: str, layout: Path | None, platform: str) -> None:
-    """Say what would travel to a node that has OLD and wants NEW, by method and by section.
+    """Say what would travel to a node that has OLD and wants NEW, by method, section and role.
 
-    OLD and NEW are binaries, or images: LAYOUT:REF, LAYOUT, or REF with --layout.
+    OLD and NEW are binaries, their forms, or images: LAYOUT:REF, LAYOUT, or REF with --layout.
+    Sections and roles are measured alone, so they do not add up to the whole.
     """
     from layerkit.edges.subject import find_subject
     from layerkit.formats.oci import parse_platform
@@ -73,23 +78,31 @@ def diff(context: click.Context, old: str, new: str, layout: Path | None, platfo
     if state.as_json:
         state.console.document(found.document())
         return
-    whole = found.whole_size
-    methods = [("whole, zstd 19", whole), ("chunks", found.chunks_size)]
-    methods.append(("delta", found.delta_size))
+    plain = found.plain_size
+    methods = [("plain, as any registry serves it", plain), ("whole form", found.whole_size)]
+    methods += [("chunks", found.chunks_size), ("delta", found.delta_size)]
     state.console.table(
         f"{found.old.name} -> {found.new.name}",
-        ("method", "bytes", "of whole"),
+        ("method", "bytes", "of plain"),
         [
-            (name, f"{size:,}", f"{100 * size / whole:.1f} %" if whole else "-")
+            (name, f"{size:,}", f"{100 * size / plain:.1f} %" if plain else "-")
             for name, size in methods
         ],
     )
+    columns = ("old", "new", "plain", "whole", "chunks", "delta")
     if found.sections:
-        rows = [
-            (name, f"{change.old_size:,}", f"{change.new_size:,}", f"{change.fetch_size:,}")
-            for name, change in found.sections.items()
-        ]
-        state.console.table("", ("section", "old", "new", "in chunks to fetch"), rows)
+        rows = [(name, *_numbers(change)) for name, change in found.sections.items()]
+        state.console.table("", ("section", *columns), rows)
+    rows = [
+        (name, *_numbers(role.change), f"{role.held_count:,} of {role.chunk_count:,}")
+        for name, role in found.roles.items()
+    ]
+    state.console.table("", ("role", *columns, "chunks held"), rows)
+
+
+def _numbers(change: PartChange) -> tuple[str, ...]:
+    sizes = (change.old_size, change.new_size, change.plain_size, change.whole_size)
+    return tuple(f"{size:,}" for size in (*sizes, change.chunks_size, change.delta_size))
 
 
 @json_option

@@ -1,7 +1,9 @@
 """`layerkit inspect`: what a file or an image is, as one document.
 
-A file is told by its first bytes: binary, chunk manifest, OCI manifest, index or config, plain tar
-layer. An image is read from its layout, digests checked. Changes nothing.
+A file is told by its first bytes: binary, form, layer form, delta, chunk manifest, OCI manifest,
+index or config, plain tar layer. An image is read from its layout, digests checked. Go binaries,
+their forms and the chunks of those are told by role (`formats.roles` says what is exact). Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +12,18 @@ from layerkit.digest import sha256_digest
 from layerkit.edges.layout import Layout
 from layerkit.edges.subject import Subject
 from layerkit.errors import FormatError
-from layerkit.formats import chunkmanifest, oci
-from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, PT_INTERP, parse_elf
+from layerkit.formats import addressfree, chunkmanifest, delta, oci
+from layerkit.formats.addressfree.wire import MAGIC as FORM_MAGIC
+from layerkit.formats.buildinfo import BuildInfo, Module, read_build_info
+from layerkit.formats.chunker import DEFAULT_PROFILE, cut
+from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, PT_INTERP, Elf, parse_elf
 from layerkit.formats.golang import go_release
+from layerkit.formats.gonames import ROLES, SHARED
 from layerkit.formats.layer import read_tar
+from layerkit.formats.layerform import PART_BINARY, decode_layer, is_layer_form
+from layerkit.formats.protocol import unpack_form
+from layerkit.formats.ranges import RoleRanges, chunk_roles, one_role
+from layerkit.formats.roles import binary_roles, form_roles, layer_parts, layer_roles
 
 __all__ = ["inspect", "inspect_file", "inspect_image"]
 
@@ -33,6 +43,12 @@ def inspect_file(raw: bytes, name: str) -> Document:
     head: Document = {"name": name, "digest": str(sha256_digest(raw)), "size": len(raw)}
     if raw.startswith(b"\x7fELF"):
         return {"kind": "binary", **head, **_binary_document(raw)}
+    if raw.startswith(FORM_MAGIC):
+        return {"kind": "form", **head, **_form_document(raw)}
+    if is_layer_form(raw):
+        return {"kind": "layer form", **head, **_layer_form_document(raw)}
+    if raw.startswith(delta.MAGIC):
+        return {"kind": "delta", **head, **_delta_document(raw)}
     if raw.startswith(chunkmanifest.MAGIC):
         manifest = chunkmanifest.parse_chunk_manifest(raw)
         return {"kind": "chunk manifest", **head, **chunk_manifest_document(manifest)}
@@ -43,21 +59,109 @@ def inspect_file(raw: bytes, name: str) -> Document:
     raise FormatError(
         f"{name} is nothing that layerkit knows",
         cause=f"first bytes {raw[:8].hex() or 'none'}",
-        hint="name a binary, a chunk manifest, an OCI document, a tar layer or LAYOUT:REF",
+        hint="name a binary, a form, a delta, a chunk manifest, an OCI document, a tar layer"
+        " or LAYOUT:REF",
     )
 
 
 def _binary_document(raw: bytes) -> Document:
     elf = parse_elf(raw)
-    return {
+    found: Document = {
         "architecture": ARCHITECTURES.get(elf.machine, f"machine {elf.machine}"),
         "go": _go_release(raw),
         "static": not any(segment.kind == PT_INTERP for segment in elf.segments),
-        "sections": {
-            section.name: {"addr": section.addr, "offset": section.offset, "size": section.size}
-            for section in elf.sections
-            if section.kind
-        },
+    }
+    found |= _modules_document(elf)
+    roles = _roles_of(raw)
+    if roles is not None:
+        found["roles"] = roles.sizes()
+    found["sections"] = {
+        section.name: {"addr": section.addr, "offset": section.offset, "size": section.size}
+        | _section_roles(roles, section.offset, section.size if section.in_file else 0)
+        for section in elf.sections
+        if section.kind
+    }
+    return found
+
+
+def _roles_of(binary: bytes) -> RoleRanges | None:
+    """The roles of a Go binary; None for another file."""
+    try:
+        return binary_roles(binary)
+    except FormatError:
+        return None
+
+
+def _section_roles(roles: RoleRanges | None, offset: int, size: int) -> Document:
+    if roles is None or not size:
+        return {}
+    counts = roles.sizes_between([offset, offset + size])[0].tolist()
+    return {name: count for name, count in zip(ROLES, counts, strict=True) if count}
+
+
+def _modules_document(elf: Elf) -> Document:
+    """The main package and its modules; empty where the binary records none."""
+    try:
+        info: BuildInfo = read_build_info(elf)
+    except FormatError:
+        return {}
+    found: Document = {"package": info.path}
+    if info.main is not None:
+        found["module"] = _module_text(info.main)
+    found["deps"] = [_module_text(module) for module in info.deps]
+    return found
+
+
+def _module_text(module: Module) -> str:
+    text = f"{module.path}@{module.version}"
+    return f"{text}=>{module.replaced_by}" if module.replaced_by else text
+
+
+def _form_document(form: bytes) -> Document:
+    binary = addressfree.decode(form)
+    roles = _roles_of(binary)
+    ranges = form_roles(len(form), roles) if roles else one_role(len(form), SHARED)
+    is_go = not form.endswith(binary)  # a raw form is the file behind a header
+    found: Document = {"transform": "address-free" if is_go else "raw"}
+    found["header_and_labels_size"] = len(form) - len(binary)
+    found["binary"] = {"digest": str(sha256_digest(binary)), "size": len(binary)}
+    if roles is not None:
+        found["roles"] = ranges.sizes()
+    return found | {"chunks": _chunks_document(form, ranges)}
+
+
+def _layer_form_document(form: bytes) -> Document:
+    tar = decode_layer(form)
+    ranges = layer_roles(form, SHARED).form
+    parts = [
+        {"kind": "form" if kind == PART_BINARY else "raw", "offset": offset, "size": size}
+        for kind, offset, size in layer_parts(form)
+    ]
+    return {
+        "layer": {"diff_id": str(sha256_digest(tar)), "size": len(tar)},
+        "parts": parts,
+        "roles": ranges.sizes(),
+        "chunks": _chunks_document(form, ranges),
+    }
+
+
+def _chunks_document(form: bytes, ranges: RoleRanges, profile: str = DEFAULT_PROFILE) -> Document:
+    """Chunks of a form by role: how many, and their bytes."""
+    sizes = cut(form, profile)
+    found = {name: {"chunk_count": 0, "size": 0} for name in ROLES}
+    for role, size in zip(chunk_roles(sizes, ranges), sizes, strict=True):
+        found[ROLES[role]]["chunk_count"] += 1
+        found[ROLES[role]]["size"] += size
+    by_role: Document = {name: row for name, row in found.items() if row["chunk_count"]}
+    return {"profile": profile, "chunk_count": len(sizes)} | by_role
+
+
+def _delta_document(raw: bytes) -> Document:
+    olds, new, new_size = delta.read_digests(raw)
+    return {
+        "old_forms": [f"sha256:{start.hex()}…" for start in olds],
+        "new_form": f"sha256:{new.hex()}…",
+        "new_size": new_size,
     }
 
 
@@ -154,7 +258,7 @@ def inspect_image(name: str, descriptor: oci.Descriptor, layout: Layout) -> Docu
         return {"kind": "index", **head, "manifests": images}
     manifest = oci.parse_manifest(raw)
     config = oci.parse_config(layout.read_blob(manifest.config.digest, oci.MAX_DOCUMENT_SIZE))
-    chunk_manifests = _chunk_manifests(descriptor, layout)
+    chunk_manifests, forms = _chunks_artifacts(descriptor, layout)
     layers = []
     for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=False):
         found: Document = {
@@ -167,6 +271,8 @@ def inspect_image(name: str, descriptor: oci.Descriptor, layout: Layout) -> Docu
         }
         if str(diff_id) in chunk_manifests:
             found["chunk_manifest"] = chunk_manifests[str(diff_id)]
+        if str(diff_id) in forms:
+            found |= _form_roles_document(*forms[str(diff_id)], str(found["role"]))
         layers.append(found)
     return {
         "kind": "image",
@@ -177,15 +283,32 @@ def inspect_image(name: str, descriptor: oci.Descriptor, layout: Layout) -> Docu
     }
 
 
-def _chunk_manifests(descriptor: oci.Descriptor, layout: Layout) -> dict[str, Document]:
-    """Chunk manifests of an image, by the diff_id of their layer."""
-    found = {}
+def _chunks_artifacts(
+    descriptor: oci.Descriptor, layout: Layout
+) -> tuple[dict[str, Document], dict[str, tuple[bytes, str]]]:
+    """Chunk manifests of an image, and forms with their chunker profile, by the layer's diff_id."""
+    found, forms = {}, {}
     for artifact in layout.referrers(descriptor.digest, oci.CHUNKS_ARTIFACT):
+        packed: dict[str, oci.Descriptor] = {}
+        sizes: dict[str, tuple[int, str]] = {}
         for blob in layout.read_manifest(artifact.digest).layers:
             if blob.media_type == oci.CHUNK_MANIFEST:
                 parsed = chunkmanifest.parse_chunk_manifest(layout.read_blob(blob.digest))
                 found[str(parsed.diff_id)] = chunk_manifest_document(parsed)
-    return found
+                sizes[str(parsed.diff_id)] = parsed.form_size, parsed.profile
+            elif blob.media_type == oci.FORM_ZSTD:
+                packed[blob.annotations.get(oci.ANNOTATION_LAYER, "")] = blob
+        for diff_id, (size, profile) in sizes.items():
+            if diff_id in packed:
+                raw = layout.read_blob(packed[diff_id].digest)
+                forms[diff_id] = unpack_form(raw, size), profile
+    return found, forms
+
+
+def _form_roles_document(form: bytes, profile: str, role: str) -> Document:
+    """What each role owns of a layer's form, and its chunks by role."""
+    ranges = layer_roles(form, ROLES.index(role) if role in ROLES else SHARED).form
+    return {"roles": ranges.sizes(), "chunks": _chunks_document(form, ranges, profile)}
 
 
 def _go_release(raw: bytes) -> str:

@@ -22,8 +22,14 @@ HEAVY = {
 }
 
 
-def visible_verbs() -> list[tuple[str, click.Command]]:
-    return [(name, command) for name, command in cli.commands.items() if not command.hidden]
+def visible_verbs(group: click.Group = cli) -> list[tuple[str, click.Command]]:
+    found = []
+    for name, command in group.commands.items():
+        if not command.hidden:
+            found.append((name, command))
+        if isinstance(command, click.Group):
+            found += [(f"{name} {below}", verb) for below, verb in visible_verbs(command)]
+    return found
 
 
 def test_help_imports_nothing_heavy() -> None:
