@@ -1,15 +1,15 @@
-"""The work list: which bytes of a delta are left, by region of the binary and by stream.
+"""The work list: which bytes of a delta are left, by region of the binary and by part of the delta.
 
     python bench/bytes_left.py OLD NEW     (names of workloads, or unstripped Go binaries)
 
 `alone` is the delta of that part alone, without its header and digests; the parts do not add up to
-the whole, since each is compressed by itself. `inserted`, `differing` and `copies` count what the
-real delta says about the part; so what resists is in the rows where they are large.
+the whole, since each is compressed by itself. `gaps` are the bytes that no cover brings, `unlike`
+those of them that lie in no longer equal run either; so
+what resists is in the rows where these are large.
 """
 
 from __future__ import annotations
 
-import lzma
 import sys
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from report import grid, number
 from layerkit.formats import delta
 from layerkit.formats.addressfree import _parse
 from layerkit.formats.cursor import Reader
+from layerkit.formats.delta import primed
+from layerkit.formats.delta.covers import choose_covers, find_runs, gaps_of, read_covers
+from layerkit.formats.delta.far import read_far
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.golang import parse_go_tables
 
-STREAMS = ("gaps", "sizes", "seeks", "places", "values", "inserts")
 Part = tuple[str, int, int]  # name, offset in the form, size
 
 
@@ -62,54 +64,52 @@ def parts_of(built: Built, form: bytes) -> list[Part]:
 
 def by_part(old: bytes, new: bytes, old_parts: list[Part], new_parts: list[Part]) -> str:
     before = {name: old[at : at + size] for name, at, size in old_parts}
-    matches = delta._find_matches(old, new)
-    covered = np.zeros(len(new), np.uint8)  # 0 inserted, 1 copied, 2 copied and differing
-    a, b = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    begins = []
-    for start, source, size in matches:
-        begins.append(start)
-        covered[start : start + size] = 1 + (
-            a[source : source + size] != b[start : start + size]
-        ).astype(np.uint8)
-    first = np.array(begins, np.int64)
+    runs = find_runs(old, new)
+    covers = choose_covers(runs, len(old), len(new))
+    in_gap, unlike = np.zeros(len(new), bool), np.ones(len(new), bool)
+    for gap in gaps_of(covers, len(old), len(new)):
+        in_gap[gap.start : gap.start + gap.size] = True
+    for run in runs:
+        unlike[run.start : run.start + run.size] = False
+    first = np.array([cover.start for cover in covers], np.int64)
     rows = []
     for name, at, size in new_parts:
         one = new[at : at + size]
         held = before.get(name, b"")
         made = delta.diff([held], one)
-        header = len(made) - payload_of(made, [held])[1]
-        counts = np.bincount(covered[at : at + size], minlength=3).tolist()
+        alone = 0 if held == one else len(made) - len(delta._serialize_header([held], one))
         copies = int(((first >= at) & (first < at + size)).sum())
-        alone = 0 if held == one else len(made) - header
-        rows.append((alone, [name, number(size), counts[0], counts[2], copies]))
+        gaps = int(in_gap[at : at + size].sum())
+        rest = int((in_gap & unlike)[at : at + size].sum())
+        rows.append((alone, [name, number(size), number(gaps), number(rest), copies]))
     rows.sort(key=lambda row: (-row[0], str(row[1][0])))
     lines = [[*map(str, row), number(alone)] for alone, row in rows]
-    return grid(["part", "size", "inserted", "differing", "copies", "alone"], lines)
+    return grid(["part", "size", "gaps", "unlike", "covers", "alone"], lines)
 
 
-def payload_of(made: bytes, olds: list[bytes]) -> tuple[bytes, int]:
-    """The commands of a delta, and how many bytes they take in it."""
+def by_piece(made: bytes, old: bytes, new: bytes) -> str:
+    """Header, covers, and the far runs and the packed bytes of each window."""
     reader = Reader(made, "delta")
-    pack, *_, payload_size = delta._read_header(reader)
-    packed = bytes(reader.take(reader.left))
-    return delta._unpack(pack, packed, b"".join(olds), payload_size), len(packed)
-
-
-def by_stream(made: bytes, old: bytes) -> str:
-    payload, packed_size = payload_of(made, [old])
-    reader = Reader(payload, "commands")
-    rows = []
-    filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 1, "pb": 0}]
-    index = 0
-    while reader.left:
-        data = bytes(reader.sized(reader.left, "stream"))
-        name = STREAMS[index] if index < len(STREAMS) else f"stream {index}"
-        alone = len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
-        rows.append([name, number(len(data)), number(alone)])
-        index += 1
-    rows.append(["header and digests", number(len(made) - packed_size), ""])
-    rows.append(["all", number(len(payload)), number(len(made))])
-    return grid(["stream", "bytes", "LZMA alone"], rows)
+    delta._read_header(reader)
+    rows = [["header and digests", number(reader.offset), ""]]
+    start = reader.offset
+    covers = read_covers(reader, len(old), len(new))
+    rows.append(["covers", number(reader.offset - start), f"{len(covers)} copies"])
+    for window in delta._windows(gaps_of(covers, len(old), len(new))):
+        before = reader.left
+        far = read_far(reader, len(old), delta.FAR_SIZE)
+        told = f"{number(sum(size for _, size in far))} bytes of old"
+        rows.append(["far runs", number(before - reader.left), told])
+        before, near = reader.left, delta._near(old, window)
+        filler = reader.varint(1 << 32, "filler")
+        size = sum(gap.size for gap in window)
+        packed = bytes(reader.take(reader.left))
+        _, rest = primed.decompress(delta._join(old, far) + near, filler, packed, size)
+        told = f"{number(size)} bytes of gaps, {number(len(near))} of old around them"
+        rows.append(["window", number(before - len(rest)), told])
+        reader = Reader(rest, "delta")
+    rows.append(["all", number(len(made)), ""])
+    return grid(["piece", "bytes", "of what"], rows)
 
 
 def main(old_name: str, new_name: str) -> None:
@@ -117,7 +117,7 @@ def main(old_name: str, new_name: str) -> None:
     old_form, new_form = ours.form_of(old), ours.form_of(new)
     made = ours.delta_of([old_form], new_form)
     print(f"{old_name} -> {new_name}: {number(len(made))} bytes of delta\n")
-    print(by_stream(made, old_form) + "\n")
+    print(by_piece(made, old_form, new_form) + "\n")
     print(by_part(old_form, new_form, parts_of(old, old_form), parts_of(new, new_form)))
 
 

@@ -17,11 +17,18 @@ from layerkit.digest import sha256_digest
 from layerkit.formats import delta, layerform, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.addressfree.model import Kind, Labels, Pattern, Region
+from layerkit.formats.cursor import Writer, zigzag
 from layerkit.formats.sites import AMD64
 
 FOLDER = Path(__file__).parent / "vectors"
 
 Pieces = list[tuple[bytes, str]]
+
+
+def varint(value: int) -> bytes:
+    writer = Writer()
+    writer.varint(value)
+    return writer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -141,31 +148,50 @@ UPDATE = update.Update(
 )
 
 
-def _delta() -> Pieces:
-    copied = NEW[3:]
-    differ = [at for at in range(len(OLD)) if OLD[at] != copied[at]]
-    assert differ == [0, 40, 41, 42] and len(copied) == len(OLD)
-    values = bytes((copied[at] - OLD[at]) & 0xFF for at in differ)
-    commands: Pieces = [
-        (b"\2\3\0", "gaps: 3 bytes inserted before the copy, 0 behind it"),
-        (b"\1" + bytes((len(OLD),)), "sizes: bytes copied"),
-        (b"\1\0", "seeks: from the old form's start"),
-        (b"\4\0\1\x27\3", "places: a run of 1 at once, a run of 3 after 39 more bytes"),
-        (b"\4" + values, "values: new minus old, modulo 256"),
-        (b"\3" + NEW[:3], "inserts"),
-    ]
+LONG_OLD = bytes(range(256)) * 4
+LONG_NEW = b"n" * 256 + LONG_OLD[300:812] + b"end"
+
+
+def _delta(old: bytes, new: bytes, body: Pieces) -> Pieces:
     return [
         (delta.MAGIC, "magic"),
-        (b"\0", "major"),
-        (b"\0", "commands as they are"),
+        (b"\1", "major"),
         (b"\1", "old forms"),
-        (bytes((len(OLD),)), "its size"),
-        (sha256_digest(OLD).raw, "its SHA-256"),
-        (bytes((len(NEW),)), "size of the new form"),
-        (sha256_digest(NEW).raw, "its SHA-256"),
-        (bytes((sum(len(data) for data, _ in commands),)), "size of the commands"),
-        *commands,
+        (varint(len(old)), "its size"),
+        (sha256_digest(old).raw[:16], "its SHA-256"),
+        (varint(zigzag(len(new) - len(old))), "growth of the new form, zigzag"),
+        (sha256_digest(new).raw[:16], "its SHA-256"),
+        *body,
     ]
+
+
+def _primed_delta() -> Pieces:
+    body: Pieces = [
+        (b"\0", "no covers: all is one gap, its dictionary the whole old form"),
+        (b"\0", "no far runs"),
+        (varint(121_109 * 4), "121,109 bytes of filler of kind 0"),
+        (bytes.fromhex("c000490011 01"), "a chunk of 74 bytes packed to 18, its properties"),
+        (bytes.fromhex("00299d8494d149e657b9292f07fca6016000"), "the chunk"),
+        (b"\0", "end of the window"),
+    ]
+    return _delta(OLD, NEW, body)
+
+
+def _covered_delta() -> Pieces:
+    gaps = LONG_NEW[:256] + LONG_NEW[-3:]
+    body: Pieces = [
+        (b"\1", "covers"),
+        (b"\3", "a gap of one unit before it; it is not where old would go on"),
+        (varint(zigzag(300 - 256)), "but 44 bytes further"),
+        (b"\2", "two units copied"),
+        (b"\1", "far runs"),
+        (b"\0\0", "no blocks before it, one block, which the old form's end cuts"),
+        (b"\0", "no filler"),
+        (b"\1" + (len(gaps) - 1).to_bytes(2, "big"), "a stored chunk and its size less one"),
+        (gaps, "both gaps, end to end"),
+        (b"\0", "end of the window"),
+    ]
+    return _delta(LONG_OLD, LONG_NEW, body)
 
 
 def _layer_form() -> Pieces:
@@ -198,8 +224,7 @@ def cases() -> Iterator[Case]:
     forms = (
         ("addressfree/minimal.txt", "a function, a string, two references", "Address-free form",
          _minimal(), 4),
-        ("delta/one-copy.txt", "an insertion and a copy that differs", "Delta",
-         _delta(), 4),
+        ("delta/primed.txt", "a near match", "Delta", _primed_delta(), 4),
         ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
         ("update/documents.txt", "four documents and a delta", "Update", _update(), 4),
     )  # fmt: skip
@@ -207,11 +232,13 @@ def cases() -> Iterator[Case]:
         case = Case(path, name, spec, pieces)
         yield case
         data = bytearray(case.data)
-        data[major_at] = 1
-        bad = [(bytes(data[:major_at]), "magic"), (b"\1", "a major that is not known")]
+        data[major_at] += 1
+        later = bytes((data[major_at],))
+        bad = [(bytes(data[:major_at]), "magic"), (later, "a major that is not known")]
         bad.append((bytes(data[major_at + 1 :]), "the rest"))
         folder = path.partition("/")[0]
         yield Case(f"{folder}/unknown-major.txt", "a later major", spec, bad, "version error")
+    yield Case("delta/one-cover.txt", "a copy between two gaps", "Delta", _covered_delta())
     raw = [(wire.MAGIC + b"\0\0", "magic, major, minor"), (b"\0\0", "raw, no labels"),
            (bytes((len(HELD),)) + HELD, "the binary")]  # fmt: skip
     yield Case("addressfree/raw.txt", "a file that is not ELF", "Address-free form", raw)

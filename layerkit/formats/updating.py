@@ -108,7 +108,7 @@ def apply_update(
     update: Update, held: Iterable[ChunkManifest], read_form: Callable[[ChunkManifest], bytes]
 ) -> list[NewLayer]:
     """The layers that the deltas make. `held` are chunk manifests of the old image."""
-    old_forms = {manifest.form_digest: manifest for manifest in held}
+    old_forms = {m.form_digest.raw[: delta.DIGEST_SIZE]: m for m in held}
     old_layers = {manifest.diff_id for manifest in old_forms.values()}
     layers = [layer for layer in _layers(documents_of(update)) if layer.diff_id not in old_layers]
     if len(layers) != len(update.deltas):
@@ -117,7 +117,7 @@ def apply_update(
     for layer, one in zip(layers, update.deltas, strict=True):
         olds, _, _ = delta.read_digests(one)
         if any(digest not in old_forms for digest in olds):
-            raise IntegrityError("update builds on a form that is not held", want=str(olds[:1]))
+            raise IntegrityError("update builds on a form that is not held", want=olds[0].hex())
         forms = [read_form(old_forms[digest]) for digest in olds]
         form = delta.patch(forms, one, GROWTH_LIMIT + 4 * sum(map(len, forms)))
         made.append(_check_layer(layer, form))

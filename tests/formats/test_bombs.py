@@ -5,10 +5,9 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from builders import noise
 
 from layerkit.errors import FormatError
-from layerkit.formats import addressfree, delta, update
+from layerkit.formats import addressfree, update
 from layerkit.formats.addressfree import wire
 from layerkit.formats.cursor import Writer
 
@@ -50,27 +49,3 @@ def test_labels_with_many_counters_are_refused() -> None:
     form.sized(b"")
     with pytest.raises(FormatError, match="counter of a kind is over its limit"):
         addressfree.decode(form.getvalue())
-
-
-def _packed(pack: int) -> tuple[bytes, bytes]:
-    """An old form and a delta whose commands are packed in a given way."""
-    old = noise(400_000)
-    pieces = [old[at * 7 % 399_000 :][:40] for at in range(0, 400_000, 40)]
-    new = old[:5000] + b"hello " * 50 if pack == delta.PACK_LZMA else b"".join(pieces)
-    made = delta.diff([old], new)
-    if made[5] != pack:
-        pytest.skip(f"the differ chose pack {made[5]}")
-    return old, made
-
-
-def test_bytes_behind_the_end_of_a_delta_are_refused() -> None:
-    old, made = _packed(delta.PACK_LZMA)
-    with pytest.raises(FormatError):
-        delta.patch([old], made + b"\0")
-
-
-def test_bytes_behind_the_end_of_raw_commands_are_refused() -> None:
-    made = delta.diff([b""], noise(300))
-    assert made[5] == delta.PACK_RAW
-    with pytest.raises(FormatError):
-        delta.patch([b""], made + b"\0")

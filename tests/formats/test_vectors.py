@@ -14,6 +14,8 @@ import pytest
 from vector_cases import (
     FOLDER,
     HELD,
+    LONG_NEW,
+    LONG_OLD,
     NEW,
     OLD,
     OLD_DOCUMENTS,
@@ -30,6 +32,8 @@ from vector_cases import (
 from layerkit.errors import VersionError
 from layerkit.formats import addressfree, delta, layerform, update
 from layerkit.formats.addressfree import wire
+from layerkit.formats.delta.covers import Cover, write_covers
+from layerkit.formats.delta.far import write_far
 
 CASES = {case.path: case for case in cases()}
 READ: dict[str, Callable[[bytes], object]] = {
@@ -41,7 +45,8 @@ READ: dict[str, Callable[[bytes], object]] = {
 # SHA-256 of each vector's bytes, versions 0.0
 FROZEN = {
     "addressfree/minimal.txt": "cc3087e66f701bfe00a1d409a9cf7bde5ecf581c12c0ec5b3e32e9c9b040369c",
-    "delta/one-copy.txt": "d77af39d361d1cb73b3af00c4855f3dfd21cc5d24d15816382056759b2265398",
+    "delta/primed.txt": "308c8e266888df38303cbfbe6d68bdc9ed4049084fd1403932115dbbb49104cc",
+    "delta/one-cover.txt": "86e5fb6b006223a9c9ed497e3f2402d4458da7a5dcf3ee9f3abc7410c7f18d64",
     "layerform/two-parts.txt": "a008aa014d1a3fc3a5ee64d6aac4cfc93002cb115b5bcfa9d73dd6ff7ab709d6",
     "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
 }
@@ -77,13 +82,18 @@ def test_a_file_that_is_not_elf_encodes_and_decodes() -> None:
     assert (addressfree.encode(HELD).form, addressfree.decode(vector)) == (vector, HELD)
 
 
-def test_the_delta_applies() -> None:
-    assert delta.patch([OLD], read_vector("delta/one-copy.txt")) == NEW
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [("delta/primed.txt", OLD, NEW), ("delta/one-cover.txt", LONG_OLD, LONG_NEW)],
+)
+def test_the_deltas_apply(path: str, old: bytes, new: bytes) -> None:
+    assert delta.patch([old], read_vector(path)) == new
 
 
-def test_the_delta_is_what_its_commands_serialize_to() -> None:
-    commands = delta._serialize_commands(OLD, NEW, [(3, 0, len(OLD))])
-    assert read_vector("delta/one-copy.txt").endswith(commands)
+def test_the_covers_serialize() -> None:
+    covers = write_covers([Cover(256, 300, 512)])
+    far = write_far([(0, len(LONG_OLD))])
+    assert covers + far in read_vector("delta/one-cover.txt")
 
 
 def test_the_layer_form_decodes() -> None:
