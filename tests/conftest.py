@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
 NEEDS_GO = (1, 24)
+pytest_plugins = ["trust"]
 
 _COMMON = {
     "deadline": None,

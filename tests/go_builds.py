@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,22 @@ def cached_releases(go: Path) -> list[str]:
         p.name.split("-")[1].removesuffix(".linux")
         for p in folder.glob("toolchain@v0.0.1-go*.linux-amd64")
     ]
-    return sorted(names, key=lambda name: [int(n) for n in name.removeprefix("go").split(".")])
+    return sorted((n for n in names if _numbers(n)), key=_numbers)
+
+
+def _numbers(release: str) -> list[int]:
+    """1, 26, 8 of go1.26.8; nothing of a release candidate."""
+    parts = release.removeprefix("go").split(".")
+    return [int(part) for part in parts] if all(part.isdigit() for part in parts) else []
+
+
+LAST_PATCH = {20: 14, 21: 13, 22: 12, 23: 12, 24: 9, 25: 4, 26: 0, 27: 1}
+
+
+def release_of(go: Path, minor: int) -> str:
+    """A release go1.MINOR: this one, one that is here already, or one that can be fetched."""
+    here = [r for r in (*cached_releases(go), local_release(go)) if _numbers(r)[1:2] == [minor]]
+    return here[-1] if here else f"go1.{minor}.{LAST_PATCH[minor]}"
 
 
 def local_release(go: Path) -> str:
@@ -75,10 +91,14 @@ def build_go(
     *,
     release: str = "",
     arch: str = "amd64",
+    flags: Sequence[str] = ("-trimpath",),
+    settings: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The binary; skips the test when the release cannot be had."""
-    argv = [str(go), "build", "-trimpath", "-buildvcs=false", f"-ldflags={ldflags}"]
+    """The binary; `settings` such as GOAMD64. Skips the test when the release cannot be had."""
+    argv = [str(go), "build", *flags, "-buildvcs=false", f"-ldflags={ldflags}"]
+    extra = dict(settings or {})
     what = repr((sorted(sources.items()), argv[1:], release or local_release(go), arch))
+    what += repr(sorted(extra.items())) if extra else ""
     kept = KEPT / hashlib.sha256(what.encode()).hexdigest()
     if kept.exists():
         return kept.read_bytes()
@@ -89,7 +109,7 @@ def build_go(
             (folder / path).write_text(text)
         done = subprocess.run(
             [*argv, "-o", f"{name}/binary", "."], cwd=folder, capture_output=True, text=True,
-            env=_environment(release, arch), timeout=BUILD_TIMEOUT,
+            env=_environment(release, arch) | extra, timeout=BUILD_TIMEOUT,
         )  # fmt: skip
         if done.returncode and release and "toolchain" in done.stderr:
             pytest.skip(f"no {release} here: {done.stderr.strip()[-200:]}")

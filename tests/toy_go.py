@@ -1,10 +1,11 @@
-"""A toy Go-like ELF of three kilobytes, built from named pieces: each kind of site and table once.
+"""Toy Go-like ELFs of three kilobytes, built from named pieces: each kind of site and table once.
 
-It does not run. It holds what the encoder reads: a .text with calls, a jump, RIP-relative operands
-with and without immediates; type descriptors with names, methods and a mask; pointers in data; a
-.gopclntab with go1.20's header, two records with pc-value tables, an inline tree and stack objects;
-a moduledata; findfunctab; .bss. The length of the string `hello` is free,
-and all that lies behind it moves when it changes.
+They do not run. They hold what the encoder reads: a .text, for amd64 with calls, a jump,
+RIP-relative operands with and without immediates, for arm64 with B, BL, and ADRP before ADD and
+before loads and stores of each width; type descriptors with names, methods and a mask; pointers in
+data; a .gopclntab with go1.20's header, two records with pc-value tables, an inline tree and stack
+objects; a moduledata; findfunctab; .bss. The length of the string `hello` is free, and all that
+lies behind it moves when it changes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import struct
 from collections import defaultdict
 from collections.abc import Mapping
 
-BASE = 0x400000  # address of the file's first byte
+AMD64, ARM64 = 62, 183  # e_machine
+# address of the file's first byte; on arm64 so that code and data lie in different pages
+BASES = {AMD64: 0x400000, ARM64: 0x40FC00}
+BASE_ALIGN = 0x400
+QUANTUM = {AMD64: 1, ARM64: 4}  # bytes that a pc-value table counts in
 NAMES = ("main.main", "main.helper", "main.(*T).Get", "main.inlined")
 SECTION_NAMES = (".text", ".rodata", ".typelink", ".gopclntab", ".data", ".bss", ".shstrtab")
 ALLOC, EXEC = 2, 4
@@ -43,6 +48,55 @@ def text(at: At, hello: bytes) -> list[Piece]:
         ("main", 64, main.ljust(room, b"\xcc")),
         ("helper", 64, helper.ljust(64, b"\xcc")),
         ("method", 64, method.ljust(64, b"\xcc")),
+    ]
+
+
+def page(at: At, here: int, target: str, register: int) -> bytes:
+    """adrp x<register>, target; `here` is the instruction's address."""
+    pages = (at[target] >> 12) - (here >> 12)
+    return struct.pack(
+        "<I", 0x90000000 | (pages & 3) << 29 | (pages >> 2 & 0x7FFFF) << 5 | register
+    )
+
+
+def low(at: At, opcode: int, width: int, target: str, register: int) -> bytes:
+    """The other half of a pair, to or from x9 or its kin: the low 12 bits in units of `width`."""
+    part = (at[target] & 0xFFF) // width
+    return struct.pack("<I", opcode | part << 10 | register << 5 | 9)
+
+
+def branch(at: At, here: int, opcode: int, target: str) -> bytes:
+    return struct.pack("<I", opcode | (at[target] - here >> 2) & 0x3FFFFFF)
+
+
+B, BL, ADD = 0x14000000, 0x94000000, 0x91000000
+PAIRS = (  # what stands behind the adrp, in `main`: opcode, bytes of a unit, target
+    ("add", ADD, 1, "other"),
+    ("ldrb", 0x39400000, 1, "other"),
+    ("ldrh", 0x79400000, 2, "flag"),
+    ("ldr w", 0xB9400000, 4, "flag"),
+    ("str w", 0xB9000000, 4, "flag"),
+    ("ldr x", 0xF9400000, 8, "cell"),
+    ("ldr q", 0x3DC00000, 16, "moduledata"),
+)
+
+
+def text_arm64(at: At, hello: bytes) -> list[Piece]:
+    """The same three functions; `main` is as long as `hello` wants it."""
+    main = bytes.fromhex("1f2003d5")  # nop
+    for register, (_, opcode, width, target) in enumerate(PAIRS):
+        main += page(at, at["main"] + len(main), target, register)
+        main += low(at, opcode, width, target, register)
+    main += branch(at, at["main"] + len(main), BL, "helper")
+    main += branch(at, at["main"] + len(main), B, "method")
+    helper = page(at, at["helper"], "type", 1) + low(at, ADD, 1, "type", 1)
+    helper += bytes.fromhex("c0035fd6")  # ret
+    method = branch(at, at["method"], B, "helper") + struct.pack("<I", B | 0x3FFFFFF)  # a near jump
+    room = 128 + 64 * (len(hello) // 16)
+    return [
+        ("main", 64, main.ljust(room, b"\0")),
+        ("helper", 64, helper.ljust(64, b"\0")),
+        ("method", 64, method.ljust(64, b"\0")),
     ]
 
 
@@ -86,7 +140,7 @@ def rodata(at: At, hello: bytes) -> list[Piece]:
     ]
 
 
-def pclntab(at: At) -> list[Piece]:
+def pclntab(at: At, quantum: int) -> list[Piece]:
     """src/debug/gosym/pclntab.go and src/runtime/runtime2.go _func, go1.20."""
     base, start = at["pclntab"], at["main"]
     names, place = b"", []
@@ -95,7 +149,7 @@ def pclntab(at: At) -> list[Piece]:
         names += one.encode() + b"\0"
     functions = ("main", "helper", "method")
     header = struct.pack(
-        "<IHBBQQQQQQQQ", 0xFFFFFFF1, 0, 1, 8, 3, 1, start,
+        "<IHBBQQQQQQQQ", 0xFFFFFFF1, 0, quantum, 8, 3, 1, start,
         *(at[n] - base for n in ("funcnames", "cutab", "files", "pctab", "functab")),
     )  # fmt: skip
     functab = b"".join(
@@ -114,6 +168,7 @@ def pclntab(at: At) -> list[Piece]:
         return head + b"".join(struct.pack("<I", v) for v in (*pcdata, *funcs))
 
     gofunc, none = at["gofunc"], 0xFFFFFFFF
+    half, whole = 32 // quantum, 64 // quantum
     main_data = (
         at["args map"] - gofunc,
         none,
@@ -128,11 +183,11 @@ def pclntab(at: At) -> list[Piece]:
         ("cutab", 32, struct.pack("<I", 0)),
         ("files", 32, b"main.go\0"),
         ("pctab", 32, b"\0"),
-        ("pcsp", 1, b"\2\x40\0"),
-        ("pcfile", 1, b"\2\x40\0"),
-        ("pcln main", 1, b"\x0a\x20\2\x20\0"),
-        ("pcln helper", 1, b"\x14\x40\0"),
-        ("pcln method", 1, b"\x1e\x40\0"),
+        ("pcsp", 1, bytes((2, whole, 0))),
+        ("pcfile", 1, bytes((2, whole, 0))),
+        ("pcln main", 1, bytes((10, half, 2, half, 0))),
+        ("pcln helper", 1, bytes((20, whole, 0))),
+        ("pcln method", 1, bytes((30, whole, 0))),
         ("functab", 32, functab),
         ("record main", 4, record(0, "main", (pc("pcsp"), 0), main_data)),
         ("record helper", 4, record(1, "helper", (), ())),
@@ -164,14 +219,16 @@ def align(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
-def lay_out(at: At, hello: bytes) -> tuple[bytes, dict[str, int]]:
+def lay_out(at: At, hello: bytes, machine: int = AMD64) -> tuple[bytes, dict[str, int]]:
     """The file with the addresses `at`, and where its pieces really are."""
+    code = text(at, hello) if machine == AMD64 else text_arm64(at, hello)
+    base, quantum = BASES[machine], QUANTUM[machine]
     link = struct.pack("<i", at["type"] - at["types"])
     parts: list[tuple[str, int, list[Piece]]] = [
-        (".text", ALLOC | EXEC, text(at, hello)),
+        (".text", ALLOC | EXEC, code),
         (".rodata", ALLOC, [("rodata", 32, b""), *rodata(at, hello)]),
         (".typelink", ALLOC, [("typelink", 32, link)]),
-        (".gopclntab", ALLOC, pclntab(at)),
+        (".gopclntab", ALLOC, pclntab(at, quantum)),
         (".data", ALLOC | 1, data(at)),
     ]
     names = b"\0" + b"".join(n.encode() + b"\0" for n in SECTION_NAMES)
@@ -189,32 +246,32 @@ def lay_out(at: At, hello: bytes) -> tuple[bytes, dict[str, int]]:
         offset = len(body)
         for piece, alignment, content in pieces:
             body += bytes(align(len(body), alignment) - len(body))
-            found[piece] = BASE + len(body)
+            found[piece] = base + len(body)
             body += content
-        rows.append(row(name, 1, flags, BASE + offset, offset, len(body) - offset))
+        rows.append(row(name, 1, flags, base + offset, offset, len(body) - offset))
         if name == ".text":
-            found["end of text"] = BASE + len(body)
+            found["end of text"] = base + len(body)
     body += bytes(align(len(body), 64) - len(body))
-    found["flag"] = BASE + len(body)
+    found["flag"] = base + len(body)
     rows.append(row(".bss", 8, ALLOC | 1, found["flag"], len(body), 64))
     rows.append(row(".shstrtab", 3, 0, 0, len(body), len(names)))
     size = len(body)
     header = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, found["main"], 64, 120,
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, machine, 1, found["main"], 64, 120,
         0, 64, 56, 1, 64, count, count - 1,
     )  # fmt: skip
-    load = struct.pack("<IIQQQQQQ", 1, 7, 0, BASE, BASE, size, size + 64, 4096)
+    load = struct.pack("<IIQQQQQQ", 1, 7, 0, base, base, size, size + 64, BASE_ALIGN)
     start = header + load + b"".join(rows)
     body[: len(start)] = start
     return bytes(body + names), found
 
 
-def toy_go(hello: bytes = b"hello, world") -> bytes:
+def toy_go(hello: bytes = b"hello, world", machine: int = AMD64) -> bytes:
     """The toy; `hello` may have any length up to 200 bytes."""
-    _, at = lay_out(defaultdict(int), hello)
-    return lay_out(at, hello)[0]
+    _, at = lay_out(defaultdict(int), hello, machine)
+    return lay_out(at, hello, machine)[0]
 
 
-def place_of(piece: str, hello: bytes = b"hello, world") -> int:
+def place_of(piece: str, hello: bytes = b"hello, world", machine: int = AMD64) -> int:
     """File position of a piece."""
-    return lay_out(defaultdict(int), hello)[1][piece] - BASE
+    return lay_out(defaultdict(int), hello, machine)[1][piece] - BASES[machine]

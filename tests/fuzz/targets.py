@@ -1,0 +1,308 @@
+"""What is fuzzed: for each format a function that takes any bytes and fails only for a bug of ours.
+
+A bug is an exception that is no FormatError (or IntegrityError, where digests are checked), a
+result that is wrong, or more memory than the runner allows. `run_atheris.py` drives the targets by
+coverage, `test_targets.py` with the kept corpus and with random damage to the seeds.
+
+Many targets read the first byte of the input as a way to wrap the rest: bytes as they are die early
+at a length or a digest, wrapped ones reach what lies behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from toy_go import AMD64, ARM64, toy_go
+
+from layerkit.digest import raw_chunk_id, sha256_digest
+from layerkit.errors import FormatError, IntegrityError
+from layerkit.formats import addressfree, chunkmanifest, delta, kernel, layerform, update
+from layerkit.formats.addressfree import wire
+from layerkit.formats.cursor import Writer
+from layerkit.formats.elf import parse_elf, strip_symbols
+from layerkit.formats.layer import Entry, build_tar
+
+__all__ = ["CORPUS", "TARGETS", "Target", "corpus_of"]
+
+CORPUS = Path(__file__).parent / "corpus"
+HELLOS = (b"hello, world", b"hello, other and far wider world")
+SIZE_LIMIT = 1 << 16  # bytes of any result that an input of a few kilobytes may make here
+
+Run = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` raises only for a bug; `seeds` are valid inputs; inputs over `max_size` bytes are not
+    tried."""
+
+    run: Run
+    seeds: Callable[[], list[bytes]]
+    max_size: int
+
+
+def corpus_of(name: str) -> list[bytes]:
+    """The kept inputs of a target, in the order of their names."""
+    folder = CORPUS / name
+    return [path.read_bytes() for path in sorted(folder.iterdir())] if folder.exists() else []
+
+
+class _Same:
+    """Equal to every digest: lets damaged input past the checks that would end it."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _without(module: object, name: str, instead: object) -> Iterator[None]:
+    kept = getattr(module, name)
+    setattr(module, name, instead)
+    try:
+        yield
+    finally:
+        setattr(module, name, kept)
+
+
+# --- forms and labels
+
+
+def _forms() -> list[addressfree.Encoded]:
+    made = [addressfree.encode(toy) for toy in _toys()]
+    assert all(not one.why_raw for one in made)
+    return made
+
+
+def _toys() -> list[bytes]:
+    return [toy_go(hello, machine) for machine in (AMD64, ARM64) for hello in HELLOS]
+
+
+def _bodies() -> list[bytes]:
+    return [bytes(addressfree._parse(one.form)[2]) for one in _forms()]
+
+
+_BODY = _bodies()[0]
+
+
+def _container(labels: bytes, body: bytes) -> bytes:
+    return addressfree._serialize(addressfree.KIND_GO, labels, body)
+
+
+def _decode_both(form: bytes) -> None:
+    """Decode with the kernel and without it: the same bytes, or a FormatError twice."""
+    results = []
+    for library in (kernel._LIBRARY, None):
+        with _without(kernel, "_LIBRARY", library):
+            try:
+                results.append(addressfree.decode(form))
+            except FormatError:
+                results.append(b"refused")
+    assert results[0] == results[1], "kernel and reference differ"
+    assert len(results[0]) <= max(len(form), len(_BODY)) + 8
+
+
+def run_form(data: bytes) -> None:
+    """0: a form; else the lengths of labels and body are made to fit."""
+    if data[:1] == b"\0":
+        return _decode_both(data[1:])
+    size = int.from_bytes(data[1:3], "little")
+    return _decode_both(_container(data[3 : 3 + size], data[3 + size :]))
+
+
+def seeds_form() -> list[bytes]:
+    made = _forms()
+    split = [
+        b"\1" + len(one.labels).to_bytes(2, "little") + one.labels + body
+        for one, body in zip(made, _bodies(), strict=True)
+    ]
+    return [b"\0" + one.form for one in made] + split
+
+
+def run_labels(data: bytes) -> None:
+    """Labels over the body of a toy; what parses must serialize to what parses the same."""
+    try:
+        labels, skip = wire.parse_labels(data, len(_BODY))
+    except FormatError:
+        return
+    again, _ = wire.parse_labels(wire.serialize_labels(labels, skip), len(_BODY))
+    assert again.regions == labels.regions and again.patterns == labels.patterns
+    assert (again.start == labels.start).all() and again.kinds == labels.kinds
+    _decode_both(_container(data, _BODY))
+
+
+def seeds_labels() -> list[bytes]:
+    return [one.labels for one in _forms()]
+
+
+# --- binaries
+
+
+def run_encode(data: bytes) -> None:
+    """Any bytes encode, and come back; with the hints of their symbols, too."""
+    hints = None
+    try:
+        elf = parse_elf(data)
+    except FormatError:
+        pass
+    else:
+        with contextlib.suppress(FormatError):
+            strip_symbols(elf)
+        with contextlib.suppress(FormatError):
+            hints = addressfree.read_hints(elf)
+    made = addressfree.encode(data, hints)
+    assert addressfree.decode(made.form) == data
+
+
+# --- deltas
+
+_OLD = random.Random(1).randbytes(3000)
+_NEW = _OLD[:700] + b"an edit" + _OLD[700:1500] + _OLD[100:900] + bytes(range(200))
+_OTHER = random.Random(2).randbytes(1000)
+
+
+def run_delta(data: bytes) -> None:
+    """0: as it is: the form that it promises, or nothing; else with all digests taken as right."""
+    olds = [_OLD] if data[1:2] != b"\2" else [_OLD, _OTHER]
+    if data[:1] == b"\0":
+        with contextlib.suppress(FormatError, IntegrityError):
+            made = delta.patch(olds, data[2:], SIZE_LIMIT)
+            assert sha256_digest(made) == delta.read_digests(data[2:])[1], "a wrong form passes"
+        return
+    with (
+        _without(delta, "sha256_digest", lambda _: _Same()),
+        contextlib.suppress(FormatError, IntegrityError),
+    ):
+        assert len(delta.patch(olds, data[2:], SIZE_LIMIT)) <= SIZE_LIMIT
+
+
+def seeds_delta() -> list[bytes]:
+    one, two = delta.diff([_OLD], _NEW), delta.diff([_OLD, _OTHER], _NEW + _OTHER[:500])
+    tiny = delta.diff([_OLD], _OLD[:100])
+    return [b"\0\1" + one, b"\1\1" + one, b"\1\2" + two, b"\1\1" + tiny]
+
+
+# --- chunk manifests
+
+
+def run_chunk_manifest(data: bytes) -> None:
+    """0: as it is; else the run table is made to fit the records."""
+    raw = data[1:]
+    if data[:1] != b"\0":
+        raw = _with_runs(raw)
+    with contextlib.suppress(FormatError):
+        chunkmanifest.parse_root(raw)
+    try:
+        manifest = chunkmanifest.parse_chunk_manifest(raw)
+    except FormatError:
+        return
+    header_size = int.from_bytes(raw[10:12], "little")
+    if header_size == chunkmanifest.HEADER.size and raw[9] == chunkmanifest.MINOR:
+        assert chunkmanifest.serialize_chunk_manifest(manifest) == raw
+    assert chunkmanifest.parse_chunk_manifest(
+        chunkmanifest.serialize_chunk_manifest(manifest)
+    ) == manifest  # fmt: skip
+
+
+def _with_runs(data: bytes) -> bytes:
+    """A header and records, with the counts, run ids and sizes that belong to them."""
+    head, size = chunkmanifest.HEADER.size, chunkmanifest.CHUNK.size
+    header, records = bytearray(data[:head].ljust(head, b"\0")), data[head:]
+    records = records[: len(records) // size * size]
+    ids = b"".join(records[at + 4 : at + size] for at in range(0, len(records), size))
+    rows, done = b"", 0
+    for end in chunkmanifest._run_ends(ids):
+        run = records[done * size : end * size]
+        rows += chunkmanifest.RUN.pack(raw_chunk_id(run), end - done)
+        done = end
+    total = sum(struct.unpack_from("<I", records, at)[0] for at in range(0, len(records), size))
+    struct.pack_into("<II", header, 12, len(records) // size, len(rows) // chunkmanifest.RUN.size)
+    struct.pack_into("<Q", header, head - 8, total)
+    return bytes(header) + rows + records
+
+
+def seeds_chunk_manifest() -> list[bytes]:
+    form, found = _OLD * 20, []
+    for transform, plain_size in (("raw", len(form)), ("address-free", 5)):
+        digest = sha256_digest(form if transform == "raw" else b"plain")
+        made = chunkmanifest.build_chunk_manifest(form, transform, digest, plain_size, 1)
+        raw = chunkmanifest.serialize_chunk_manifest(made)
+        behind = chunkmanifest.HEADER.size + chunkmanifest.RUN.size * len(made.runs())
+        found += [b"\0" + raw, b"\1" + raw[: chunkmanifest.HEADER.size] + raw[behind:]]
+    return found
+
+
+# --- layer forms and updates
+
+
+def run_layer_form(data: bytes) -> None:
+    with contextlib.suppress(FormatError):
+        layerform.decode_layer(data, 1 << 20)
+
+
+def seeds_layer_form() -> list[bytes]:
+    tar = build_tar([Entry("app/x", toy_go().ljust(70_000, b"\0"), 0o755)])
+    toy = _forms()[0].form
+    small = Writer()
+    small.raw(layerform.MAGIC + bytes((layerform.MAJOR, layerform.MINOR)))
+    for kind, part in ((layerform.PART_RAW, b"a run"), (layerform.PART_BINARY, toy)):
+        small.u8(kind)
+        small.sized(part)
+    with _without(layerform, "MIN_BINARY_SIZE", 1 << 10):
+        made = layerform.encode_layer(build_tar([Entry("app/x", toy_go(), 0o755)]))
+    assert made is not None and len(tar) > len(made.form)
+    return [small.getvalue(), made.form]
+
+
+_DOCUMENTS = [b'{"old": 1}', b"", b'{"config": 1}', b'{"artifact": 1}']
+
+
+def run_update(data: bytes) -> None:
+    """0: as it is; else the content of a frame over the old documents."""
+    raw = data[1:]
+    if data[:1] != b"\0":
+        raw = _framed(raw)
+    with contextlib.suppress(FormatError):
+        found = update.parse_update(raw, _DOCUMENTS)
+        again = update.serialize_update(found, update.update_old(raw), _DOCUMENTS)
+        assert update.parse_update(again, _DOCUMENTS) == found
+
+
+def _framed(content: bytes) -> bytes:
+    """A header and a raw zstd frame: the content in blocks that are not compressed (RFC 8878)."""
+    block = (len(content) << 3 | 1).to_bytes(3, "little") + content
+    frame = b"\x28\xb5\x2f\xfd\x00" + bytes(((17 - 10) << 3,)) + block
+    header = update.HEADER.pack(
+        update.MAGIC, update.MAJOR, update.MINOR, update.HEADER.size, bytes(32), len(content)
+    )
+    return header + frame
+
+
+def seeds_update() -> list[bytes]:
+    one = update.Update(b'{"new": 1}', b"", b'{"config": 2}', b'{"artifact": 2}', (b"a delta", b""))
+    content = Writer()
+    for document in (one.top, one.manifest, one.config, one.artifact):
+        content.sized(document)
+    content.varint(len(one.deltas))
+    for each in one.deltas:
+        content.sized(each)
+    raw = update.serialize_update(one, sha256_digest(b"old"), _DOCUMENTS)
+    return [b"\0" + raw, b"\1" + content.getvalue()]
+
+
+TARGETS = {
+    "form": Target(run_form, seeds_form, 8192),
+    "labels": Target(run_labels, seeds_labels, 2048),
+    "encode": Target(run_encode, _toys, 6144),
+    "delta": Target(run_delta, seeds_delta, 2048),
+    "chunk-manifest": Target(run_chunk_manifest, seeds_chunk_manifest, 4096),
+    "layer-form": Target(run_layer_form, seeds_layer_form, 8192),
+    "update": Target(run_update, seeds_update, 2048),
+}
