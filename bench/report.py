@@ -284,7 +284,56 @@ def rebuild_table(row: Table) -> str:
     return grid(["rebuild after a one-line edit", "s", "ratio", "goal", "reached"], lines)
 
 
-def page(document: Table) -> str:
+def read_json(name: str) -> Table:
+    """A results file that the tests write; empty before they ever ran."""
+    path = RESULTS / name
+    found: Table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def trust_table(rows: Table) -> str:
+    """What `make slow` checked: cases that came back, and in which way."""
+    lines = []
+    for name, row in sorted(rows.items()):
+        said = {"failed": "**{} tests fail**", "xfailed": "{} tests wait for a fix"}
+        said |= {"skipped": "{} tests skipped"}
+        verdicts = [text.format(row[what]) for what, text in said.items() if row.get(what)]
+        lines.append(
+            [
+                name,
+                number(row["cases"]),
+                number(row["forms"]) if "forms" in row else "",
+                number(row["raw"]) if "raw" in row else "",
+                ", ".join(verdicts) or "all right",
+                number(row["seconds"]),
+                row["date"],
+            ]
+        )
+    head = ["checked", "cases", "in a form", "left raw", "result", "s", "date"]
+    return grid(head, lines)
+
+
+def fuzz_table(targets: Table) -> str:
+    """All runs of tests/fuzz/run_atheris.py, a line a target."""
+    lines, total = [], 0
+    for name, runs in sorted(targets.items()):
+        seconds = sum(run["seconds"] for run in runs)
+        total += seconds
+        lines.append(
+            [
+                name,
+                number(seconds),
+                number(sum(run["executions"] for run in runs)),
+                number(runs[-1]["features"]),
+                number(sum(run["findings"] for run in runs)),
+                runs[-1]["date"],
+            ]
+        )
+    head = ["target", "s", "executions", "features", "findings", "last run"]
+    return f"{grid(head, lines)}\n\n{total / 3600:.1f} hours in all."
+
+
+def page(document: Table, trust: Table, fuzz: Table) -> str:
     """The whole page; a table that was never measured is left out."""
     tables = {name: table["rows"] for name, table in document["tables"].items()}
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
@@ -339,14 +388,33 @@ def page(document: Table) -> str:
         ]
     if rows := tables.get("rebuild"):
         parts += ["## Rebuilding", rebuild_table(rows)]
+    if trust:
+        parts += [
+            "## Trust",
+            "What `make slow` checked last (`tests/trust.py` writes it); `make test` runs a quick "
+            "part of each. Every case is encoded, decoded and compared: a form of its own or raw, "
+            "never other bytes, never an exception but the format error.",
+            trust_table(trust),
+        ]
+    if fuzz:
+        parts += [
+            "Fuzzed by coverage (`tests/fuzz/run_atheris.py`), with memory limited:",
+            fuzz_table(fuzz),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def main() -> None:
+def whole_page() -> str:
+    """The page of the newest results, the slow tests' and the fuzzer's included."""
     newest = newest_results()
     if newest is None:
         raise SystemExit("no results: run bench/run.py")
-    PAGE.write_text(page(json.loads(newest.read_text(encoding="utf-8"))), encoding="utf-8")
+    document = json.loads(newest.read_text(encoding="utf-8"))
+    return page(document, read_json("trust.json"), read_json("fuzz.json"))
+
+
+def main() -> None:
+    PAGE.write_text(whole_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ def load_report() -> ModuleType:
 
 def test_benchmarks_page_is_that_of_the_newest_results() -> None:
     report = load_report()
-    newest = report.newest_results()
-    if newest is None:
+    if report.newest_results() is None:
         pytest.skip("no results yet: run `make bench`")
-    document = json.loads(newest.read_text(encoding="utf-8"))
-    assert report.page(document) == report.PAGE.read_text(encoding="utf-8"), (
+    assert report.whole_page() == report.PAGE.read_text(encoding="utf-8"), (
         "run: python bench/report.py"
     )
 
@@ -45,3 +43,9 @@ def test_a_missed_goal_is_said_loudly() -> None:
     assert report.verdict(351, 350) == "**missed**"
     assert report.verdict(350, 350) == "yes"
     assert report.verdict(14, 15, better_low=False) == "**missed**"
+
+
+def test_a_failed_check_is_said_loudly() -> None:
+    report = load_report()
+    row = {"cases": 3, "seconds": 1, "date": "2026-11-25", "failed": 1}
+    assert "**1 tests fail**" in report.trust_table({"mutations": row})
