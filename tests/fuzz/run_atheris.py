@@ -19,7 +19,6 @@ import datetime
 import hashlib
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,14 +29,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RESULTS = ROOT / "bench" / "results" / "fuzz.json"
-ROOM = 512 << 20  # bytes of address space over what the process has when it starts to fuzz
-KEEP_SIZE = 36 << 10  # bytes of corpus kept for one target; seven targets stay under 300 KB
+KEEP_SIZE = 36 << 10  # bytes of corpus kept for one target; eight targets stay under 300 KB
 SLOW_INPUT = 20  # seconds for one input: a finding
-
-
-def address_space() -> int:
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
-    return int(pages) * resource.getpagesize()
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
@@ -47,11 +40,12 @@ def fuzz(name: str, arguments: list[str]) -> None:
     sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
     with atheris.instrument_imports(include=["layerkit.formats"]):
         import targets
+    from bounded import limit_memory
+
     run = targets.TARGETS[name].run
     for seed in targets.TARGETS[name].seeds():
         run(seed)  # loads what is loaded on first use
-    limit = address_space() + ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory()
     atheris.Setup([sys.argv[0], *arguments], run)
     atheris.Fuzz()
 
