@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import structure
 from toy_go import AMD64, ARM64, toy_go
 
 from layerkit.digest import raw_chunk_id, sha256_digest
@@ -30,7 +31,7 @@ from layerkit.formats import (
     layerform,
     update,
 )
-from layerkit.formats.addressfree import wire
+from layerkit.formats.addressfree import model, wire
 from layerkit.formats.buildinfo import read_build_info
 from layerkit.formats.cursor import Writer
 from layerkit.formats.elf import parse_elf, strip_symbols
@@ -143,6 +144,31 @@ def run_labels(data: bytes) -> None:
 
 def seeds_labels() -> list[bytes]:
     return [one.labels for one in _forms()]
+
+
+def _tables() -> list[tuple[model.Labels, model.Int64s, bytes]]:
+    return [
+        (*wire.parse_labels(made.labels, len(body)), body)
+        for made, body in zip(_forms(), _bodies(), strict=True)
+    ]
+
+
+_TABLES = _tables()
+
+
+def run_label_table(data: bytes) -> None:
+    """The first byte chooses a toy; the rest is damage to its label table (`structure`)."""
+    labels, skip, body = _TABLES[data[0] % len(_TABLES) if data else 0]
+    try:
+        made, body = structure.change(labels, skip, body, data[1:])
+    except (ValueError, LookupError, OverflowError, TypeError):
+        return  # no such table can be written down
+    _decode_both(_container(made, body))
+
+
+def seeds_label_table() -> list[bytes]:
+    rng = random.Random(3)
+    return [bytes((toy,)) + rng.randbytes(6 * rng.randrange(1, 5)) for toy in range(4)]
 
 
 # --- binaries
@@ -365,6 +391,7 @@ def seeds_update() -> list[bytes]:
 TARGETS = {
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
+    "label-table": Target(run_label_table, seeds_label_table, 121),
     "encode": Target(run_encode, _toys, 6144),
     "delta": Target(run_delta, seeds_delta, 2048),
     "chunk-manifest": Target(run_chunk_manifest, seeds_chunk_manifest, 4096),
