@@ -26,6 +26,7 @@ MACHINE_ARM64: Final = 183
 TYPE_EXEC: Final = 2  # ET_EXEC; PIE is ET_DYN
 SHT_SYMTAB: Final = 2
 SHT_NOBITS: Final = 8
+SHF_WRITE: Final = 1
 SHF_ALLOC: Final = 2
 SHF_EXECINSTR: Final = 4
 PT_LOAD: Final = 1

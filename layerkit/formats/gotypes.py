@@ -17,7 +17,7 @@ from typing import Final
 from layerkit.formats.elf import Section
 from layerkit.formats.golang import GoTables
 
-__all__ = ["NAME", "TEXT", "TYPE", "TypeObject", "walk_types"]
+__all__ = ["INTERFACE", "NAME", "TEXT", "TYPE", "TypeObject", "walk_types"]
 
 # What a 4-byte field of a descriptor is an offset to
 NAME, TYPE, TEXT = 0, 1, 2
@@ -47,6 +47,9 @@ class TypeObject:
     names: tuple[
         tuple[int, int, bool], ...
     ]  # address, true size, ends with a package path's offset
+    kind: int
+    hash: int  # of the type's full name: the same in every build
+    methods: int  # of an interface; 0 for other kinds
 
 
 def walk_types(go: GoTables, home: Section, seeds: Iterable[int]) -> list[TypeObject]:
@@ -130,7 +133,10 @@ class _Walk:
         # GCData is a mask of PtrBytes/8 bits, unless built on demand (tflag 1<<4, go1.24)
         mask = row[8] if row[1] and not tflag & TFLAG_GC_ON_DEMAND and row[1] <= MASK_SPAN else 0
         size = min(end, len(self._data) - at)
-        return TypeObject(addr, size, tuple(fields), mask, (row[1] // 8 + 7) // 8, names), named
+        methods = _SLICE.unpack_from(self._data, at + 56)[1] if kind == INTERFACE else 0
+        mask_size = (row[1] // 8 + 7) // 8
+        made = TypeObject(addr, size, tuple(fields), mask, mask_size, names, kind, row[2], methods)
+        return made, named
 
     def _name(self, offset: int) -> tuple[int, int, bool] | None:
         """A name's address and size: flag byte, varint length, text, and the same for a tag."""

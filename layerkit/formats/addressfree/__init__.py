@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
 from layerkit.errors import FormatError
@@ -28,7 +29,6 @@ KIND_RAW: Final = 0
 KIND_GO: Final = 1
 SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
-SYMBOL_LIMIT: Final = 1 << 16  # bytes; larger symbols cover others
 
 
 # What a damaged table that the checks let through can raise in the encoder
@@ -44,12 +44,15 @@ class Hints:
 
 def read_hints(elf: Elf) -> Hints:
     """Hints from the symbol table of an unstripped binary: its named data objects. Symbols that
-    stand for many objects (`type:*`) or for nothing are left out."""
+    stand for many objects (`type:*`, or what others lie in) or for nothing are left out."""
     text = elf.section(".text")
     low = text.end_addr if text else 0
+    named = [s for s in elf.symbols() if s.addr >= low and not s.name.endswith(b"*")]
+    named.sort(key=lambda s: s.addr)
     found: dict[int, tuple[bytes, int]] = {}
-    for symbol in elf.symbols():
-        if symbol.addr >= low and symbol.size <= SYMBOL_LIMIT and not symbol.name.endswith(b"*"):
+    for symbol, behind in zip_longest(named, named[1:]):
+        covers = behind and symbol.addr < behind.addr < symbol.addr + symbol.size
+        if not covers:
             found.setdefault(symbol.addr, (symbol.name, symbol.size))
     return Hints(found)
 

@@ -8,6 +8,7 @@ Sources: src/runtime/symtab.go, src/runtime/runtime2.go (_func), src/runtime/stk
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -17,9 +18,10 @@ import numpy as np
 from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Int64s, Kind, Pattern, Region
+from layerkit.formats.addressfree.words import accept_words, candidate_words
 from layerkit.formats.elf import SHF_EXECINSTR, Section
 from layerkit.formats.golang import FUNC_SIZE, GoTables
-from layerkit.formats.gotypes import NAME, TYPE, walk_types
+from layerkit.formats.gotypes import INTERFACE, NAME, TYPE, TypeObject, walk_types
 
 __all__ = ["Discovery", "discover"]
 
@@ -42,7 +44,9 @@ FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
 FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
-MODULEDATA_SIZE: Final = 640  # bytes, at least its part with addresses; 592 in go1.26
+TYPE_HASH: Final = (16, 4)  # of a type descriptor: internal/abi/type.go Type.Hash
+ITAB_KEY: Final = (0, 20)  # interface, type, and the type's hash: internal/abi/iface.go ITab
+ITAB_FUNCTIONS: Final = 24  # offset
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Discovery:
     targets: list[Int64s] = field(default_factory=list)
     word_pos: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     word_target: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+    pointers: set[int] = field(default_factory=set)  # patterns of objects that are what they name
 
     def pattern(self, pattern: Pattern, mark: int = 0) -> int:
         """Index of a pattern; `mark` keeps equal patterns apart."""
@@ -70,8 +75,9 @@ class Discovery:
         return len(self.regions) - 1
 
 
-def discover(go: GoTables, code_targets: Int64s) -> Discovery:
-    """All the encoder's knowledge but the code itself; `code_targets` are where code points."""
+def discover(go: GoTables, code_targets: Int64s, symbols: Int64s) -> Discovery:
+    """All the encoder's knowledge but the code itself; `code_targets` are where code points,
+    `symbols` the addresses of named data objects."""
     found = Discovery(go)
     for mark in (P_PLAIN, P_FUNCTION, P_FUNCTION_NAME):
         found.pattern(Pattern(), mark)
@@ -79,9 +85,13 @@ def discover(go: GoTables, code_targets: Int64s) -> Discovery:
     _make_kinds(found)
     _functions(found)
     _cu_table(found)
-    _words(found)
-    _types(found, code_targets)
+    pos, target = candidate_words(go, found.regions)
+    taken = _types(found, np.concatenate([target, code_targets]), pos, target)
     _fips_info(found)
+    objects = np.fromiter(found.objects, np.int64, len(found.objects))
+    known = np.concatenate([code_targets, symbols, objects, *found.targets])
+    fine = accept_words(go, pos, target, known) & ~np.isin(pos, taken)
+    found.word_pos, found.word_target = pos[fine], target[fine]
     return found
 
 
@@ -101,11 +111,10 @@ def _pclntab_regions(found: Discovery, section: Section) -> None:
     go = found.go
     cuts = [0, go.name_off, go.cu_off, go.file_off, go.pctab_off, go.func_off]
     cuts += [int(go.records[0]), _records_end(go), section.size]
-    for low, high in pairwise(cuts):
+    for space, (low, high) in enumerate(pairwise(cuts), 1):
         if high > low:
-            found.regions.append(
-                Region(section.addr + low, section.offset + low, high - low, low == 0, False)
-            )
+            addr, offset = section.addr + low, section.offset + low
+            found.regions.append(Region(addr, offset, high - low, low == 0, False, space))
 
 
 def _func_u32(go: GoTables, offset: int) -> Int64s:
@@ -329,37 +338,14 @@ def _fips_info(found: Discovery) -> None:
         found.objects[section.addr] = (section.size, derived)
 
 
-def _words(found: Discovery) -> None:
-    """Aligned words that fall into the module's address range."""
-    go = found.go
-    low = min(r.addr for r in found.regions)
-    high = max(r.addr + r.size for r in found.regions)
-    data = np.frombuffer(go.elf.data, np.uint8)
-    pos_parts, target_parts = [], []
-    for region in found.regions:
-        if not region.has_words or region.offset < 0:
-            continue
-        first = region.offset + (-region.addr) % 8
-        count = max(0, (region.offset + region.size - first) // 8)
-        words = np.frombuffer(data[first : first + 8 * count].tobytes(), "<i8")
-        hit = np.flatnonzero((words >= low) & (words <= high))
-        pos_parts.append(first + 8 * hit)
-        target_parts.append(words[hit])
-    pos, target = np.concatenate(pos_parts), np.concatenate(target_parts)
-    # only moduledata points into pclntab; elsewhere it is a number that looks like an address
-    module = next(s for s in go.elf.sections if s.addr <= go.moduledata_addr < s.end_addr)
-    at = module.offset + go.moduledata_addr - module.addr
-    inside = (target >= go.pclntab.addr) & (target < go.pclntab.end_addr)
-    keep = ~inside | ((pos >= at) & (pos < at + MODULEDATA_SIZE))
-    found.word_pos, found.word_target = pos[keep], target[keep]
-
-
-def _types(found: Discovery, code_targets: Int64s) -> None:
+def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int64s) -> Int64s:
+    """Type descriptors reached from the targets, and itabs. Returns the file positions of words
+    that are none, since they belong to fields."""
     go = found.go
     home = next((s for s in go.elf.sections if s.addr <= go.types < s.end_addr), None)
     if home is None or not home.in_file:
-        return
-    seeds = [found.word_target, code_targets]
+        return np.zeros(0, np.int64)
+    seeds = [targets]
     link = go.elf.section(".typelink")
     if link is not None and link.size:
         offsets = np.frombuffer(go.elf.bytes_of(link)[: link.size // 4 * 4], "<i4")
@@ -373,9 +359,13 @@ def _types(found: Discovery, code_targets: Int64s) -> None:
     spots: list[int] = []
     bases: list[int] = []
     masks: list[int] = []
-    for made in walk_types(go, home, every.tolist()):
+    types = walk_types(go, home, every.tolist())
+    for made in types:
         fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
-        found.objects[made.addr] = (made.size, found.pattern(Pattern(fixed=fixed)))
+        found.objects[made.addr] = (
+            made.size,
+            found.pattern(Pattern(fixed=fixed, key=TYPE_HASH)),
+        )
         if made.mask:
             found.objects.setdefault(made.mask, (made.mask_size, P_PLAIN))
             masks.append(made.mask)
@@ -396,6 +386,31 @@ def _types(found: Discovery, code_targets: Int64s) -> None:
     taken = np.unique((spot + home.offset) // 8 * 8)
     taken += 0 if home.offset % 8 == home.addr % 8 else home.offset % 8
     # and so can a mask: it is less than eight bytes with zeros behind
-    taken = np.concatenate([taken, np.array(masks, np.int64) - home.addr + home.offset])
-    keep = ~np.isin(found.word_pos, taken)
-    found.word_pos, found.word_target = found.word_pos[keep], found.word_target[keep]
+    inside = np.array(masks, np.int64) - home.addr + home.offset
+    hashes = _itabs(found, types, word_pos, word_target)
+    return np.concatenate([taken, inside, hashes])
+
+
+def _itabs(
+    found: Discovery, types: list[TypeObject], word_pos: Int64s, word_target: Int64s
+) -> Int64s:
+    """Itabs: a pointer to an interface, one to a type, and that type's hash. An itab is what it
+    names; the functions follow. Returns the positions of the hashes.
+    Source: src/internal/abi/iface.go, go1.20 to go1.27."""
+    data, elf = found.go.elf.data, found.go.elf
+    interfaces = {t.addr: t.methods for t in types if t.kind == INTERFACE}
+    hashes = {t.addr: t.hash for t in types}
+    pattern = found.pattern(Pattern(key=ITAB_KEY))
+    found.pointers.add(pattern)
+    at = dict(zip(word_pos.tolist(), word_target.tolist(), strict=True))
+    homes = sorted((s.offset, s.addr) for s in elf.sections if s.in_file and s.addr)
+    spots = []
+    for pos in np.sort(word_pos[np.isin(word_target, list(interfaces))]).tolist():
+        want = hashes.get(at.get(pos + 8, 0))
+        if want is None or int.from_bytes(data[pos + 16 : pos + 20], "little") != want:
+            continue
+        offset, addr = homes[bisect_right(homes, (pos, 1 << 62)) - 1]
+        size = ITAB_FUNCTIONS + 8 * interfaces[at[pos]]
+        found.objects[pos - offset + addr] = (size, pattern)
+        spots.append(pos + 16)
+    return np.array(spots, np.int64)

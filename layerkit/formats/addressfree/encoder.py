@@ -6,8 +6,10 @@ The result is only a proposal: `addressfree.encode` decodes it and compares befo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,9 @@ from numpy.typing import NDArray
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
+from layerkit.formats.addressfree.identity import References, choose_ids
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
-from layerkit.formats.elf import MACHINE_ARM64, Elf
+from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sites import (
     AMD64,
@@ -34,6 +37,11 @@ from layerkit.formats.sites import (
 __all__ = ["Encoded", "encode_binary"]
 
 Bools = NDArray[np.bool_]
+
+
+# Names that count through a package, and so change with an edit: cmd/compile/internal/staticinit
+# (stmp), walk and reflectdata (typeAssert, interfaceSwitch), go1.20 to go1.27
+_NUMBERED: Final = re.compile(rb"\.\.[A-Za-z]+[._]\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,8 @@ def encode_binary(elf: Elf, symbols: Mapping[int, tuple[bytes, int]], salt: int)
     go = parse_go_tables(elf)
     machine = ARM64 if elf.machine == MACHINE_ARM64 else AMD64
     sites = _code_sites(elf, go.entries, machine)
-    found = discover(go, sites.target)
+    addrs = np.fromiter(symbols, np.int64, len(symbols))
+    found = discover(go, sites.target, addrs)
     labels = _cut(found, sites, symbols)
     labels.salt, labels.machine = salt, machine
     return _Encoding(found, labels, sites, symbols).run()
@@ -139,7 +148,14 @@ def _is_table(found: Discovery, region: Region) -> bool:
         ".go.buildinfo",
         ".go.fipsinfo",
     )
-    return named or section is found.go.pclntab
+    go = found.go
+    names = region.addr - go.pclntab.addr in (go.name_off, go.file_off)
+    return named or (section is go.pclntab and not names)
+
+
+def _is_writable(found: Discovery, region: Region) -> bool:
+    section = next(s for s in found.go.elf.sections if s.addr <= region.addr < s.end_addr)
+    return bool(section.flags & SHF_WRITE)
 
 
 def _spread_objects(
@@ -199,8 +215,11 @@ class _Encoding:
         symbols: Mapping[int, tuple[bytes, int]],
     ) -> None:
         self.labels = labels
-        self.symbols = symbols
-        self._identities: dict[int, tuple[int, int]] = {}
+        self.names = {
+            addr: name for addr, (name, _) in symbols.items() if not _NUMBERED.search(name)
+        }
+        self.pointers = frozenset(found.pointers)
+        self.writable = np.array([_is_writable(found, region) for region in found.regions])
         self.data: Bytes8 = np.frombuffer(found.go.elf.data, np.uint8)
         self.fields = model.expand_fields(labels)
         self.value = model.read_u32(self.data, self.fields.pos)
@@ -242,15 +261,33 @@ class _Encoding:
         masked = self.body.copy()
         model.write_u32(masked, self.fields.pos, np.zeros(len(self.fields.pos), np.int64))
         model.write_u64(masked, self.word_pos, np.zeros(len(self.word_pos), np.int64))
-        self.masked = masked
         model.write_u32(
             self.body, self.fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64)
         )
-        self.by_id = (self.field_target >= 0) & ~is_new
-        ids = self._choose_ids()
-        self._write_ids(ids, np.ones(labels.count, bool))
+        references = References(
+            self.fields,
+            self.field_target,
+            (self.field_target >= 0) & ~is_new,
+            self.word_pos,
+            self.word_label,
+            self.sites.found.pos + self.sites.addr,
+            self.site_label,
+            self._masked_code(),
+            self.sites.addr,
+        )
+        ids = choose_ids(
+            labels, references, masked, self.body, self.names, self.pointers, self.writable
+        )
         skip = self._write_sites(ids)
         return Encoded(labels, self.body.tobytes(), skip)
+
+    def _masked_code(self) -> Bytes8:
+        """The text with every site zero."""
+        region = next(r for r in self.labels.regions if r.is_text and r.addr == self.sites.addr)
+        code = self.data[region.offset : region.offset + region.size].copy()
+        found = self.sites.found
+        write_values(code, 0, found, np.zeros(len(found.pos), np.int64))
+        return code
 
     def _new_fields(self) -> Bools:
         """Fields that name the next label of their zone (see `model.resolve_new`)."""
@@ -273,206 +310,7 @@ class _Encoding:
             else:
                 labels.pattern[label] = P_PLAIN  # another linker's idea of the table: as it is
 
-    # --- ids
-
-    def _choose_ids(self) -> Int64s:
-        labels = self.labels
-        referred = self._referred()
-        labels.rule[~referred & np.isin(labels.rule, (model.RULE_CONTENT,))] = model.RULE_NONE
-        wanted = labels.rule == model.RULE_CONTENT
-        offsets = labels.offsets()
-        ids = model.derive_ids(labels, self.masked, self.body)
-        unique = _unique(ids) & (offsets >= 0)
-        final = np.isin(labels.rule, (model.RULE_END, model.RULE_START))
-        taken = set(ids[final].tolist())
-        good = wanted & unique
-        final |= good
-        ids[wanted & ~good] = 0
-        taken |= set(ids[good].tolist())
-        self._name_functions(ids, final, taken)
-        self._full_ids(ids, final, taken, wanted)
-        self._explicit_ids(ids, final, taken, wanted | (labels.rule == model.RULE_EXPLICIT))
-        labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
-        model.continue_ids(labels, ids)
-        self._settle_continuations(ids)
-        return ids
-
-    def _referred(self) -> Bools:
-        labels = self.labels
-        referred = np.zeros(labels.count, bool)
-        referred[self.field_target[self.by_id]] = True
-        referred[self.word_label] = True
-        referred[self.site_label[self.site_label >= 0]] = True
-        # names give functions their ids; a continuation needs its head
-        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
-        named = self.field_target[np.isin(self.fields.kind, names)]
-        referred[named[named >= 0]] = True
-        cont = labels.rule == model.RULE_CONT
-        head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
-        referred[head[cont & referred]] = True
-        return referred
-
-    def _name_functions(self, ids: Int64s, final: Bools, taken: set[int]) -> None:
-        """Functions by name; the second of a name is left for an explicit id."""
-        labels = self.labels
-        functions = np.flatnonzero(labels.rule == model.RULE_NAME)
-        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
-        target = self.field_target[np.isin(self.fields.kind, names)]
-        if (target < 0).any():
-            labels.rule[functions] = model.RULE_EXPLICIT
-            return
-        order = decoder.functions_by_name_field(labels, functions, len(target))
-        label = target[order]
-        value = model.name_ids(labels, ids[label])
-        first = np.zeros(len(functions), bool)
-        first[np.unique(label, return_index=True)[1]] = True
-        known = first & (ids[label] != 0)
-        for index, (function, ok, own) in enumerate(
-            zip(functions.tolist(), known.tolist(), value.tolist(), strict=True)
-        ):
-            if ok and own not in taken:
-                ids[function] = own
-                final[function] = True
-                taken.add(own)
-            else:
-                labels.rule[function] = model.RULE_EXPLICIT
-                self._identities[function] = (int(label[index]), index)
-
-    def _full_ids(self, ids: Int64s, final: Bools, taken: set[int], wanted: Bools) -> None:
-        """Objects that differ only in what they point to: hash the ids in them."""
-        labels = self.labels
-        offsets, sizes = labels.offsets(), model.object_sizes(labels)
-        pos = np.concatenate([self.fields.pos[self.by_id], self.word_pos])
-        target = np.concatenate([self.field_target[self.by_id], self.word_label])
-        order = np.argsort(pos, kind="stable")
-        pos, target = pos[order], target[order]
-        cont = labels.rule == model.RULE_CONT
-        head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
-        for _ in range(4):
-            model.continue_ids(labels, ids)
-            reach = final | (cont & final[head])
-            self._write_ids(ids, reach)
-            open_ = np.flatnonzero(wanted & ~final & (offsets >= 0))
-            if not len(open_):
-                return
-            bad = np.concatenate(([0], np.cumsum(~reach[target])))
-            low = np.searchsorted(pos, offsets[open_])
-            high = np.searchsorted(pos, offsets[open_] + sizes[open_])
-            ready = open_[(high > low) & (bad[high] == bad[low])]
-            if not len(ready):
-                return
-            hashes = model.hash_content(self.body, offsets[ready], sizes[ready])
-            value = model.fold_id(hashes, labels.salt)
-            fresh = _unique(value) & ~np.isin(value, np.fromiter(taken, np.int64, len(taken)))
-            if not fresh.any():
-                return
-            chosen = ready[fresh]
-            labels.rule[chosen] = model.RULE_FULL
-            ids[chosen] = value[fresh]
-            final[chosen] = True
-            taken |= set(value[fresh].tolist())
-
-    def _explicit_ids(self, ids: Int64s, final: Bools, taken: set[int], wanted: Bools) -> None:
-        """The rest: by symbol, by first referrer, or by rank among equals."""
-        labels = self.labels
-        left = np.flatnonzero(wanted & ~final)
-        seeds = self._referrer_seeds(ids, left)
-        around = self._surroundings()
-        ranks: dict[int, int] = {}
-        for label in left.tolist():
-            labels.rule[label] = model.RULE_EXPLICIT
-            start = int(labels.start[label])
-            if start in self.symbols:
-                seed = _hash_bytes(self.symbols[start][0])
-            elif label in self._identities:
-                name, _ = self._identities[label]
-                seed = int(ids[name]) + 1
-            else:
-                seed = seeds.get(label) or int(around[label])
-            ranks[seed] = rank = ranks.get(seed, 0) + 1
-            ids[label] = self._fresh(seed * 1_000_003 + rank, taken)
-
-    def _surroundings(self) -> NDArray[np.uint64]:
-        """For each label a hash of its size and of the content of the label before it."""
-        labels = self.labels
-        offsets = labels.offsets()
-        backed = np.flatnonzero(offsets >= 0)
-        own = np.zeros(labels.count, np.uint64)
-        own[backed] = model.hash_content(self.masked, offsets[backed], labels.size[backed])
-        before = np.concatenate((np.zeros(1, np.uint64), own[:-1]))
-        return model.mix(before, labels.size.astype(np.uint64))
-
-    def _fresh(self, seed: int, taken: set[int]) -> int:
-        """An id from a seed that nobody has."""
-        while True:
-            value = int(model.fold_id(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64), 7)[0])
-            if value not in taken:
-                taken.add(value)
-                return value
-            seed += 0x1_0000_0001
-
-    def _referrer_seeds(self, ids: Int64s, left: Int64s) -> dict[int, int]:
-        """Seeds from the first function that refers to an object, and the object's ordinal among
-        the new ones there; else from the first object with an id that points to it."""
-        labels = self.labels
-        is_left = np.zeros(labels.count, bool)
-        is_left[left] = True
-        seeds: dict[int, int] = {}
-        target = self.site_label
-        cont = labels.rule == model.RULE_CONT
-        head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
-        chosen = np.flatnonzero(target >= 0)
-        chosen = chosen[is_left[head[target[chosen]]]]
-        place = self.sites.found.pos[chosen] + self.sites.addr
-        owner = np.searchsorted(labels.start, place, side="right") - 1
-        count: dict[int, int] = {}
-        for label, function in zip(
-            head[target[chosen]].tolist(), head[owner].tolist(), strict=True
-        ):
-            if label not in seeds:
-                count[function] = ordinal = count.get(function, 0) + 1
-                seeds[label] = (int(ids[function]) << 20) + ordinal
-        offset = labels.offsets()
-        backed = np.flatnonzero(offset >= 0)
-        place = backed[np.argsort(offset[backed], kind="stable")]
-        sorted_offset = offset[place]
-        for pos, label in zip(self.word_pos.tolist(), self.word_label.tolist(), strict=True):
-            label = int(head[label])
-            if is_left[label] and label not in seeds:
-                at = int(place[np.searchsorted(sorted_offset, pos, side="right") - 1])
-                if ids[head[at]]:
-                    seeds[label] = (int(ids[head[at]]) << 21) + pos - int(offset[head[at]])
-        return seeds
-
-    def _settle_continuations(self, ids: Int64s) -> None:
-        """A continuation whose id somebody has gets an explicit one."""
-        labels = self.labels
-        live = np.flatnonzero(ids)
-        order = live[np.argsort(ids[live], kind="stable")]
-        same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if not len(same):
-            return
-        taken = set(ids[live].tolist())
-        for at in same.tolist():
-            label = next(
-                (x for x in order[at : at + 2].tolist() if labels.rule[x] == model.RULE_CONT), None
-            )
-            if label is not None:
-                labels.rule[label] = model.RULE_EXPLICIT
-                ids[label] = self._fresh(int(ids[label]), taken)
-        labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
-
     # --- body
-
-    def _write_ids(self, ids: Int64s, ready: Bools) -> None:
-        """Put ids into the fields and words whose targets are ready."""
-        now = self.by_id.copy()
-        now[now] = ready[self.field_target[now]]
-        model.write_u32(self.body, self.fields.pos[now], ids[self.field_target[now]])
-        words = ready[self.word_label]
-        pos = self.word_pos[words]
-        model.write_u32(self.body, pos, ids[self.word_label[words]])
-        model.write_u32(self.body, pos + 4, np.full(len(pos), model.TAG, np.int64))
 
     def _write_sites(self, ids: Int64s) -> Int64s:
         """Rewrite code; returns the positions that the decoder must pass over."""
@@ -500,14 +338,3 @@ class _Encoding:
             write_values(self.body, offset, sites.select(~fine), original[~fine])
             sites, label, original = sites.select(fine), label[fine], original[fine]
         return hit_pos[~np.isin(hit_pos, sites.pos + offset)]
-
-
-def _unique(ids: Int64s) -> Bools:
-    """Which values occur once."""
-    _, inverse, count = np.unique(ids, return_inverse=True, return_counts=True)
-    return np.asarray(count[inverse] == 1)
-
-
-def _hash_bytes(name: bytes) -> int:
-    data = np.frombuffer(name, np.uint8)
-    return int(model.hash_content(data, np.array([0]), np.array([len(name)]))[0])

@@ -52,7 +52,6 @@ Bytes8 = npt.NDArray[np.uint8]
 
 NEW: Final = 0xFF000001  # field value: the label after the furthest one used so far in the zone
 TAG: Final = 0x9E4B1D37  # top half of an address word whose low half is an id
-HEADER_SIZE_LIMIT: Final = 1 << 16
 
 # Rules: how a label's id follows. Values travel in the form and never change their meaning.
 RULE_CONTENT: Final = 0  # the label's bytes, fields masked
@@ -85,6 +84,7 @@ class Region:
     size: int
     has_words: bool  # 8-byte aligned words may hold addresses
     is_text: bool
+    space: int = 0  # equal contents in two spaces have two ids: a name is no string
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ class Pattern:
     stride: int = 0
     repeated: tuple[tuple[int, int], ...] = ()
     derived: int = DERIVED_NONE
+    key: tuple[int, int] = (0, 0)  # offset and size of the bytes that make the id; size 0: all
 
 
 @dataclass(slots=True)
@@ -134,9 +135,12 @@ class Labels:
 
     def offsets(self) -> Int64s:
         """File position of each label; -1 where it has none (.bss)."""
-        offset = np.array([r.offset for r in self.regions], np.int64)[self.region_of]
-        addr = np.array([r.addr for r in self.regions], np.int64)[self.region_of]
-        return np.where(offset < 0, -1, offset + self.start - addr)
+        offset = np.array([r.offset for r in self.regions], np.int64)
+        addr = np.array([r.addr for r in self.regions], np.int64)
+        out: Int64s = (offset - addr)[self.region_of]
+        out += self.start
+        out[(offset < 0)[self.region_of]] = -1
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,14 +283,31 @@ def object_sizes(labels: Labels) -> Int64s:
 
 def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
     """Content hash of each label that a rule asks for; 0 for the others and for .bss."""
-    offsets, sizes = labels.offsets(), object_sizes(labels)
+    starts, sizes = key_ranges(labels)
+    offsets = labels.offsets()
     out = np.zeros(labels.count, np.uint64)
     for rule, data in ((RULE_CONTENT, masked), (RULE_FULL, full)):
         chosen = np.flatnonzero((labels.rule == rule) & (offsets >= 0))
         if not len(chosen):
             continue
-        out[chosen] = hash_content(data, offsets[chosen], sizes[chosen])
+        out[chosen] = hash_content(data, starts[chosen], sizes[chosen])
+    spaces = np.array([r.space for r in labels.regions], np.uint64)
+    label = np.flatnonzero((spaces > 0)[labels.region_of])
+    out[label] = mix(out[label], spaces[labels.region_of[label]])
     return out
+
+
+def key_ranges(labels: Labels) -> tuple[Int64s, Int64s]:
+    """File position and size of the bytes that make each label's id: its pattern's key where the
+    object is long enough, else all of the object."""
+    start, size = labels.offsets(), object_sizes(labels)
+    keys = np.array([p.key for p in labels.patterns], np.int64).reshape(-1, 2)
+    label = np.flatnonzero((keys[:, 1] > 0)[labels.pattern])  # few patterns have one
+    skip, length = keys[labels.pattern[label]].T
+    fits = skip + length <= size[label]
+    start[label[fits]] += skip[fits]
+    size[label[fits]] = length[fits]
+    return start, size
 
 
 def hash_content(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:

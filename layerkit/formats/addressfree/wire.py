@@ -26,6 +26,8 @@ SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
 COUNTER_LIMIT: Final = 64  # NEW counters; each takes a pass over all labels, and five are used
 ADDR_LIMIT: Final = (1 << 63) - 1
 
+RegionRule = tuple[int, int, int, int]  # flags, space, alignment or address, file position
+
 
 def write_column(writer: Writer, values: Int64s) -> None:
     """A length and LEB128 varints, all values below 2^63. Vectorised: byte k of each value that
@@ -106,6 +108,7 @@ def _write_regions(writer: Writer, labels: Labels) -> None:
         follow = region.offset >= 0 and (region.offset - end_offset == region.addr - end)
         flags |= _OFFSET_FOLLOWS * follow
         writer.u8(flags)
+        writer.u8(region.space)
         if align >= 0:
             writer.u8(align)
         else:
@@ -128,12 +131,12 @@ def _alignment(end: int, addr: int) -> int:
 
 
 def _write_patterns(writer: Writer, patterns: tuple[Pattern, ...]) -> None:
-    """Two columns: five numbers a pattern, then two a field (distance from the field before it in
+    """Two columns: seven numbers a pattern, then two a field (distance from the field before it in
     its group, kind)."""
     heads: list[int] = []
     fields: list[int] = []
     for pattern in patterns:
-        heads += [pattern.derived, pattern.start, pattern.stride]
+        heads += [pattern.derived, *pattern.key, pattern.start, pattern.stride]
         for group in (pattern.fixed, pattern.repeated):
             heads.append(len(group))
             last = 0
@@ -191,13 +194,14 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     ), skip
 
 
-def _read_region_rules(reader: Reader) -> list[tuple[int, int, int]]:
-    """Per region: flags, alignment or address, file position (or -1)."""
-    found = []
+def _read_region_rules(reader: Reader) -> list[RegionRule]:
+    """Per region: flags, space, alignment or address, file position (or -1)."""
+    found: list[RegionRule] = []
     for _ in range(reader.varint(SMALL_LIMIT, "count of regions")):
         flags = reader.u8()
         if flags >= 32:
             raise reader.fail("a region has flags that are not known")
+        space = reader.u8()
         if flags & _ADDR_FOLLOWS:
             place = reader.u8()
             if place > 16:
@@ -206,17 +210,21 @@ def _read_region_rules(reader: Reader) -> list[tuple[int, int, int]]:
             place = reader.varint(ADDR_LIMIT >> 1, "address of a region")
         explicit = flags & _FILE and not flags & _OFFSET_FOLLOWS
         offset = reader.varint(ADDR_LIMIT >> 1, "offset of a region") if explicit else -1
-        found.append((flags, place, offset))
+        found.append((flags, space, place, offset))
     return found
 
 
 def _place_regions(
-    reader: Reader, rules: list[tuple[int, int, int]], counts: Int64s, size: Int64s, body_size: int
+    reader: Reader,
+    rules: list[RegionRule],
+    counts: Int64s,
+    size: Int64s,
+    body_size: int,
 ) -> tuple[Region, ...]:
     bounds = np.concatenate(([0], np.cumsum(size)))[np.concatenate(([0], np.cumsum(counts)))]
     end = end_offset = 0
     regions = []
-    for (flags, place, offset), extent in zip(rules, np.diff(bounds).tolist(), strict=True):
+    for (flags, space, place, offset), extent in zip(rules, np.diff(bounds).tolist(), strict=True):
         addr = -(-end >> place) << place if flags & _ADDR_FOLLOWS else place
         if addr < end:
             raise reader.fail("regions overlap")
@@ -236,6 +244,7 @@ def _place_regions(
                 extent,
                 bool(flags & _WORDS),
                 bool(flags & _TEXT),
+                space,
             )
         )
     if sum(region.size for region in regions if region.offset >= 0) > body_size:
@@ -261,10 +270,10 @@ def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
 def _read_patterns(reader: Reader, kind_count: int) -> tuple[Pattern, ...]:
     heads = read_column(reader, "patterns", SMALL_LIMIT)
     columns = read_column(reader, "fields of patterns", 1 << 33)
-    if len(heads) % 5 or len(columns) % 2 or len(heads) > 5 * SMALL_LIMIT:
+    if len(heads) % 7 or len(columns) % 2 or len(heads) > 7 * SMALL_LIMIT:
         raise reader.fail("patterns are cut")
-    count = len(heads) // 5
-    sizes = heads.reshape(count, 5)[:, 3:].reshape(-1)
+    count = len(heads) // 7
+    sizes = heads.reshape(count, 7)[:, 5:].reshape(-1)
     if int(sizes.sum()) != len(columns) // 2:
         raise reader.fail("fields of patterns do not match their counts")
     if len(columns) and int(columns[1::2].max()) >= kind_count:
@@ -275,12 +284,20 @@ def _read_patterns(reader: Reader, kind_count: int) -> tuple[Pattern, ...]:
     if any(offset < 0 for offset, _ in pairs):
         raise reader.fail("a field lies before its label")
     patterns, at = [], 0
-    for derived, start, stride, fixed, repeated in heads.reshape(count, 5).tolist():
+    rows = heads.reshape(count, 7).tolist()
+    for derived, key, key_size, start, stride, fixed, repeated in rows:
         if derived > model.DERIVED_FIPS_SUM or (repeated and stride < 4):
             raise reader.fail("a pattern is of no known shape")
         middle, end = at + fixed, at + fixed + repeated
         patterns.append(
-            Pattern(tuple(pairs[at:middle]), start, stride, tuple(pairs[middle:end]), derived)
+            Pattern(
+                tuple(pairs[at:middle]),
+                start,
+                stride,
+                tuple(pairs[middle:end]),
+                derived,
+                (key, key_size),
+            )
         )
         at = end
     return tuple(patterns)

@@ -1,0 +1,407 @@
+"""Which rule gives each label its id, so that an edit elsewhere never changes it.
+
+An id is worth most when it follows from what the object *is*: a function's name, a type's hash, the
+bytes of a string. Where that says too little (a pointer variable, a zeroed buffer, one of two equal
+constants) it follows from what the object points to, from its symbol, or from who uses it first.
+Whatever is chosen here is listed in the label table or follows by its rules; a worse choice costs
+bytes of delta, never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerkit.formats.addressfree import decoder, model
+from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
+
+__all__ = ["References", "choose_ids"]
+
+Bools = NDArray[np.bool_]
+Uint64s = NDArray[np.uint64]
+
+THIN: Final = 8  # bytes other than zero, fields masked: below it, content is no identity
+ROUNDS: Final = 16  # how deep objects that are known by what they point to may be nested
+LISTED_SALT: Final = 7  # listed ids do not follow the form's salt
+NO_PLACE: Final = 1 << 62
+BEFORE_USE, BEHIND_USE = 12, 12  # bytes of code that tell one use in a function from another
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """All that refers to a label: pattern fields, address words, code."""
+
+    fields: Fields
+    field_target: Int64s  # label, -1: none
+    by_id: Bools  # fields that hold an id (the others count, or hold a number)
+    word_pos: Int64s
+    word_label: Int64s
+    site_addr: Int64s  # ascending
+    site_label: Int64s  # label, -1: not rewritten
+    code: Bytes8  # the text with all sites zero
+    code_addr: int
+
+
+def choose_ids(
+    labels: Labels,
+    references: References,
+    masked: Bytes8,
+    body: Bytes8,
+    symbols: Mapping[int, bytes],
+    pointers: frozenset[int],
+    writable: Bools,
+) -> Int64s:
+    """Ids of all labels; settles `labels.rule` and `labels.explicit`, and writes ids into `body`.
+    `masked`: the file with all fields and words zero. `symbols`: address -> name, the same in every
+    build. `pointers`: patterns of objects that are what they point to. `writable`: regions of
+    variables, whose content is only where they start."""
+    return _Choice(labels, references, masked, body, symbols, pointers, writable).run()
+
+
+def write_ids(body: Bytes8, references: References, ids: Int64s, ready: Bools) -> None:
+    """Put ids into the fields and words whose targets are ready."""
+    now = references.by_id.copy()
+    now[now] = ready[references.field_target[now]]
+    model.write_u32(body, references.fields.pos[now], ids[references.field_target[now]])
+    words = ready[references.word_label]
+    pos = references.word_pos[words]
+    model.write_u32(body, pos, ids[references.word_label[words]])
+    model.write_u32(body, pos + 4, np.full(len(pos), model.TAG, np.int64))
+
+
+class _Choice:
+    """One run. `final` says which labels have their id, `taken` which ids are gone."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        references: References,
+        masked: Bytes8,
+        body: Bytes8,
+        symbols: Mapping[int, bytes],
+        pointers: frozenset[int],
+        writable: Bools,
+    ) -> None:
+        self.labels = labels
+        self.references = references
+        self.masked, self.body = masked, body
+        self.symbols = symbols
+        self.pointers = np.array(sorted(pointers), np.int64)
+        self.writable: Bools = writable[labels.region_of]
+        self.offsets = labels.offsets()
+        self.sizes = model.object_sizes(labels)
+        self.key_start, self.key_size = model.key_ranges(labels)
+        self.cont: Bools = labels.rule == model.RULE_CONT
+        self.head: Int64s = np.maximum.accumulate(
+            np.where(self.cont, 0, np.arange(labels.count, dtype=np.int64))
+        )
+        self.taken: set[int] = set()
+        self.final = np.zeros(labels.count, bool)
+        self.listed: set[int] = set()  # open labels that no rule fits
+        self.seeds: dict[int, int] = {}
+
+    def run(self) -> Int64s:
+        labels = self.labels
+        labels.rule[~self._referred() & (labels.rule == model.RULE_CONTENT)] = model.RULE_NONE
+        self._sort_references()
+        wanted = labels.rule == model.RULE_CONTENT
+        by_content, by_reference = self._plan(wanted)
+        labels.rule[wanted & ~by_content] = model.RULE_NONE
+        self.ids = model.derive_ids(labels, self.masked, self.body)
+        ends = np.isin(labels.rule, (model.RULE_END, model.RULE_START))
+        self._settle(np.flatnonzero(ends))
+        first = self._primaries(np.flatnonzero(by_content), self.ids)
+        self._settle(first)
+        by_content[first] = False
+        self.ids[by_content] = 0
+        self._name_functions()
+        # an equal of another: what it points to may tell them apart, but not under a key
+        retry = by_content & (self.reference_count > 0) & (self.key_size == self.sizes)
+        by_reference |= retry
+        self.listed |= set(np.flatnonzero(wanted & ~self.final & ~by_reference).tolist())
+        self._seed_by_users()
+        self._list(self.seeds)
+        open_ = np.flatnonzero(by_reference & ~self.final)
+        moved = True
+        while len(open_) and moved:
+            count = len(open_)
+            open_ = self._by_reference(open_)
+            self._seed_by_holders()
+            moved = len(open_) < count or bool(self.seeds)
+            self._list(self.seeds)
+        self.listed |= set(open_.tolist())
+        self._seed_by_users()
+        self._seed_by_surroundings()
+        self._list(self.seeds)
+        labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
+        model.continue_ids(labels, self.ids)
+        self._settle_continuations()
+        write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
+        return self.ids
+
+    # --- who refers to what
+
+    def _referred(self) -> Bools:
+        labels, refs = self.labels, self.references
+        referred = np.zeros(labels.count, bool)
+        referred[refs.field_target[refs.by_id]] = True
+        referred[refs.word_label] = True
+        referred[refs.site_label[refs.site_label >= 0]] = True
+        # names give functions their ids; a continuation needs its head
+        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
+        named = refs.field_target[np.isin(refs.fields.kind, names)]
+        referred[named[named >= 0]] = True
+        referred[self.head[self.cont & referred]] = True
+        return referred
+
+    def _sort_references(self) -> None:
+        """References inside data in file order, how many each object holds, and where code first
+        uses each object."""
+        refs, labels = self.references, self.labels
+        pos = np.concatenate([refs.fields.pos[refs.by_id], refs.word_pos])
+        target = np.concatenate([refs.field_target[refs.by_id], refs.word_label])
+        order = np.argsort(pos, kind="stable")
+        self.ref_pos, self.ref_target = pos[order], target[order]
+        low = np.searchsorted(self.ref_pos, self.offsets)
+        high = np.searchsorted(self.ref_pos, self.offsets + self.sizes)
+        self.reference_count = np.where(self.offsets >= 0, high - low, 0)
+        used = np.flatnonzero(refs.site_label >= 0)
+        self.used = used
+        self.used_label = self.head[refs.site_label[used]]
+        self.first_use = np.full(labels.count, NO_PLACE, np.int64)
+        label, first = np.unique(self.used_label, return_index=True)
+        self.first_use[label] = first
+        addr = refs.site_addr[used]
+        owner = self.head[np.maximum(np.searchsorted(labels.start, addr, side="right") - 1, 0)]
+        pairs = np.unique(self.used_label * labels.count + owner) // max(1, labels.count)
+        self.user_count = np.bincount(pairs, minlength=labels.count)
+        self.user: Int64s = owner
+
+    def _plan(self, wanted: Bools) -> tuple[Bools, Bools]:
+        """Which labels are known by content, and which by what they point to."""
+        labels = self.labels
+        self.solid = self._solid_bytes()
+        keyed = self.key_size != self.sizes
+        named = np.zeros(labels.count, bool)
+        symbols = np.fromiter(self.symbols.keys(), np.int64, len(self.symbols))
+        named[np.isin(labels.start, symbols)] = True
+        pointer = np.isin(labels.pattern, self.pointers)
+        thin = (self.solid < THIN) & ~keyed
+        points = self.reference_count > 0
+        # a variable is its name, or what its only user calls it; so is a literal that only points
+        by_name = named & (self.writable | (thin & points)) & ~pointer
+        by_name |= thin & self.writable & ((self.user_count == 1) | ~points) & ~pointer
+        thin &= points
+        by_reference = pointer | (thin & ~by_name)
+        by_content = ~by_reference & ~by_name & (self.solid > 0)
+        return wanted & by_content, wanted & by_reference
+
+    def _solid_bytes(self) -> Int64s:
+        """Bytes other than zero in each object, fields masked."""
+        count = np.zeros(self.labels.count, np.int64)
+        backed = np.flatnonzero((self.offsets >= 0) & (self.labels.size > 0))
+        if not len(backed):
+            return count
+        order = backed[np.argsort(self.offsets[backed], kind="stable")]
+        begin = self.offsets[order]
+        # what lies between two labels counts for the first: only headers, and the file's tail
+        solid = self.masked != 0
+        count[order] = np.add.reduceat(solid.view(np.uint8), begin, dtype=np.int64)
+        total = count.copy()
+        np.add.at(total, self.head[self.cont], count[self.cont])
+        return total
+
+    # --- rules
+
+    def _settle(self, label: Int64s) -> None:
+        self.final[label] = True
+        self.taken.update(self.ids[label].tolist())
+
+    def _primaries(self, label: Int64s, ids: Int64s) -> Int64s:
+        """Of labels with equal ids the one that code uses first: code that is added comes behind
+        the packages that it imports, so the older one mostly keeps its id."""
+        place = label[np.lexsort((label, self.first_use[label], ids[label]))]
+        value = ids[place]
+        first = np.concatenate(([True], value[1:] != value[:-1])) if len(place) else value > 0
+        chosen: Int64s = place[first]
+        if self.taken:
+            gone = np.fromiter(self.taken, np.int64, len(self.taken))
+            chosen = chosen[~np.isin(ids[chosen], gone)]
+        return np.sort(chosen)
+
+    def _name_functions(self) -> None:
+        """Functions by name. Of several with one name (the wrapper of another calling convention,
+        cmd/compile/internal/ssagen/abi.go) the largest has it, the others are listed."""
+        labels, refs = self.labels, self.references
+        functions = np.flatnonzero(labels.rule == model.RULE_NAME)
+        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
+        target = refs.field_target[np.isin(refs.fields.kind, names)]
+        if (target < 0).any():
+            labels.rule[functions] = model.RULE_NONE
+            self.listed.update(functions.tolist())
+            return
+        label = target[decoder.functions_by_name_field(labels, functions, len(target))]
+        # a name that is the equal of another needs an id before its function can have one
+        if len(again := np.unique(label[self.ids[label] == 0])):
+            found = model.hash_content(self.masked, self.offsets[again], self.sizes[again])
+            self._list(dict(zip(again.tolist(), found.tolist(), strict=True)))
+        value = model.name_ids(labels, self.ids[label])
+        order = np.lexsort((functions, -self.sizes[functions], value))
+        ranked = value[order]
+        first = np.concatenate(([True], ranked[1:] != ranked[:-1])) if len(order) else ranked > 0
+        chosen = np.zeros(len(functions), bool)
+        chosen[order[first]] = True
+        chosen &= ~np.isin(value, np.fromiter(self.taken, np.int64, len(self.taken)))
+        self.ids[functions[chosen]] = value[chosen]
+        self._settle(functions[chosen])
+        rest = np.flatnonzero(~chosen)
+        if not len(rest):
+            return
+        place = labels.start[functions[rest]] - refs.code_addr
+        code = model.hash_content(refs.code, place, self.sizes[functions[rest]])
+        for at, seed in zip(rest.tolist(), code.tolist(), strict=True):
+            self.seeds[int(functions[at])] = int(value[at]) + (seed << 1)
+        self._list(self.seeds)
+
+    def _by_reference(self, open_: Int64s) -> Int64s:
+        """Objects whose targets all have ids: hash those ids. Returns what stays open."""
+        labels = self.labels
+        for _ in range(ROUNDS):
+            model.continue_ids(labels, self.ids)
+            reach = self.final | (self.cont & self.final[self.head])
+            write_ids(self.body, self.references, self.ids, reach)
+            bad = np.concatenate(([0], np.cumsum(~reach[self.ref_target])))
+            low = np.searchsorted(self.ref_pos, self.key_start[open_])
+            high = np.searchsorted(self.ref_pos, self.key_start[open_] + self.key_size[open_])
+            is_ready = (high > low) & (bad[high] == bad[low])
+            ready = open_[is_ready]
+            if not len(ready):
+                return open_
+            open_ = open_[~is_ready]
+            labels.rule[ready] = model.RULE_FULL
+            only = np.where(self.cont, model.RULE_CONT, model.RULE_NONE)
+            only[ready] = model.RULE_FULL
+            rule, labels.rule = labels.rule, only
+            value = model.derive_ids(labels, self.masked, self.body)
+            labels.rule = rule
+            chosen = self._primaries(ready, value)
+            self.ids[chosen] = value[chosen]
+            self._settle(chosen)
+            left = ready[~np.isin(ready, chosen)]
+            labels.rule[left] = model.RULE_NONE
+            self.listed.update(left.tolist())
+        return open_
+
+    # --- listed ids
+
+    def _list(self, seeds: dict[int, int]) -> None:
+        """Give each label of `seeds` an id that follows from its seed and is nobody's; equal seeds
+        by rank. Empties `seeds`."""
+        ranks: dict[int, int] = {}
+        label = np.fromiter(seeds.keys(), np.int64, len(seeds))
+        ranked = []
+        for seed in seeds.values():
+            ranks[seed] = rank = ranks.get(seed, 0) + 1
+            ranked.append((seed * 1_000_003 + rank) & 0xFFFFFFFFFFFFFFFF)
+        values = model.fold_id(np.array(ranked, np.uint64), LISTED_SALT).tolist()
+        for at, (seed, value) in enumerate(zip(ranked, values, strict=True)):
+            while value in self.taken:
+                seed = (seed + 0x1_0000_0001) & 0xFFFFFFFFFFFFFFFF
+                value = int(model.fold_id(np.array([seed], np.uint64), LISTED_SALT)[0])
+            self.taken.add(value)
+            self.ids[label[at]] = value
+        self.labels.rule[label] = model.RULE_EXPLICIT
+        self.final[label] = True
+        self.listed -= seeds.keys()
+        seeds.clear()
+
+    def _seed_by_users(self) -> None:
+        """Seeds from an object's symbol, or from its content, the first function that uses it, and
+        the code that does."""
+        content = self._listed_contents()
+        is_listed = np.zeros(self.labels.count, bool)
+        is_listed[list(self.listed)] = True
+        for label in sorted(self.listed):
+            if name := self.symbols.get(int(self.labels.start[label])):
+                self.seeds[label] = _hash_bytes(name)
+        chosen = np.flatnonzero(is_listed[self.used_label])
+        owner = self.user[chosen]
+        use = self._uses(chosen)
+        for label, function, code in zip(
+            self.used_label[chosen].tolist(), self.ids[owner].tolist(), use.tolist(), strict=True
+        ):
+            if label not in self.seeds:
+                self.seeds[label] = (function << 20) + content[label] * 31 + code
+
+    def _uses(self, chosen: Int64s) -> Uint64s:
+        """Hash of the code around each of the chosen uses."""
+        refs = self.references
+        place = refs.site_addr[self.used[chosen]] - refs.code_addr
+        begin = np.maximum(place - BEFORE_USE, 0)
+        end = np.minimum(place + BEHIND_USE, len(refs.code))
+        return model.hash_content(refs.code, begin, end - begin)
+
+    def _listed_contents(self) -> dict[int, int]:
+        """Hash of the masked content of each listed label, 0 where there is none but zeros."""
+        label = np.array(sorted(self.listed), np.int64)
+        found = dict.fromkeys(label.tolist(), 0)
+        backed = label[self.offsets[label] >= 0]
+        hashes = model.hash_content(self.masked, self.key_start[backed], self.key_size[backed])
+        solid = self.solid[backed] > 0
+        found.update(zip(backed[solid].tolist(), hashes[solid].tolist(), strict=True))
+        return found
+
+    def _seed_by_holders(self) -> None:
+        """Seeds from the first object with an id that points to a listed one, and where in it."""
+        is_listed = np.zeros(self.labels.count, bool)
+        is_listed[list(self.listed)] = True
+        target = self.head[self.ref_target]
+        chosen = np.flatnonzero(is_listed[target])
+        backed = np.flatnonzero(self.offsets >= 0)
+        place = backed[np.argsort(self.offsets[backed], kind="stable")]
+        holder = place[np.searchsorted(self.offsets[place], self.ref_pos[chosen], "right") - 1]
+        holder = self.head[holder]
+        inside = self.ref_pos[chosen] - self.offsets[holder]
+        for label, at, where in zip(
+            target[chosen].tolist(), holder.tolist(), inside.tolist(), strict=True
+        ):
+            if label not in self.seeds and self.final[at] and at != label:
+                self.seeds[label] = (int(self.ids[at]) << 21) + where
+
+    def _seed_by_surroundings(self) -> None:
+        """Seeds from an object's size and the content of what lies before it: the last resort."""
+        labels = self.labels
+        label = np.array(sorted(self.listed - self.seeds.keys()), np.int64)
+        before = np.maximum(label - 1, 0)
+        backed = self.offsets[before] >= 0
+        own = np.zeros(len(label), np.uint64)
+        own[backed] = model.hash_content(
+            self.masked, self.offsets[before[backed]], labels.size[before[backed]]
+        )
+        mixed = model.mix(own, labels.size[label].astype(np.uint64))
+        self.seeds.update(zip(label.tolist(), mixed.tolist(), strict=True))
+
+    def _settle_continuations(self) -> None:
+        """A continuation whose id somebody has gets a listed one."""
+        labels, ids = self.labels, self.ids
+        live = np.flatnonzero(ids)
+        order = live[np.argsort(ids[live], kind="stable")]
+        same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        if not len(same):
+            return
+        self.taken.update(ids[live].tolist())
+        for at in same.tolist():
+            for label in order[at : at + 2].tolist():
+                if labels.rule[label] == model.RULE_CONT:
+                    self._list({label: int(ids[label])})
+                    break
+        labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
+
+
+def _hash_bytes(name: bytes) -> int:
+    data = np.frombuffer(name, np.uint8)
+    return int(model.hash_content(data, np.array([0]), np.array([len(name)]))[0])
