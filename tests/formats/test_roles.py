@@ -13,7 +13,7 @@ from toy_go import place_of, toy_go
 
 from layerkit.errors import FormatError
 from layerkit.formats import addressfree
-from layerkit.formats.elf import parse_elf
+from layerkit.formats.elf import parse_elf, strip_symbols
 from layerkit.formats.gonames import BASE, CODE, SHARED
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.layerform import encode_layer
@@ -23,12 +23,14 @@ from layerkit.formats.roles import binary_roles, form_roles, layer_roles
 LARGER = {
     "go.mod": "module example.com/larger\n\ngo 1.20\n",
     "main.go": (
-        'package main\n\nimport (\n\t"fmt"\n\t"os"\n\t"sort"\n)\n\n'
+        'package main\n\nimport (\n\t"fmt"\n\t"os"\n\t"sort"\n\t"sync/atomic"\n)\n\n'
+        "var kept atomic.Pointer[box]\n\n"
         "type shape interface{ area() float64 }\n\ntype box struct{ w, h float64 }\n\n"
         "func (b *box) area() float64 { return b.w * b.h }\n\n"
         'var table = map[string]*box{"one box of many": {1, 2}, "a second box": {3, 4}}\n\n'
         '//go:noinline\nfunc show(s shape) string { return fmt.Sprintf("an area of %v", s.area()) }'
-        "\n\nfunc main() {\n\tvar names []string\n\tfor name := range table {\n"
+        '\n\nfunc main() {\n\tfmt.Fprintf(os.Stderr, "%T", &kept)\n'
+        "\tvar names []string\n\tfor name := range table {\n"
         "\t\tnames = append(names, name)\n\t}\n"
         "\tsort.Slice(names, func(i, j int) bool { return names[i] > names[j] })\n"
         "\tfor _, name := range names {\n\t\tfmt.Fprintln(os.Stderr, show(table[name]))\n\t}\n}\n"
@@ -63,6 +65,31 @@ TOY = {
 @pytest.mark.parametrize(("piece", "role"), TOY.items())
 def test_a_toy_piece_by_piece(piece: str, role: int) -> None:
     assert role_at(toy_go(), place_of(piece)) == role
+
+
+# The same with base's `sort.Sort` and `sort.Stable` in place of `main.main` and `main.helper`, so
+# that only one function is code
+MIXED = {
+    "main": BASE,
+    "method": CODE,
+    "record helper": BASE,
+    "record method": CODE,
+    "pcln main": BASE,
+    "pcln method": CODE,
+    "pcfile": BASE,  # all three use it: the innermost
+    "args map": BASE,  # `main` and `method` use it
+    "findfunctab": BASE,  # its page begins with `main`
+    "typelink": CODE,  # its only entry is main's type
+    "files": BASE,  # one unit, most of it base
+    "type": CODE,  # base refers to it, but it says whose it is
+    "cell": CODE,
+}
+
+
+@pytest.mark.parametrize(("piece", "role"), MIXED.items())
+def test_a_toy_of_two_roles(piece: str, role: int) -> None:
+    toy = toy_go().replace(b"main.main\0", b"sort.Sort\0").replace(b"main.helper", b"sort.Stable")
+    assert role_at(toy, place_of(piece)) == role
 
 
 def test_every_byte_has_one_role() -> None:
@@ -146,10 +173,43 @@ def test_names_and_strings_are_of_who_uses_them(go_toolchain: Path, arch: str) -
     painted = binary_roles(binary).painted()
     found = {
         text: int(painted[binary.index(text)])
-        for text in (b"main.(*box).area\0", b"one box of many", b"an area of %v", b"\x09*main.box")
+        for text in (
+            b"main.(*box).area\0",
+            b"example.com/larger/main.go",
+            b"one box of many",
+            b"an area of %v",
+            b"\x09*main.box",
+            b"map[string]*main.box",  # a type of others
+            b"atomic.Pointer[main.box]",  # of a package of base, for a type of code
+        )
     }
-    base = int(painted[binary.index(b"runtime.mallocgc\0")])
-    assert (set(found.values()), base) == ({CODE}, BASE)
+    theirs = (b"runtime.mallocgc\0", b"runtime/malloc.go", b"map[string]bool")
+    assert set(found.values()) == {CODE}
+    assert {int(painted[binary.index(text)]) for text in theirs} == {BASE}
+
+
+@pytest.mark.go
+def test_a_func_value_is_of_its_function(go_toolchain: Path) -> None:
+    """The runtime refers to main.main by a word that holds its address."""
+    binary = build_go(go_toolchain, LARGER, SYMBOLS_ONLY)
+    elf = parse_elf(binary)
+    addr = next(symbol.addr for symbol in elf.symbols() if symbol.name == b"main.main")
+    stripped = strip_symbols(elf)
+    text = elf.section(".text")
+    assert text is not None
+    at = stripped.index(addr.to_bytes(8, "little"), text.offset + text.size)
+    assert role_at(stripped, at) == CODE
+
+
+@pytest.mark.go
+def test_the_symbol_table_is_told_by_its_names(go_toolchain: Path) -> None:
+    binary = build_go(go_toolchain, LARGER, SYMBOLS_ONLY)
+    table, names = section_sizes(binary, ".symtab"), section_sizes(binary, ".strtab")
+    assert role_at(binary, binary.rindex(b"main.main\0")) == CODE
+    assert role_at(binary, binary.rindex(b"runtime.mallocgc\0")) == BASE
+    assert 0 < table["code"] < table["base"]
+    assert table["base"] + table["code"] > 0.8 * sum(table.values())
+    assert names["shared"] < 0.1 * names["base"]
 
 
 @pytest.mark.go
