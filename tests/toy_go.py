@@ -21,6 +21,7 @@ BASE_ALIGN = 0x400
 QUANTUM = {AMD64: 1, ARM64: 4}  # bytes that a pc-value table counts in
 NAMES = ("main.main", "main.helper", "main.(*T).Get", "main.inlined")
 SECTION_NAMES = (".text", ".rodata", ".typelink", ".gopclntab", ".data", ".bss", ".shstrtab")
+SYMBOL_SECTIONS = (".symtab", ".strtab")  # Go puts their names last
 ALLOC, EXEC = 2, 4
 
 At = Mapping[str, int]  # name of a piece -> its address
@@ -219,7 +220,18 @@ def align(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
-def lay_out(at: At, hello: bytes, machine: int = AMD64) -> tuple[bytes, dict[str, int]]:
+def symbol_table(at: At) -> tuple[bytes, bytes]:
+    """Symbols of some pieces, and their names."""
+    names, rows = b"\0", bytes(24)
+    for piece, size in (("main", 64), ("helper", 64), ("hello", 12), ("cell", 16), ("flag", 4)):
+        rows += struct.pack("<IBBHQQ", len(names), 1, 0, 1, at[piece], size)
+        names += b"main." + piece.encode() + b"\0"
+    return rows, names
+
+
+def lay_out(
+    at: At, hello: bytes, machine: int = AMD64, symbols: bool = False
+) -> tuple[bytes, dict[str, int]]:
     """The file with the addresses `at`, and where its pieces really are."""
     code = text(at, hello) if machine == AMD64 else text_arm64(at, hello)
     base, quantum = BASES[machine], QUANTUM[machine]
@@ -231,15 +243,18 @@ def lay_out(at: At, hello: bytes, machine: int = AMD64) -> tuple[bytes, dict[str
         (".gopclntab", ALLOC, pclntab(at, quantum)),
         (".data", ALLOC | 1, data(at)),
     ]
-    names = b"\0" + b"".join(n.encode() + b"\0" for n in SECTION_NAMES)
-    count = len(SECTION_NAMES) + 1
+    sections = SECTION_NAMES + SYMBOL_SECTIONS * symbols
+    names = b"\0" + b"".join(n.encode() + b"\0" for n in sections)
+    count = len(sections) + 1
     body = bytearray(64 + 56 + 64 * count)
     found: dict[str, int] = {}
     rows = [bytes(64)]
 
-    def row(name: str, kind: int, flags: int, addr: int, offset: int, size: int) -> bytes:
+    def row(
+        name: str, kind: int, flags: int, addr: int, offset: int, size: int, link: int = 0
+    ) -> bytes:
         at_name = names.index(b"\0" + name.encode() + b"\0") + 1
-        return struct.pack("<IIQQQQIIQQ", at_name, kind, flags, addr, offset, size, 0, 0, 32, 0)
+        return struct.pack("<IIQQQQIIQQ", at_name, kind, flags, addr, offset, size, link, 0, 32, 0)
 
     for name, flags, pieces in parts:
         body += bytes(align(len(body), 64) - len(body))
@@ -254,8 +269,12 @@ def lay_out(at: At, hello: bytes, machine: int = AMD64) -> tuple[bytes, dict[str
     body += bytes(align(len(body), 64) - len(body))
     found["flag"] = base + len(body)
     rows.append(row(".bss", 8, ALLOC | 1, found["flag"], len(body), 64))
-    rows.append(row(".shstrtab", 3, 0, 0, len(body), len(names)))
     size = len(body)
+    if symbols:
+        for name, kind, content in zip(SYMBOL_SECTIONS, (2, 3), symbol_table(at), strict=True):
+            rows.append(row(name, kind, 0, 0, len(body), len(content), len(rows) + 1))
+            body += content
+    rows.append(row(".shstrtab", 3, 0, 0, len(body), len(names)))
     header = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, machine, 1, found["main"], 64, 120,
         0, 64, 56, 1, 64, count, count - 1,
@@ -266,10 +285,10 @@ def lay_out(at: At, hello: bytes, machine: int = AMD64) -> tuple[bytes, dict[str
     return bytes(body + names), found
 
 
-def toy_go(hello: bytes = b"hello, world", machine: int = AMD64) -> bytes:
+def toy_go(hello: bytes = b"hello, world", machine: int = AMD64, symbols: bool = False) -> bytes:
     """The toy; `hello` may have any length up to 200 bytes."""
-    _, at = lay_out(defaultdict(int), hello, machine)
-    return lay_out(at, hello, machine)[0]
+    _, at = lay_out(defaultdict(int), hello, machine, symbols)
+    return lay_out(at, hello, machine, symbols)[0]
 
 
 def place_of(piece: str, hello: bytes = b"hello, world", machine: int = AMD64) -> int:

@@ -98,7 +98,8 @@ class Elf:
         return self.data[section.offset : section.offset + section.size]
 
     def symbols(self) -> list[Symbol]:
-        """Sized symbols in table order; empty for a stripped file."""
+        """Sized symbols in table order; empty for a stripped file. Raises FormatError for a name
+        without an end."""
         table = next((s for s in self.sections if s.kind == SHT_SYMTAB), None)
         if table is None or table.link >= len(self.sections):
             return []
@@ -109,7 +110,10 @@ class Elf:
             raw[: len(raw) // SYM.size * SYM.size]
         ):
             if index and size and name < len(names):
-                found.append(Symbol(names[name : names.index(b"\0", name)], addr, size))
+                end = names.find(b"\0", name)
+                if end < 0:
+                    raise FormatError("elf: a symbol's name has no end", offset=table.offset)
+                found.append(Symbol(names[name:end], addr, size))
         return found
 
 

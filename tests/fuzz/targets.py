@@ -85,6 +85,10 @@ def _forms() -> list[addressfree.Encoded]:
     return made
 
 
+def seeds_encode() -> list[bytes]:
+    return [*_toys(), toy_go(symbols=True), toy_go(machine=ARM64, symbols=True)]
+
+
 def _toys() -> list[bytes]:
     return [toy_go(hello, machine) for machine in (AMD64, ARM64) for hello in HELLOS]
 
@@ -392,7 +396,7 @@ TARGETS = {
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
     "label-table": Target(run_label_table, seeds_label_table, 121),
-    "encode": Target(run_encode, _toys, 6144),
+    "encode": Target(run_encode, seeds_encode, 6144),
     "delta": Target(run_delta, seeds_delta, 2048),
     "chunk-manifest": Target(run_chunk_manifest, seeds_chunk_manifest, 4096),
     "chunk-sync": Target(run_chunk_sync, seeds_chunk_sync, 4096),
