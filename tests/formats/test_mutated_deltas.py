@@ -20,8 +20,8 @@ Case = tuple[list[bytes], bytes, bytes]  # old forms, new form, delta
 
 
 @cache
-def cases() -> dict[str, Case]:
-    """Small and large, one old form and two, equal runs and near ones."""
+def pairs() -> dict[str, tuple[list[bytes], bytes]]:
+    """Small and large, one old form and two, equal runs and near ones: old forms and new form."""
     toys = [addressfree.encode(toy_go(text)).form for text in (b"hello", b"hello again", b"hi")]
     base = noise(60_000)
     near = bytearray(base)
@@ -29,7 +29,7 @@ def cases() -> dict[str, Case]:
         near[at] ^= 1
     moved = base[30_000:] + b"between" + base[:20_000]
     words = b" ".join(base[at : at + 3].hex().encode() for at in range(0, 3000, 3))
-    made = {
+    return {
         "a form": ([toys[0]], toys[1]),
         "a form of two": ([toys[0], toys[2]], toys[1]),
         "near": ([base], bytes(near)),
@@ -38,7 +38,15 @@ def cases() -> dict[str, Case]:
         "nothing new": ([base], base),
         "no old form": ([], words),
     }
-    return {name: (olds, new, delta.diff(olds, new)) for name, (olds, new) in made.items()}
+
+
+@cache
+def case(name: str) -> Case:
+    olds, new = pairs()[name]
+    return olds, new, delta.diff(olds, new)
+
+
+NAMES = ("a form", "a form of two", "near", "moved", "new text", "nothing new", "no old form")
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -62,7 +70,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def none_is_silently_wrong(name: str, count: int, counted: TrustCases) -> None:
-    olds, new, made = cases()[name]
+    olds, new, made = case(name)
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)
     for index in range(count):
@@ -75,30 +83,30 @@ def none_is_silently_wrong(name: str, count: int, counted: TrustCases) -> None:
         counted.add()
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", NAMES)
 def test_no_mutated_delta_is_silently_wrong(name: str, trust_cases: TrustCases) -> None:
     none_is_silently_wrong(name, 45, trust_cases)
 
 
 @pytest.mark.slow
 @pytest.mark.trust("mutated deltas: the new form or an error")
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", NAMES)
 def test_no_mutated_delta_of_many_is_silently_wrong(name: str, trust_cases: TrustCases) -> None:
     none_is_silently_wrong(name, 1300, trust_cases)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_delta_cut_anywhere_is_refused(name: str) -> None:
-    olds, _, made = cases()[name]
+    olds, _, made = case(name)
     step = max(1, len(made) // 200)
     for size in {*range(0, len(made), step), len(made) - 1}:
         with pytest.raises((FormatError, IntegrityError)):
             delta.patch(olds, made[:size])
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_delta_with_more_behind_it_is_refused(name: str) -> None:
-    olds, _, made = cases()[name]
+    olds, _, made = case(name)
     for tail in (b"\0", made[-1:], made):
         with pytest.raises((FormatError, IntegrityError)):
             delta.patch(olds, made + tail)
