@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import build_kernel  # noqa: E402
 
 
 def run(argv: list[str | Path], folder: Path, **environment: str) -> str:
@@ -39,6 +42,16 @@ def test_wheel_carries_templates_and_no_tests(wheel: Path) -> None:
         assert f"layerkit/_data/templates/{template}/main.go" in names
     assert any(name.startswith("layerkit/_data/go-runtime/") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
+
+
+def test_wheel_carries_the_kernel_for_its_platform(wheel: Path) -> None:
+    if build_kernel.target() is None:
+        pytest.skip("no kernel for this platform")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "layerkit/native/_kernel.so" in names
+    assert not [name for name in names if name.endswith((".c", ".h"))]
+    assert "-manylinux_2_17_" in wheel.name
+    assert "-any.whl" not in wheel.name
 
 
 @pytest.mark.go

@@ -38,13 +38,12 @@ def target() -> tuple[str, str] | None:
 
 def compile_kernel(root: Path) -> str | None:
     """Compile; returns the wheel's tag, or None after saying why there is no kernel."""
-    place = root / SHARED_OBJECT
-    place.unlink(missing_ok=True)  # an old one must not stay when this fails
     found = target()
     if found is None:
         say(f"no kernel for {sys.platform} {platform.machine()}: plain Python will be used")
         return None
     zig_target, tag = found
+    place = root / SHARED_OBJECT
     sources = sorted(str(path) for path in (root / "layerkit/native").glob("*.c"))
     with tempfile.TemporaryDirectory(prefix="layerkit-zig-") as scratch:
         made = Path(scratch) / place.name
@@ -59,8 +58,9 @@ def compile_kernel(root: Path) -> str | None:
         if done.returncode or not made.exists():
             say("the kernel did not compile: plain Python will be used")
             say("\n".join(done.stderr.strip().splitlines()[-8:]))
+            place.unlink(missing_ok=True)  # one of older sources must not stay
             return None
-        # a new file and a rename: a process that has the old one loaded keeps it whole
+        # a new file and a rename: who loads it meanwhile finds the old one or the new one, whole
         fresh = place.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(made.read_bytes())
         fresh.replace(place)
