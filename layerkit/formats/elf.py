@@ -29,6 +29,8 @@ SHT_NOBITS: Final = 8
 SHF_WRITE: Final = 1
 SHF_ALLOC: Final = 2
 SHF_EXECINSTR: Final = 4
+NAME_LIMIT: Final = 1 << 10  # bytes of a section's name; Go's longest has 18
+NAMES_LIMIT: Final = 4  # times the file: bytes of all symbols' names, which may share bytes
 PT_LOAD: Final = 1
 PT_INTERP: Final = 3
 
@@ -99,20 +101,22 @@ class Elf:
 
     def symbols(self) -> list[Symbol]:
         """Sized symbols in table order; empty for a stripped file. Raises FormatError for a name
-        without an end."""
+        without an end, and for names that come to more than NAMES_LIMIT times the file."""
         table = next((s for s in self.sections if s.kind == SHT_SYMTAB), None)
         if table is None or table.link >= len(self.sections):
             return []
         names = self.bytes_of(self.sections[table.link])
         found = []
+        left = NAMES_LIMIT * len(self.data)
         raw = self.bytes_of(table)
         for name, _info, _other, index, addr, size in SYM.iter_unpack(
             raw[: len(raw) // SYM.size * SYM.size]
         ):
             if index and size and name < len(names):
                 end = names.find(b"\0", name)
-                if end < 0:
-                    raise FormatError("elf: a symbol's name has no end", offset=table.offset)
+                left -= end - name
+                if end < 0 or left < 0:
+                    raise FormatError("elf: names of symbols have no end", offset=table.offset)
                 found.append(Symbol(names[name:end], addr, size))
         return found
 
@@ -150,9 +154,10 @@ def _name(data: bytes, rows: list[tuple[int, ...]], table: int, name: int) -> st
     if not 0 < table < len(rows):
         return ""
     start, size = rows[table][4], rows[table][5]
-    end = data.find(b"\0", start + name, start + size) if name < size else -1
+    room = min(size, name + NAME_LIMIT)
+    end = data.find(b"\0", start + name, start + room) if name < size else -1
     if end < 0:
-        raise FormatError("elf: a section name lies outside its table", offset=start)
+        raise FormatError("elf: a section name lies outside its table, or is long", offset=start)
     return data[start + name : end].decode("latin-1")
 
 
