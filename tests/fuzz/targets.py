@@ -15,6 +15,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import structure
@@ -57,6 +58,10 @@ class Target:
     run: Run
     seeds: Callable[[], list[bytes]]
     max_size: int
+
+    @cached_property
+    def kept_seeds(self) -> list[bytes]:
+        return self.seeds()
 
 
 def corpus_of(name: str) -> list[bytes]:
