@@ -1,9 +1,9 @@
 """The address-free form: a reversible re-encoding of one Go binary in which nothing depends on
 where the linker put things, so that an edit changes only what it means. **The heart.**
 
-``encode(binary)`` gives the label table and the form; ``decode(form)`` the binary, bit for bit.
-Encode decodes and compares before it returns, and what does not come back exactly is left raw: it
-never fails and is never wrong.
+``encode(binary)`` gives the form and a labels blob; ``decode(form)`` the binary, bit for bit;
+``rebuild(binary, labels)`` the form again. Encode decodes, rebuilds and compares before it returns,
+and what does not come back exactly is left raw: it never fails and is never wrong.
 
 Not here: knowledge of tar layers (`formats.layerform`), chunks and deltas.
 Spec: docs/format.md "Address-free form". Limits: Go 1.20 to 1.27, amd64 and arm64, not PIE; the
@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
 
+import numpy as np
+
 from layerkit.errors import FormatError
-from layerkit.formats.addressfree import decoder, encoder, wire
+from layerkit.formats.addressfree import decoder, encoder, rewriting, wire
+from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
 
-__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints"]
+__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints", "rebuild"]
 
 KIND_RAW: Final = 0
 KIND_GO: Final = 1
-SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
 
 
@@ -59,7 +61,7 @@ def read_hints(elf: Elf) -> Hints:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A form, its label table as a blob of its own (empty for raw), and why it is raw, if it is."""
+    """A form, the labels blob that gives it from the binary, and why it is raw, if it is."""
 
     labels: bytes
     form: bytes
@@ -69,7 +71,7 @@ class Encoded:
 def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
     """Encode; raw where the binary is not one that we know how to take apart."""
     why = "over the size limit"
-    if len(binary) <= SIZE_LIMIT:
+    if len(binary) <= wire.SIZE_LIMIT:
         try:
             elf = parse_elf(binary)
             if elf.machine not in (MACHINE_AMD64, MACHINE_ARM64) or elf.kind != TYPE_EXEC:
@@ -78,15 +80,35 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
                 made = encoder.encode_binary(elf, hints.symbols if hints else {}, salt)
                 labels = wire.serialize_labels(made.labels, made.skip)
                 form = _serialize(KIND_GO, labels, made.body)
-                if decode(form) == binary:
-                    return Encoded(labels, form)
+                blob = wire.serialize_blob(labels, len(binary), made.exceptions)
+                if decode(form) == binary and rebuild(binary, blob) == form:
+                    return Encoded(blob, form)
             why = "does not come back bit for bit"
         except FormatError as exc:
             why = exc.message
         except _DAMAGE as exc:
             # a damaged table that the checks let through; the file stays whole and raw
             why = f"{type(exc).__name__} in Go's tables"
-    return Encoded(b"", _serialize(KIND_RAW, b"", binary), why)
+    none = Exceptions(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    blob = wire.serialize_blob(b"", len(binary), none)
+    return Encoded(blob, _serialize(KIND_RAW, b"", binary), why)
+
+
+def rebuild(binary: bytes, labels: bytes | memoryview) -> bytes:
+    """The form that `encode` made together with this labels blob, byte for byte, whatever hints it
+    had. For whoever got the binary by other ways. Raises FormatError where the blob is malformed or
+    another binary's; the caller checks the form's digest."""
+    table_bytes, size, exceptions = wire.parse_blob(labels)
+    if size != len(binary):
+        raise FormatError(f"labels blob: got a binary of {len(binary)} bytes, want {size}")
+    if not len(table_bytes):
+        return _serialize(KIND_RAW, b"", binary)
+    table, _ = wire.parse_labels(table_bytes, size)
+    try:
+        body = rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions)
+    except (IndexError, ValueError, OverflowError) as exc:
+        raise FormatError("labels blob: it is not of this binary") from exc
+    return _serialize(KIND_GO, bytes(table_bytes), body.tobytes())
 
 
 def decode(form: bytes | memoryview) -> bytes:
@@ -117,8 +139,8 @@ def _parse(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
     kind = wire.check_header(reader)
     if kind not in (KIND_RAW, KIND_GO):
         raise reader.fail(f"kind {kind} is not known")
-    labels = reader.sized(SIZE_LIMIT, "labels")
-    body = reader.sized(SIZE_LIMIT, "body")
+    labels = reader.sized(wire.SIZE_LIMIT, "labels")
+    body = reader.sized(wire.SIZE_LIMIT, "body")
     reader.finish()
     if kind == KIND_RAW and len(labels):
         raise reader.fail("a raw form has labels")

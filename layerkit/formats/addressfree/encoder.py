@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerkit.errors import FormatError
-from layerkit.formats.addressfree import decoder, model
+from layerkit.formats.addressfree import decoder, model, rewriting
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.identity import References, choose_ids
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
+from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sites import (
@@ -46,11 +47,13 @@ _NUMBERED: Final = re.compile(rb"\.\.[A-Za-z]+[._]\d+$")
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A form before it is serialized; `skip` are file positions that look like sites."""
+    """A form before it is serialized; `skip` are file positions that look like sites in the form,
+    `exceptions` what looks otherwise in the binary than the encoder decided."""
 
     labels: Labels
     body: bytes
     skip: Int64s
+    exceptions: Exceptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,40 +225,19 @@ class _Encoding:
         self.writable = np.array([_is_writable(found, region) for region in found.regions])
         self.data: Bytes8 = np.frombuffer(found.go.elf.data, np.uint8)
         self.fields = model.expand_fields(labels)
-        self.value = model.read_u32(self.data, self.fields.pos)
-        self.field_target = self._targets_of_fields()
-        self.word_pos, self.word_label = self._exact(found.word_pos, found.word_target)
+        value = model.read_u32(self.data, self.fields.pos)
+        self.field_target = rewriting.field_targets(labels, self.fields, value)
+        word_label = rewriting.find_labels(labels, found.word_target)
+        self.word_pos = found.word_pos[word_label >= 0]
+        self.word_label = word_label[word_label >= 0]
         self.sites = sites
         pclntab = found.go.pclntab
-        self.site_label = self._find(sites.target)
+        self.site_label = rewriting.find_labels(labels, sites.target)
         self.site_label[(sites.target >= pclntab.addr) & (sites.target < pclntab.end_addr)] = -1
-
-    def _find(self, addr: Int64s) -> Int64s:
-        """The label that starts at each address; -1: none."""
-        start = self.labels.start
-        at = np.searchsorted(start, addr, side="right") - 1
-        return np.where((at >= 0) & (start[at] == addr), at, -1)
-
-    def _exact(self, pos: Int64s, addr: Int64s) -> tuple[Int64s, Int64s]:
-        label = self._find(addr)
-        return pos[label >= 0], label[label >= 0]
-
-    def _targets_of_fields(self) -> Int64s:
-        kinds, regions = self.labels.kinds, self.labels.regions
-        base = np.array([regions[k.base_region].addr + k.base_delta for k in kinds], np.int64)
-        shift = np.array([k.shift for k in kinds], np.int64)
-        zoned = np.array(
-            [k.counter >= 0 and k.zone == k.base_region and k.zone_pattern >= 0 for k in kinds]
-        )
-        kind = self.fields.kind
-        addr = base[kind] + (self.value << shift[kind])
-        target = self._find(addr)
-        nothing = (self.value == 0xFFFFFFFF) | ((self.value == 0) & ~zoned[kind])
-        return np.where(nothing, -1, target)
 
     def run(self) -> Encoded:
         labels = self.labels
-        is_new = self._new_fields()
+        is_new = rewriting.new_fields(labels, self.fields, self.field_target)
         self.body = self.data.copy()
         self._clear_derived(self.body)
         masked = self.body.copy()
@@ -278,8 +260,9 @@ class _Encoding:
         ids = choose_ids(
             labels, references, masked, self.body, self.names, self.pointers, self.writable
         )
-        skip = self._write_sites(ids)
-        return Encoded(labels, self.body.tobytes(), skip)
+        sites, skip = self._write_sites(ids)
+        exceptions = rewriting.exceptions_of(labels, self.data, self.word_pos, sites)
+        return Encoded(labels, self.body.tobytes(), skip, exceptions)
 
     def _masked_code(self) -> Bytes8:
         """The text with every site zero."""
@@ -288,18 +271,6 @@ class _Encoding:
         found = self.sites.found
         write_values(code, 0, found, np.zeros(len(found.pos), np.int64))
         return code
-
-    def _new_fields(self) -> Bools:
-        """Fields that name the next label of their zone (see `model.resolve_new`)."""
-        is_new = np.zeros(len(self.fields.pos), bool)
-        for members, zone, pattern in decoder.counters(self.labels):
-            chosen = np.flatnonzero(np.isin(self.fields.kind, members))
-            _, ordinal_of = decoder.zone_ordinals(self.labels, zone, pattern)
-            named = self.field_target[chosen]
-            ordinal = np.where(named >= 0, ordinal_of[named], -1)
-            before = np.concatenate(([-1], np.maximum.accumulate(ordinal)))[:-1]
-            is_new[chosen] = (ordinal >= 0) & (ordinal == before + 1)
-        return is_new
 
     def _clear_derived(self, body: Bytes8) -> None:
         """Zero what the decoder recomputes, where its rule gives the same bytes."""
@@ -312,8 +283,8 @@ class _Encoding:
 
     # --- body
 
-    def _write_sites(self, ids: Int64s) -> Int64s:
-        """Rewrite code; returns the positions that the decoder must pass over."""
+    def _write_sites(self, ids: Int64s) -> tuple[Int64s, Int64s]:
+        """Rewrite code; returns where, and the positions that the decoder must pass over."""
         known = np.flatnonzero(self.site_label >= 0)
         sites, label = self.sites.found.select(known), self.site_label[known]
         offset = self.sites.offset
@@ -337,4 +308,5 @@ class _Encoding:
                 break
             write_values(self.body, offset, sites.select(~fine), original[~fine])
             sites, label, original = sites.select(fine), label[fine], original[fine]
-        return hit_pos[~np.isin(hit_pos, sites.pos + offset)]
+        written = sites.pos + offset
+        return written, hit_pos[~np.isin(hit_pos, written)]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
+from layerkit.formats.addressfree.rewriting import write_ids
 
 __all__ = ["References", "choose_ids"]
 
@@ -62,15 +63,14 @@ def choose_ids(
     return _Choice(labels, references, masked, body, symbols, pointers, writable).run()
 
 
-def write_ids(body: Bytes8, references: References, ids: Int64s, ready: Bools) -> None:
+def _write_ids(body: Bytes8, references: References, ids: Int64s, ready: Bools) -> None:
     """Put ids into the fields and words whose targets are ready."""
-    now = references.by_id.copy()
-    now[now] = ready[references.field_target[now]]
-    model.write_u32(body, references.fields.pos[now], ids[references.field_target[now]])
-    words = ready[references.word_label]
-    pos = references.word_pos[words]
-    model.write_u32(body, pos, ids[references.word_label[words]])
-    model.write_u32(body, pos + 4, np.full(len(pos), model.TAG, np.int64))
+    refs = references
+    now = refs.by_id.copy()
+    now[now] = ready[refs.field_target[now]]
+    words = ready[refs.word_label]
+    chosen = (refs.word_pos[words], refs.word_label[words])
+    write_ids(body, refs.fields.pos[now], refs.field_target[now], chosen, ids)
 
 
 class _Choice:
@@ -140,7 +140,7 @@ class _Choice:
         labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
-        write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
+        _write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
         return self.ids
 
     # --- who refers to what
@@ -273,7 +273,7 @@ class _Choice:
         for _ in range(ROUNDS):
             model.continue_ids(labels, self.ids)
             reach = self.final | (self.cont & self.final[self.head])
-            write_ids(self.body, self.references, self.ids, reach)
+            _write_ids(self.body, self.references, self.ids, reach)
             bad = np.concatenate(([0], np.cumsum(~reach[self.ref_target])))
             low = np.searchsorted(self.ref_pos, self.key_start[open_])
             high = np.searchsorted(self.ref_pos, self.key_start[open_] + self.key_size[open_])
@@ -394,11 +394,18 @@ class _Choice:
         if not len(same):
             return
         self.taken.update(ids[live].tolist())
+        changed = np.zeros(labels.count, bool)
         for at in same.tolist():
             for label in order[at : at + 2].tolist():
                 if labels.rule[label] == model.RULE_CONT:
                     self._list({label: int(ids[label])})
+                    changed[label] = True
                     break
+        # who is known by pointing there keeps its id, but no rule gives it any more
+        bad = np.concatenate(([0], np.cumsum(changed[self.ref_target])))
+        low = np.searchsorted(self.ref_pos, self.key_start)
+        high = np.searchsorted(self.ref_pos, self.key_start + self.key_size)
+        labels.rule[(labels.rule == model.RULE_FULL) & (bad[high] > bad[low])] = model.RULE_EXPLICIT
         labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
 
 

@@ -13,12 +13,15 @@ import numpy as np
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Pattern, Region
+from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
 from layerkit.formats.sites import ARM64
 
 __all__ = ["parse_labels", "read_column", "serialize_labels", "write_column"]
 
 MAGIC: Final = b"LKAF"
+BLOB_MAGIC: Final = b"LKLB"
+SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 MAJOR: Final = 0
 MINOR: Final = 0
 COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
@@ -192,6 +195,36 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     return Labels(
         regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt, machine
     ), skip
+
+
+def serialize_blob(labels: bytes, body_size: int, exceptions: Exceptions) -> bytes:
+    """The labels blob, which with a binary of `body_size` bytes gives the form. No labels: raw."""
+    writer = Writer()
+    writer.raw(BLOB_MAGIC)
+    writer.u8(MAJOR)
+    writer.varint(body_size)
+    writer.sized(labels)
+    write_column(writer, np.diff(exceptions.words, prepend=0))
+    write_column(writer, np.diff(exceptions.sites, prepend=0))
+    return writer.getvalue()
+
+
+def parse_blob(blob: bytes | memoryview) -> tuple[memoryview, int, Exceptions]:
+    """The label table's bytes, the size of the binary, and the exceptions."""
+    reader = Reader(blob, "labels blob")
+    if bytes(reader.take(4)) != BLOB_MAGIC:
+        raise reader.fail("no magic")
+    if (major := reader.u8()) != MAJOR:
+        raise VersionError(f"labels blob: got major version {major}, want {MAJOR}")
+    size = reader.varint(SIZE_LIMIT, "size of the binary")
+    labels = reader.sized(SIZE_LIMIT, "labels")
+    words = np.cumsum(read_column(reader, "exceptions among words", size))
+    sites = np.cumsum(read_column(reader, "exceptions among sites", size))
+    reader.finish()
+    for places in (words, sites):
+        if len(places) and int(places.max()) > size:
+            raise reader.fail("an exception lies outside the binary")
+    return labels, size, Exceptions(words, sites)
 
 
 def _read_region_rules(reader: Reader) -> list[RegionRule]:
