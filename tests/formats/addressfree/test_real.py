@@ -6,10 +6,13 @@ release that is known and with the flags that change what the linker writes.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,7 +61,7 @@ TOOLS = {
     "gofumpt": ("mvdan.cc/gofumpt", ".", "v0.8.0"),
     "gopls": ("golang.org/x/tools/gopls", ".", "v0.20.0"),
     "task": ("github.com/go-task/task/v3", "./cmd/task", "v3.44.1"),
-    "dlv": ("github.com/go-delve/delve", "./cmd/dlv", "v1.25.1"),
+    "fzf": ("github.com/junegunn/fzf", ".", "v0.62.0"),
 }
 BENCH_TOOLS = ("crane", "goimports", "oras", "shfmt", "staticcheck", "yq")
 SYSTEM = ("/bin/true", "/bin/sh", "/usr/bin/env", "/usr/bin/git", "/usr/bin/perl")
@@ -223,15 +226,25 @@ def load_bench() -> ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """All releases are built in the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.trust("public tools, as linked and stripped")
 @pytest.mark.parametrize("name", [*BENCH_TOOLS, *TOOLS])
 def test_public_tools_come_back(go_toolchain: Path, name: str, trust_cases: TrustCases) -> None:
     bench = load_bench()
     if name in TOOLS:
-        built = bench.build_release(*TOOLS[name])
+        module, package, release = TOOLS[name]
     else:
         module, package, _, release = bench.TOOLS[name]
+    with one_at_a_time(bench.WORK):
         built = bench.build_release(module, package, release)
     for binary in (built.named, built.binary):
         assert_right(binary, "stripped", trust_cases)
