@@ -101,10 +101,12 @@ def by_piece(made: bytes, old: bytes, new: bytes) -> str:
         told = f"{number(sum(size for _, size in far))} bytes of old"
         rows.append(["far runs", number(before - reader.left), told])
         before, near = reader.left, delta._near(old, window)
-        filler = reader.varint(1 << 32, "filler")
+        code = reader.varint(1 << 32, "filler")
         size = sum(gap.size for gap in window)
         packed = bytes(reader.take(reader.left))
-        _, rest = primed.decompress(delta._join(old, far) + near, filler, packed, size)
+        if code & 1:
+            packed = primed.expand(packed, code >> 1, size)
+        _, rest = primed.decompress(delta._join(old, far) + near, code >> 1, packed, size)
         told = f"{number(size)} bytes of gaps, {number(len(near))} of old around them"
         rows.append(["window", number(before - len(rest)), told])
         reader = Reader(rest, "delta")

@@ -169,10 +169,8 @@ def _primed_delta() -> Pieces:
     body: Pieces = [
         (b"\0", "no covers: all is one gap, its dictionary the whole old form"),
         (b"\0", "no far runs"),
-        (varint(121_109 * 4), "121,109 bytes of filler of kind 0"),
-        (bytes.fromhex("c000490011 01"), "a chunk of 74 bytes packed to 18, its properties"),
-        (bytes.fromhex("00299d8494d149e657b9292f07fca6016000"), "the chunk"),
-        (b"\0", "end of the window"),
+        (varint(121_109 << 3 | 1), "121,109 bytes of filler of kind 0; one chunk to the end"),
+        (bytes.fromhex("299d8494d149e657b9292f07fca6016000"), "what it is packed to"),
     ]
     return _delta(OLD, NEW, body)
 
@@ -181,12 +179,12 @@ def _covered_delta() -> Pieces:
     gaps = LONG_NEW[:256] + LONG_NEW[-3:]
     body: Pieces = [
         (b"\1", "covers"),
-        (b"\3", "a gap of one unit before it; it is not where old would go on"),
+        (b"\5", "a gap of two units before it; it is not where old would go on"),
         (varint(zigzag(300 - 256)), "but 44 bytes further"),
-        (b"\2", "two units copied"),
+        (b"\4", "four units copied"),
         (b"\1", "far runs"),
         (b"\0\0", "no blocks before it, one block, which the old form's end cuts"),
-        (b"\0", "no filler"),
+        (b"\0", "no filler; a whole stream"),
         (b"\1" + (len(gaps) - 1).to_bytes(2, "big"), "a stored chunk and its size less one"),
         (gaps, "both gaps, end to end"),
         (b"\0", "end of the window"),

@@ -194,6 +194,26 @@ def test_a_dictionary_pays() -> None:
     assert len(packed) < 200
 
 
+@pytest.mark.parametrize("front", [b"", OLD])
+def test_a_stream_of_one_chunk_shrinks_and_comes_back(front: bytes) -> None:
+    data = (noise(50) + b"again and again") * 20
+    filler, stream = primed.compress(front, data)
+    lean = primed.shrink(stream)
+    assert (primed.expand(lean, filler, len(data)), len(stream) - len(lean)) == (stream, 8)
+
+
+@pytest.mark.parametrize("data", [b"", noise(40), noise(90_000) + bytes(90_000)])
+def test_other_streams_do_not_shrink(data: bytes) -> None:
+    """Nothing, a stored chunk, several chunks."""
+    assert primed.shrink(primed.compress(b"", data)[1]) == b""
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 0), (10, (1 << 21) + 1), (1 << 16, 100)])
+def test_what_is_no_chunk_does_not_expand(count: int, size: int) -> None:
+    with pytest.raises(FormatError):
+        primed.expand(bytes(count), 4, size)
+
+
 def test_without_a_place_for_the_data_the_dictionary_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

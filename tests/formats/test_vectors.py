@@ -45,8 +45,8 @@ READ: dict[str, Callable[[bytes], object]] = {
 # SHA-256 of each vector's bytes, versions 0.0
 FROZEN = {
     "addressfree/minimal.txt": "cc3087e66f701bfe00a1d409a9cf7bde5ecf581c12c0ec5b3e32e9c9b040369c",
-    "delta/primed.txt": "308c8e266888df38303cbfbe6d68bdc9ed4049084fd1403932115dbbb49104cc",
-    "delta/one-cover.txt": "86e5fb6b006223a9c9ed497e3f2402d4458da7a5dcf3ee9f3abc7410c7f18d64",
+    "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
+    "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
     "layerform/two-parts.txt": "a008aa014d1a3fc3a5ee64d6aac4cfc93002cb115b5bcfa9d73dd6ff7ab709d6",
     "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
 }

@@ -130,14 +130,16 @@ def _serialize_body(old: bytes, new: bytes, covers: list[Cover]) -> bytes:
     """The covers, then for each window its far runs, its filler, its LZMA2 stream."""
     out = Writer()
     out.raw(write_covers(covers))
-    for window in _windows(gaps_of(covers, len(old), len(new))):
+    windows = list(_windows(gaps_of(covers, len(old), len(new))))
+    for window in windows:
         data = b"".join(new[gap.start : gap.start + gap.size] for gap in window)
         near = _near(old, window)
         far = choose_far(old, data, near, FAR_SIZE)
         out.raw(write_far(far))
-        filler, packed = primed.compress(_join(old, far) + near, data)
-        out.varint(filler)
-        out.raw(packed)
+        filler, stream = primed.compress(_join(old, far) + near, data)
+        lean = primed.shrink(stream) if len(windows) == 1 else b""
+        out.varint(filler << 1 | bool(lean))
+        out.raw(lean or stream)
     return out.getvalue()
 
 
@@ -146,11 +148,13 @@ def _apply(reader: Reader, old: bytes, new_size: int) -> bytes:
     parts = {cover.start: old[cover.source : cover.source + cover.size] for cover in covers}
     for window in _windows(gaps_of(covers, len(old), new_size)):
         far = read_far(reader, len(old), FAR_SIZE)
-        filler = reader.varint(primed.FILLER_LIMIT * primed.NOISE_COUNT, "filler")
+        code = reader.varint(primed.FILLER_LIMIT * primed.NOISE_COUNT << 1 | 1, "filler")
         size = sum(gap.size for gap in window)
-        packed = bytes(reader.take(reader.left))
+        stream = bytes(reader.take(reader.left))
+        if code & 1:  # it goes on to the end of the delta
+            stream = primed.expand(stream, code >> 1, size)
         dictionary = _join(old, far) + _near(old, window)
-        data, rest = primed.decompress(dictionary, filler, packed, size)
+        data, rest = primed.decompress(dictionary, code >> 1, stream, size)
         reader = Reader(rest, "delta")
         at = 0
         for gap in window:

@@ -22,9 +22,10 @@ from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
 
 __all__ = ["Cover", "Gap", "choose_covers", "find_runs", "gaps_of", "read_covers", "write_covers"]
 
-UNIT: Final = 256  # bytes: covers start behind a gap of whole units and are whole units long
+UNIT: Final = 128  # bytes: covers start behind a gap of whole units and are whole units long
 ANCHOR_SIZE: Final = 512  # average bytes of the chunks that find equal runs
-LEAST_SIZE: Final = 2048  # bytes of a cover: a shorter run costs less inside its gap
+LEAST_SIZE: Final = 1024  # bytes of a cover: a shorter run costs less inside its gap
+LEAST_SEEKING_SIZE: Final = 2048  # bytes of a cover that seeks, which takes two or three bytes more
 MARGIN: Final = 32  # bytes that a cover leaves to the gaps at both ends: they lead the coder there
 GAP_LIMIT: Final = 4 << 20  # bytes: a longer gap is cut by empty covers
 REACH: Final = 1 << 16  # bytes of old looked at for a gap, beyond eight times its size
@@ -112,9 +113,10 @@ def choose_covers(runs: Sequence[Cover], old_size: int, new_size: int) -> list[C
         moved = at + gap - run.start
         size = run.size - moved - (MARGIN if run.start + run.size < new_size else 0)
         size = size // UNIT * UNIT
-        if size < LEAST_SIZE:
+        source = run.source + moved
+        if size < (LEAST_SIZE if source == at_old + gap else LEAST_SEEKING_SIZE):
             continue
-        cover = Cover(at + gap, run.source + moved, size)
+        cover = Cover(at + gap, source, size)
         covers += _split_gap(at, at_old, cover)
         covers.append(cover)
         at, at_old = cover.start + size, cover.source + size

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from layerkit.errors import FormatError
 
-__all__ = ["FILLER_LIMIT", "compress", "decompress"]
+__all__ = ["FILLER_LIMIT", "NOISE_COUNT", "compress", "decompress", "expand", "shrink"]
 
 FILLER_LIMIT: Final = 3 << 16  # bytes: a chunk that is open, and one of noise, end within
 NOISE_COUNT: Final = 4  # kinds of filler: where the data moves the end of one's chunk, try another
@@ -31,8 +31,11 @@ SMALLEST_DICT: Final = 4096  # bytes; LZMA's own limit
 NICE_SIZE: Final = 128  # bytes: a longer match is taken at once
 LITERAL_BITS: Final = 1  # lc: of 0, 1 and 3 the best on code and tables
 PROPERTIES: Final = LITERAL_BITS  # (pb * 5 + lp) * 9 + lc
+PACKED_LIMIT: Final = 1 << 16  # bytes that a packed chunk takes
+UNPACKED_LIMIT: Final = 1 << 21  # bytes that it holds
+HEAD_SIZE: Final = 6  # bytes of a packed chunk before the packed ones
 # First bytes of chunks: stored with and without a fresh dictionary; packed, how much is reset
-STORED_FRESH, STORED, PACKED, NEW_PROPERTIES = 0x01, 0x02, 0x80, 0xC0
+STORED_FRESH, STORED, PACKED, NEW_PROPERTIES, FRESH = 0x01, 0x02, 0x80, 0xC0, 0xE0
 
 
 def compress(dictionary: bytes, data: bytes) -> tuple[int, bytes]:
@@ -47,6 +50,26 @@ def compress(dictionary: bytes, data: bytes) -> tuple[int, bytes]:
         if size and kept and decompress(dictionary, filler, kept, len(data)) == (data, b""):
             return filler, kept
     return 0, lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data)))
+
+
+def shrink(stream: bytes) -> bytes:
+    """The packed bytes alone of a stream of one chunk, without those that follow from sizes (the
+    first packed one is always 0); empty when the stream is not of that kind."""
+    chunks = list(_chunks(stream))
+    if len(chunks) != 1 or stream[0] < NEW_PROPERTIES or stream[HEAD_SIZE]:
+        return b""
+    return stream[HEAD_SIZE + 1 : -1]
+
+
+def expand(packed: bytes, filler: int, size: int) -> bytes:
+    """The stream that `shrink` made small; `size` is that of the data. Where there is no filler,
+    so no dictionary, it begins with a fresh one, as the decoder wants."""
+    if not 0 < size <= UNPACKED_LIMIT or len(packed) >= PACKED_LIMIT:
+        raise FormatError("delta: a window is no single chunk")
+    mark = NEW_PROPERTIES if filler else FRESH
+    head = bytes((mark | (size - 1) >> 16,)) + ((size - 1) & 0xFFFF).to_bytes(2, "big")
+    head += len(packed).to_bytes(2, "big") + bytes((PROPERTIES, 0))
+    return head + packed + b"\0"
 
 
 def _find_filler(dictionary: bytes, kind: int, size: int) -> int:
