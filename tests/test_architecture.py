@@ -28,10 +28,11 @@ FORMATS = {
         "numpy",
     ),
     "update": ("cursor digest", "zstandard"),
-    "updating": ("digest oci delta chunkmanifest layerform update", ""),
+    "updating": ("digest oci delta chunker chunkmanifest layerform update", ""),
     "delta": ("cursor digest", "numpy pyfastcdc"),
     "chunker": ("", "pyfastcdc"),
     "chunkmanifest": ("chunker cursor digest", ""),
+    "chunksync": ("chunkmanifest cursor digest", "zstandard"),
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
     "layer": ("digest oci deflate", ""),
@@ -55,19 +56,20 @@ EDGES = {
     "subject": ("edges.layout formats.oci formats.reference", ""),
     "rootfs": ("edges.disk formats.layer", ""),
     "held": (
-        "digest edges.store formats.oci formats.chunkmanifest formats.reference formats.updating",
+        "digest edges.store formats.oci formats.chunkmanifest formats.chunksync formats.reference"
+        " formats.updating",
         "",
     ),
     "remote": (
-        "digest formats.protocol formats.oci formats.chunkmanifest formats.reference"
-        " formats.update",
+        "digest formats.protocol formats.oci formats.chunkmanifest formats.chunksync"
+        " formats.reference formats.update",
         "urllib3",
     ),
     "registry": ("digest formats.oci formats.reference", "oras"),
     "tools": ("", "subprocess"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": (
-        "digest formats.protocol formats.oci formats.reference formats.update",
+        "digest formats.chunksync formats.protocol formats.oci formats.reference formats.update",
         "starlette uvicorn",
     ),
     "engine": ("", "docker"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from layerkit.digest import Digest
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import NotFoundError
+from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
+from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest, parse_root
+from layerkit.formats.chunksync import MAX_OLD_COUNT
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import Documents
 
-__all__ = ["list_versions", "read_chunk_manifests", "read_documents", "read_form"]
+__all__ = ["list_near", "list_versions", "read_chunk_manifests", "read_documents", "read_form"]
 
 
 def list_versions(store: Store, ref: Reference) -> list[Digest]:
@@ -34,6 +35,28 @@ def read_documents(store: Store, top: Digest) -> Documents:
     manifest = b"" if image == top else store.get_blob(image)
     config = oci.parse_manifest(manifest or raw).config.digest
     return Documents(raw, manifest, store.get_blob(config), artifact)
+
+
+def list_near(store: Store, ref: Reference, role: int, profile: str) -> dict[Digest, bytes]:
+    """Chunk manifests held of layers of that role and cut by that profile, as serialized: those of
+    the reference's repository first."""
+    first = [
+        digest
+        for image in list_versions(store, ref)
+        for digest in store.list_blobs(image, CHUNK_MANIFEST_KIND)
+    ]
+    found = {}
+    for digest in dict.fromkeys([*first, *store.list_kind(CHUNK_MANIFEST_KIND)]):
+        try:
+            raw = store.get_blob(digest)
+            root = parse_root(raw)
+        except (FormatError, IntegrityError, NotFoundError):
+            continue  # of another version, or damaged: of no use here
+        if root.role == role and root.profile == profile and root.chunk_count:
+            found[digest] = raw
+            if len(found) == MAX_OLD_COUNT:
+                break
+    return found
 
 
 def read_chunk_manifests(store: Store, top: Digest) -> list[ChunkManifest]:

@@ -28,6 +28,13 @@ from starlette.routing import Route
 
 from layerkit.digest import Digest
 from layerkit.errors import FormatError, LayerkitError, NotFoundError, RemoteLimitError, UsageError
+from layerkit.formats.chunksync import (
+    CHANGE_TYPE,
+    MAX_HAVE_SIZE,
+    MAX_PLACES_SIZE,
+    Have,
+    parse_have,
+)
 from layerkit.formats.oci import (
     INDEX,
     Descriptor,
@@ -79,6 +86,14 @@ class Source(Protocol):
 
     def has_repository(self, name: str) -> bool: ...
 
+    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+        """A chunk manifest of repository `name`, as a change of what the node holds."""
+
+    def read_listed(
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
+    ) -> Iterator[bytes]:
+        """A chunk batch of the chunks at these places of a chunk manifest of `name`."""
+
     def read_update(
         self, name: str, ref: str, have: Sequence[Digest], platform: Platform
     ) -> tuple[Digest, bytes | None]:
@@ -96,6 +111,12 @@ def make_app(source: Source) -> Starlette:
         Route("/v2/{name:path}/referrers/{digest}", _Referrers(source).get),
         Route("/v2/{name:path}/tags/list", _Tags(source).get),
         Route("/v1/{name:path}/updates/{ref}", _Updates(source).get),
+        Route("/v1/{name:path}/chunk-manifests/{digest}", _Listed(source).change, methods=["POST"]),
+        Route(
+            "/v1/{name:path}/chunk-manifests/{digest}/chunks",
+            _Listed(source).get_chunks,
+            methods=["POST"],
+        ),
         Route("/v1/{name:path}/chunks/{id}", _Chunks(source).get_one),
         Route("/v1/{name:path}/chunks", _Chunks(source).get_many, methods=["POST"]),
     ]
@@ -241,6 +262,34 @@ class _Chunks:
                 yield self.source.read_chunk(name, chunk)
 
         answer = serialize_chunk_batch(chunks(), len(ids))
+        first = await run_in_threadpool(next, answer, b"")  # errors before the status line
+
+        def parts() -> Iterator[bytes]:
+            yield first
+            yield from answer
+
+        return StreamingResponse(parts(), media_type=BATCH_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Chunk manifests for who holds others, and chunks by their place in one."""
+
+    source: Source
+
+    async def change(self, request: Request) -> Response:
+        name, digest = _name(request), _digest(request.path_params["digest"], "sha256")
+        have = parse_have(await _read_body(request, MAX_HAVE_SIZE))
+        raw = await run_in_threadpool(self.source.read_change, name, digest, have)
+        return Response(raw, media_type=CHANGE_TYPE)
+
+    async def get_chunks(self, request: Request) -> Response:
+        """Body: places in the chunk manifest; `?near=` a chunk manifest that the node holds."""
+        name, digest = _name(request), _digest(request.path_params["digest"], "sha256")
+        text = request.query_params.get("near", "")
+        near = _digest(text, "sha256") if text else None
+        body = await _read_body(request, MAX_PLACES_SIZE)
+        answer = await run_in_threadpool(self.source.read_listed, name, digest, body, near)
         first = await run_in_threadpool(next, answer, b"")  # errors before the status line
 
         def parts() -> Iterator[bytes]:

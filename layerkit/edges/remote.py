@@ -27,6 +27,7 @@ from layerkit.errors import (
     RemoteLimitError,
     UsageError,
 )
+from layerkit.formats.chunksync import CHANGE_TYPE, PLACES_TYPE, Have, serialize_have
 from layerkit.formats.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -187,6 +188,20 @@ class Remote:
         found = parse_index(data).manifests
         return [entry for entry in found if entry.artifact_type == artifact_type]
 
+    def fetch_change(self, name: str, digest: Digest, have: Have, limit: int) -> bytes:
+        """Chunk manifest `digest` as a change of what the node holds (`formats.chunksync`), of at
+        most `limit` bytes. NotFoundError when the server has no such thing."""
+        path = f"/v1/{name}/chunk-manifests/{digest}"
+        response = self._request("POST", path, {}, serialize_have(have))
+        try:
+            if response.headers.get("content-type", "") != CHANGE_TYPE:
+                raise NotFoundError(f"{self.url} has no changes of chunk manifests")
+            return b"".join(self._read(response, path, limit))
+        except _Failures as exc:
+            raise self._broken(path, exc) from exc
+        finally:
+            response.close()
+
     def fetch_chunk(self, name: str, chunk: Digest, size: int) -> bytes:
         """One chunk, verified."""
         _, _, data = self._fetch(f"/v1/{name}/chunks/{chunk}", size, {})
@@ -201,9 +216,28 @@ class Remote:
         Retried only until the answer begins: what has come is kept by the caller, who asks again
         for the rest.
         """
-        body = serialize_chunk_request(ids)
         path = f"/v1/{name}/chunks"
-        headers = {"content-type": ID_LIST_TYPE, "accept": BATCH_TYPE}
+        return self._fetch_batch(path, serialize_chunk_request(ids), ID_LIST_TYPE, sizes, b"")
+
+    def fetch_listed(
+        self,
+        name: str,
+        digest: Digest,
+        places: bytes,
+        sizes: Sequence[int],
+        near: tuple[Digest, bytes] | None,
+    ) -> Iterator[bytes | None]:
+        """The same for chunks at `places` of chunk manifest `digest`; `near` is one that the node
+        holds, and the bytes that both sides know by it (`chunksync.gone_chunks`)."""
+        path = f"/v1/{name}/chunk-manifests/{digest}/chunks"
+        query = f"?near={near[0]}" if near is not None else ""
+        known = near[1] if near is not None else b""
+        return self._fetch_batch(path + query, places, PLACES_TYPE, sizes, known)
+
+    def _fetch_batch(
+        self, path: str, body: bytes, body_type: str, sizes: Sequence[int], dictionary: bytes
+    ) -> Iterator[bytes | None]:
+        headers = {"content-type": body_type, "accept": BATCH_TYPE}
         limit = sum(sizes) + 11 * len(sizes) + BATCH_OVERHEAD
         response = self._request("POST", path, headers, body)
         try:
@@ -211,7 +245,8 @@ class Remote:
             if media_type != BATCH_TYPE:
                 raise RemoteError(f"{self.url}{path}: got {media_type[:80]!r}, want {BATCH_TYPE}")
             parts = self._read(response, path, limit)
-            yield from parse_chunk_batch(parts, sizes, f"answer of {self.url}{path}")
+            what = f"answer of {self.url}{path.partition('?')[0]}"
+            yield from parse_chunk_batch(parts, sizes, what, dictionary)
         except _Failures as exc:
             raise self._broken(path, exc) from exc
         finally:

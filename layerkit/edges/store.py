@@ -258,6 +258,11 @@ class Store:
             )
         return digest
 
+    def list_kind(self, kind: str) -> list[Digest]:
+        """All blobs of a kind, those that are held for the newest images not told apart."""
+        rows = self._index.query("SELECT digest FROM blobs WHERE kind = ? ORDER BY digest", (kind,))
+        return [Digest.parse(str(row[0])) for row in rows]
+
     def has_blob(self, digest: Digest) -> bool:
         return bool(self._index.query("SELECT 1 FROM blobs WHERE digest = ?", (str(digest),)))
 

@@ -24,6 +24,7 @@ from layerkit.formats.chunker import DEFAULT_PROFILE, MAX_CHUNK_SIZE, cut
 from layerkit.formats.cursor import Reader, Writer
 
 __all__ = [
+    "ANNOTATION_CHUNKER",
     "MAX_FORM_SIZE",
     "RAW",
     "ROLE_CODES",
@@ -43,6 +44,7 @@ __all__ = [
 MAGIC: Final = b"LKCHUNKS"
 MAJOR: Final = 1
 MINOR: Final = 0
+ANNOTATION_CHUNKER: Final = "dev.layerkit.chunker"  # the profile, beside a chunk manifest
 RAW: Final = "raw"  # the transform whose form is the plain tar itself
 MAX_CHUNK_COUNT: Final = 1 << 24  # 8 GiB of form at the average chunk size
 MAX_FORM_SIZE: Final = 1 << 33  # bytes; larger layers do not belong in a function's image

@@ -16,6 +16,7 @@ from layerkit.errors import FormatError
 from layerkit.formats import oci
 from layerkit.formats.addressfree import Hints
 from layerkit.formats.chunkmanifest import (
+    ANNOTATION_CHUNKER,
     RAW,
     ROLE_CODES,
     build_chunk_manifest,
@@ -156,11 +157,12 @@ def pack_chunks_artifact(
         chunk_manifest = build_chunk_manifest(
             form, transform, layer.diff_id, len(layer.tar), ROLE_CODES[layer.role]
         )
-        for data, media_type in (
-            (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST),
-            (pack_form(form, FORM_LEVEL), oci.FORM_ZSTD),
+        cut = {ANNOTATION_CHUNKER: chunk_manifest.profile}
+        for data, media_type, more in (
+            (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST, cut),
+            (pack_form(form, FORM_LEVEL), oci.FORM_ZSTD, {}),
         ):
-            blob = Blob(oci.describe(data, media_type, annotations), data)
+            blob = Blob(oci.describe(data, media_type, annotations | more), data)
             blobs.append(blob)
             listed.append(blob.descriptor)
     subject = image.manifest.descriptor

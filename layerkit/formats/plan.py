@@ -15,7 +15,7 @@ from layerkit.formats.oci import Descriptor
 
 __all__ = ["LayerPlan", "LayerWant", "Plan", "plan_pull"]
 
-CHUNK_COST: Final = 34  # bytes on the wire for each chunk of a batch: id up, mark and size down
+CHUNK_COST: Final = 6  # bytes on the wire for each chunk of a batch: place up, mark and size down
 LOOSE: Final = 1.15  # chunks compress this much worse than the whole form (measured)
 
 
@@ -25,8 +25,9 @@ class LayerWant:
 
     blob: Descriptor
     diff_id: Digest
-    chunk_manifest: ChunkManifest | None = None
+    chunk_manifest: ChunkManifest | None = None  # None: not known yet, or the server has none
     form: Descriptor | None = None
+    listed: Descriptor | None = None  # the published chunk manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ def plan_pull(wants: Sequence[LayerWant], have: Collection[Digest]) -> Plan:
     held_count = fetch_count = 0
     for want in wants:
         manifest = want.chunk_manifest
-        if manifest is None:
-            layers.append(LayerPlan(want, "blob", (), want.blob.size))
+        if manifest is None:  # nothing near is held: whole, and no ids travel
+            method, size = ("form", want.form.size) if want.form else ("blob", want.blob.size)
+            layers.append(LayerPlan(want, method, (), size))
             continue
         missing = []
         for chunk in manifest.chunks:

@@ -46,6 +46,7 @@ MAX_REQUEST_SIZE: Final = MAX_REQUEST_COUNT * SIZE
 MISSING: Final = 0  # marks of a record
 HELD: Final = 1
 BATCH_LEVEL: Final = 9  # measured on a Go binary: 10 % larger than level 19, 18 times faster
+DICTIONARY_WINDOW: Final = 24  # log2 bytes: twice the largest dictionary
 FLUSH_SIZE: Final = 128 << 10  # bytes: a node can keep what came before a cut; one zstd block
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: memory of the decoder; frames that want more are refused
 FEED_SIZE: Final = 256  # bytes a step: expands to at most 64 blocks of 128 KiB
@@ -86,10 +87,19 @@ def parse_chunk_request(raw: bytes | memoryview) -> list[Digest]:
 
 
 def serialize_chunk_batch(
-    chunks: Iterable[bytes | memoryview | None], count: int, level: int = BATCH_LEVEL
+    chunks: Iterable[bytes | memoryview | None],
+    count: int,
+    level: int = BATCH_LEVEL,
+    dictionary: bytes = b"",
 ) -> Iterator[bytes]:
-    """The answer: one zstd frame, yielded as it grows. None stands for a chunk not held here."""
-    packer = zstandard.ZstdCompressor(level=level, write_checksum=False).compressobj()
+    """The answer: one zstd frame, yielded as it grows. None stands for a chunk not held here.
+    `dictionary` are bytes that the node holds, too (`chunksync.gone_chunks`)."""
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters.from_level(
+            level, window_log=DICTIONARY_WINDOW if dictionary else 0, write_checksum=False
+        ),
+        dict_data=_dictionary(dictionary),
+    ).compressobj()
     out = Writer()
     out.raw(BATCH_HEADER.pack(MAGIC, MAJOR, MINOR, BATCH_HEADER.size, count))
     for chunk in chunks:
@@ -105,7 +115,10 @@ def serialize_chunk_batch(
 
 
 def parse_chunk_batch(
-    parts: Iterable[bytes], sizes: Sequence[int], what: str = "chunk batch"
+    parts: Iterable[bytes],
+    sizes: Sequence[int],
+    what: str = "chunk batch",
+    dictionary: bytes = b"",
 ) -> Iterator[bytes | None]:
     """The chunks of an answer, in the order they were asked for; None where one is missing.
 
@@ -114,7 +127,7 @@ def parse_chunk_batch(
     decompression and one record.
     """
     limit = BATCH_HEADER.size + sum(sizes) + RECORD_OVERHEAD * len(sizes)
-    stream = _Stream(_unpack_parts(parts, limit, what), what)
+    stream = _Stream(_unpack_parts(parts, limit, what, dictionary), what)
     header = BATCH_HEADER.unpack(stream.take(BATCH_HEADER.size))
     magic, major, minor, header_size, count = header
     if magic != MAGIC:
@@ -177,9 +190,19 @@ class _Stream:
             raise self.fail("bytes follow the end")
 
 
-def _unpack_parts(parts: Iterable[bytes], limit: int, what: str) -> Iterator[bytes]:
+def _dictionary(data: bytes) -> zstandard.ZstdCompressionDict | None:
+    if len(data) < 8:  # shorter ones are none to zstd
+        return None
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _unpack_parts(
+    parts: Iterable[bytes], limit: int, what: str, dictionary: bytes = b""
+) -> Iterator[bytes]:
     """Decompress one zstd frame in bounded steps; at most `limit` bytes come out."""
-    unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_SIZE).decompressobj()
+    unpacker = zstandard.ZstdDecompressor(
+        dict_data=_dictionary(dictionary), max_window_size=MAX_WINDOW_SIZE
+    ).decompressobj()
     total = 0
     for part in parts:
         for start in range(0, len(part), FEED_SIZE):
@@ -205,14 +228,16 @@ def pack_form(form: bytes | bytearray | memoryview, level: int = 19) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(form)
 
 
-def unpack_form(raw: bytes, form_size: int) -> bytes:
-    """The form in a form blob; it must be exactly `form_size` bytes (checked before allocation)."""
-    if not 0 <= form_size <= MAX_FORM_SIZE:
-        raise FormatError(f"form blob: form size {form_size} is over its limit")
+def unpack_form(raw: bytes, form_size: int | None = None) -> bytes:
+    """The form in a form blob; it must be exactly `form_size` bytes (checked before allocation),
+    or those that its frame declares."""
     try:
         declared = zstandard.frame_content_size(raw)
     except zstandard.ZstdError as exc:
         raise FormatError(f"form blob: not a zstd frame: {exc}") from exc
+    form_size = declared if form_size is None else form_size
+    if not 0 <= form_size <= MAX_FORM_SIZE:
+        raise FormatError(f"form blob: form size {form_size} is over its limit")
     if declared not in (-1, form_size):
         raise FormatError(f"form blob: frame holds {declared} bytes, want {form_size}")
     form = b"".join(_unpack_parts((raw,), form_size, "form blob"))

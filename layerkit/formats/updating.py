@@ -14,7 +14,9 @@ from typing import Final
 from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.errors import FormatError, IntegrityError, VersionError
 from layerkit.formats import delta, oci
+from layerkit.formats.chunker import DEFAULT_PROFILE
 from layerkit.formats.chunkmanifest import (
+    ANNOTATION_CHUNKER,
     RAW,
     ROLE_CODES,
     ChunkManifest,
@@ -28,6 +30,7 @@ __all__ = [
     "Documents",
     "NewLayer",
     "apply_update",
+    "check_form",
     "check_manifest",
     "documents_of",
     "make_update",
@@ -120,22 +123,28 @@ def apply_update(
             raise IntegrityError("update builds on a form that is not held", want=olds[0].hex())
         forms = [read_form(old_forms[digest]) for digest in olds]
         form = delta.patch(forms, one, GROWTH_LIMIT + 4 * sum(map(len, forms)))
-        made.append(_check_layer(layer, form))
+        made.append(check_form(form, layer.blob, layer.diff_id, layer.chunk_manifest))
     return made
 
 
-def _check_layer(layer: _Layer, form: bytes) -> NewLayer:
+def check_form(
+    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+) -> NewLayer:
+    """The layer that a form gives, checked by its diff_id; its chunk manifest is made here, and
+    must be the published one (`listed`)."""
     transform = ADDRESS_FREE if is_layer_form(form) else RAW
     plain = plain_of_form(transform, form, None)
-    check_digest(plain, layer.diff_id, f"layer {layer.diff_id.short}")
-    role = ROLE_CODES.get(layer.role, 0)
-    manifest = build_chunk_manifest(form, transform, layer.diff_id, len(plain), role)
+    check_digest(plain, diff_id, f"layer {diff_id.short}")
+    role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
+    annotations = listed.annotations if listed is not None else {}
+    profile = annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+    manifest = build_chunk_manifest(form, transform, diff_id, len(plain), role, profile)
     data = serialize_chunk_manifest(manifest)
-    if layer.chunk_manifest is None or sha256_digest(data) != layer.chunk_manifest.digest:
+    if listed is None or sha256_digest(data) != listed.digest:
         raise IntegrityError(
-            f"chunk manifest of layer {layer.diff_id.short} is not the published one",
+            f"chunk manifest of layer {diff_id.short} is not the published one",
             got=str(sha256_digest(data)),
-            want=str(layer.chunk_manifest.digest if layer.chunk_manifest else ""),
+            want=str(listed.digest if listed else ""),
         )
     return NewLayer(form, plain, manifest, data)
 

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest
 from layerkit.edges.http import RunningServer, make_app, run_server, start_server
 from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError, UsageError
-from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
+from layerkit.formats.chunksync import (
+    Have,
+    gone_chunks,
+    nothing_known,
+    parse_places,
+    serialize_change,
+)
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
     ANNOTATION_REF_NAME,
@@ -34,7 +42,7 @@ from layerkit.formats.oci import (
     parse_index,
     parse_manifest,
 )
-from layerkit.formats.protocol import unpack_form
+from layerkit.formats.protocol import BATCH_LEVEL, serialize_chunk_batch, unpack_form
 from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
 from layerkit.formats.update import serialize_update
 from layerkit.formats.updating import Documents, make_update
@@ -44,9 +52,43 @@ __all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
 DEFAULT_LISTEN: Final = "127.0.0.1:7420"
 UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
+CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
+MAX_KEPT_COUNT: Final = 4096
+SMALL_SIZE: Final = 4 << 20  # bytes of dictionary, and
+SMALL_COUNT: Final = 4096  # chunks, up to which a batch is worth SMALL_LEVEL: 0.1 s for 300 chunks
+SMALL_LEVEL: Final = 19
 
 
-_UpdateKey = tuple[str, Digest, Digest, Platform]  # repository, old, new, platform
+class _Kept:
+    """Bytes by key: made once for all who ask at the same time, kept while they fit. None is an
+    answer, too. Safe for threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._made: OrderedDict[Hashable, bytes | None] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._size = 0
+
+    def get(self, key: Hashable, make: Callable[[], bytes | None]) -> bytes | None:
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._made:
+                    self._made.move_to_end(key)
+                    return self._made[key]
+            made = make()
+            with self._lock:
+                self._made[key] = made
+                self._size += len(made or b"")
+                while len(self._made) > 1 and (
+                    self._size > self._limit or len(self._made) > MAX_KEPT_COUNT
+                ):
+                    gone, dropped = self._made.popitem(last=False)
+                    self._making.pop(gone, None)
+                    self._size -= len(dropped or b"")
+            return made
 
 
 @dataclass(slots=True)
@@ -72,8 +114,8 @@ class LayoutSource:
         self._forms: OrderedDict[Digest, bytes] = OrderedDict()
         self._forms_size = 0
         self._cache_size = cache_size
-        self._updates: OrderedDict[_UpdateKey, bytes | None] = OrderedDict()
-        self._making: dict[_UpdateKey, threading.Lock] = {}
+        self._updates = _Kept(UPDATES_SIZE)
+        self._changes = _Kept(CHANGES_SIZE)
         self._view()  # a folder that is no layout is an error now, not at the first request
 
     def has_repository(self, name: str) -> bool:
@@ -108,6 +150,64 @@ class LayoutSource:
                 return memoryview(self._read_form(form, form_size))[offset : offset + size]
         return None
 
+    # --- chunk manifests -----------------------------------------------------------------------
+
+    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+        """The chunk manifest as a change of those of `have` that any repository here lists, or
+        without the runs that the node names. Kept, for many nodes hold the same."""
+        if digest not in self._repository(name).chunk_lists:
+            raise NotFoundError(f"chunk manifest {digest.short} is not in repository {name}")
+        known = [old for old in have.manifests if self._lists(old)]
+        if not known and not have.runs:
+            return nothing_known()
+        key = (digest, *known, *have.runs)
+
+        def make() -> bytes:
+            olds = {old: self._read_list(old) for old in known}
+            return serialize_change(self._read_list(digest), olds, have.runs)
+
+        return self._changes.get(key, make) or b""
+
+    def read_listed(
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
+    ) -> Iterator[bytes]:
+        form = self._repository(name).chunk_lists.get(digest)
+        if form is None:
+            raise NotFoundError(f"chunk manifest {digest.short} is not in repository {name}")
+        if near is not None and not self._lists(near):
+            raise NotFoundError(f"chunk manifest {near.short} is not held here")
+        manifest = parse_chunk_manifest(self._read_list(digest))
+        indexes = parse_places(raw_places, len(manifest.sizes))
+        dictionary = self._read_gone(near, manifest) if near is not None else b""
+        raw_ids = manifest.list_raw_ids()
+        chunks = (self.read_chunk(name, Digest("b3", raw_ids[index])) for index in indexes)
+        small = len(dictionary) <= SMALL_SIZE and len(indexes) <= SMALL_COUNT
+        level = SMALL_LEVEL if small else BATCH_LEVEL
+        return serialize_chunk_batch(chunks, len(indexes), level, dictionary)
+
+    def _read_gone(self, near: Digest, new: ChunkManifest) -> bytes:
+        """What stood at the places of the missing chunks in the node's own form."""
+        form = next(
+            repository.chunk_lists[near]
+            for repository in self._view().values()
+            if near in repository.chunk_lists
+        )
+        old = parse_chunk_manifest(self._read_list(near))
+        view = memoryview(self._read_form(form, old.form_size))
+        return b"".join(view[at : at + size] for at, size in gone_chunks(old, new))
+
+    def _lists(self, digest: Digest) -> bool:
+        return any(digest in repository.chunk_lists for repository in self._view().values())
+
+    def _read_list(self, digest: Digest) -> bytes:
+        """A chunk manifest, verified: nodes build on its bytes."""
+        raw = self._read_blob(digest)
+        try:
+            check_digest(raw, digest, f"chunk manifest {digest.short}")
+        except IntegrityError as exc:
+            raise StoreError(f"layout {self._path} is damaged", cause=exc.cause) from exc
+        return raw
+
     # --- updates -----------------------------------------------------------------------------
 
     def read_update(
@@ -121,25 +221,20 @@ class LayoutSource:
         for old_top in have:
             if new is None or old_top == top.digest or old_top not in repository.manifests:
                 continue
-            key = (name, old_top, top.digest, platform)
-            with self._making.setdefault(key, threading.Lock()):
-                if key not in self._updates:
-                    old = self._documents(repository, old_top, platform)
-                    made = make_update(old, new, self._form_of) if old is not None else None
-                    raw = serialize_update(made, old_top, old.as_list()) if made and old else None
-                    self._keep_update(key, raw)
-                if (found := self._updates[key]) is not None:
-                    return top.digest, found
+            found = self._updates.get(
+                (name, old_top, top.digest, platform),
+                partial(self._make_update, repository, old_top, new, platform),
+            )
+            if found is not None:
+                return top.digest, found
         return top.digest, None
 
-    def _keep_update(self, key: _UpdateKey, raw: bytes | None) -> None:
-        with self._lock:
-            self._updates[key] = raw
-            size = sum(len(one or b"") for one in self._updates.values())
-            while size > UPDATES_SIZE and len(self._updates) > 1:
-                gone, dropped = self._updates.popitem(last=False)
-                self._making.pop(gone, None)
-                size -= len(dropped or b"")
+    def _make_update(
+        self, repository: _Repository, old_top: Digest, new: Documents, platform: Platform
+    ) -> bytes | None:
+        old = self._documents(repository, old_top, platform)
+        made = make_update(old, new, self._form_of) if old is not None else None
+        return serialize_update(made, old_top, old.as_list()) if made and old else None
 
     def _form_of(self, listed: Descriptor, form: Descriptor) -> bytes:
         return self._read_form(form, self._find_places(listed.digest)[0])

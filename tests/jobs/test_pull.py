@@ -18,7 +18,8 @@ from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import build_chunk_manifest
+from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
+from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
@@ -149,6 +150,124 @@ def test_an_index_gives_the_image_of_the_platform(tmp_path: Path, store: Store) 
         assert run(running, store).request_count == 1
         with pytest.raises(NotFoundError, match="linux/arm64"):
             run(running, store, platform=oci.Platform("linux", "arm64"))
+
+
+# --- chunk by chunk --------------------------------------------------------------------------
+
+
+class PlainSource(LayoutSource):
+    """Knows no updates: nodes ask for changes of chunk manifests and for chunks by place. Notes
+    what they ask."""
+
+    def __init__(self, layout: Path) -> None:
+        super().__init__(layout)
+        self.asked: list[str] = []
+
+    def read_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
+    ) -> tuple[Digest, bytes | None]:
+        return super().read_update(name, ref, have, platform)[0], None
+
+    def find_blob(self, name: str, digest: Digest) -> Path:
+        lists = self._view()[name].chunk_lists
+        self.asked.append("chunk manifest" if digest in lists else "blob")
+        return super().find_blob(name, digest)
+
+    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+        self.asked.append("runs" if have.runs else "change")
+        return super().read_change(name, digest, have)
+
+    def read_listed(
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
+    ) -> Iterator[bytes]:
+        self.asked.append("places" if near is None else "places, near")
+        return super().read_listed(name, digest, raw_places, near)
+
+    def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
+        self.asked.append("chunk")
+        return super().read_chunk(name, chunk)
+
+
+class OldSource(PlainSource):
+    """A server from before there were changes and places."""
+
+    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+        raise NotFoundError("no such path")
+
+    def read_listed(
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
+    ) -> Iterator[bytes]:
+        raise NotFoundError("no such path")
+
+
+def pull_from(source: PlainSource, store: Store) -> tuple[PullResult, list[str]]:
+    with start_server(make_app(source)) as running:
+        result = run(running, store)
+    assert store.verify().good
+    return result, [what for what in source.asked if what not in ("chunk", "blob")]
+
+
+def test_a_whole_pull_carries_no_ids(layout: Path, store: Store) -> None:
+    result, asked = pull_from(PlainSource(layout), store)
+    assert asked == [] and result.fetched_count > 150
+    assert result.moved_size < 1.03 * result.whole_size  # noise: what travels is the forms
+
+
+def test_an_edit_moves_the_change_of_the_chunk_manifest_and_what_changed_in_chunks(
+    layout: Path, store: Store
+) -> None:
+    pull_from(PlainSource(layout), store)
+    publish_image(layout, REF, hello_files(NEW))
+    result, asked = pull_from(PlainSource(layout), store)
+    assert asked == ["change", "places, near"]
+    assert result.moved_size < 5000 and 0 < result.fetched_count < 8
+
+
+def test_a_server_that_forgot_the_old_image_gets_the_names_of_runs(
+    layout: Path, store: Store, tmp_path: Path
+) -> None:
+    pull_from(PlainSource(layout), store)
+    publish_image(tmp_path / "other", REF, hello_files(NEW))
+    result, asked = pull_from(PlainSource(tmp_path / "other"), store)
+    assert asked == ["change", "runs", "places, near", "places"]
+    assert result.moved_size < 12_000 and 0 < result.fetched_count < 8
+
+
+def test_an_old_server_is_asked_for_the_chunk_manifest_and_by_ids(
+    layout: Path, store: Store
+) -> None:
+    pull_from(OldSource(layout), store)
+    publish_image(layout, REF, hello_files(NEW))
+    result, asked = pull_from(OldSource(layout), store)
+    assert asked == ["chunk manifest"] and 0 < result.fetched_count < 8
+
+
+def test_a_server_with_another_dictionary_is_asked_again_without(
+    layout: Path, store: Store
+) -> None:
+    class Source(PlainSource):
+        def _read_gone(self, near: Digest, new: ChunkManifest) -> bytes:
+            return super()._read_gone(near, new)[::-1]
+
+    pull_from(PlainSource(layout), store)
+    publish_image(layout, REF, hello_files(OLD[:90_000] + OLD[90_500:91_000] + OLD[90_000:]))
+    pull_from(Source(layout), store)
+
+
+@pytest.mark.parametrize("at", [4, 12, 20, 60, -1])
+def test_a_damaged_change_means_the_chunk_manifest_itself(
+    layout: Path, store: Store, at: int
+) -> None:
+    class Source(PlainSource):
+        def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+            raw = bytearray(super().read_change(name, digest, have))
+            raw[at] ^= 0x5A
+            return bytes(raw)
+
+    pull_from(PlainSource(layout), store)
+    publish_image(layout, REF, hello_files(NEW))
+    _, asked = pull_from(Source(layout), store)
+    assert asked[:2] == ["change", "chunk manifest"]
 
 
 # --- damage and lies -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import logging
 import platform as host
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,12 +30,12 @@ from layerkit.edges.rootfs import extract_layers
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import Chunk, parse_chunk_manifest, serialize_chunk_manifest
+from layerkit.formats.chunkmanifest import parse_chunk_manifest, serialize_chunk_manifest
 from layerkit.formats.deflate import compress
 from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
 from layerkit.formats.reference import Reference
 from layerkit.formats.update import Update, parse_update, update_old
-from layerkit.formats.updating import apply_update, plain_of_form
+from layerkit.formats.updating import NewLayer, apply_update, plain_of_form
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
 from layerkit.jobs.pull.fetching import Fetcher, Progress
 
@@ -202,9 +202,7 @@ class _Pull:
         image.artifact = artifact
         listed = held.read_chunk_manifests(self.store, old)
         for made in apply_update(update, listed, partial(held.read_form, self.store)):
-            data = made.chunk_manifest_data
-            image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
-            self._plains[made.chunk_manifest.diff_id] = made.plain
+            self._take_made(made)
             self.fetcher.put_form(made.chunk_manifest, made.form)
 
     # --- bytes -------------------------------------------------------------------------------
@@ -224,17 +222,39 @@ class _Pull:
         """Fetch what the plan says; each part is durable in the store before the next."""
         if self.fetcher.progress is not None:
             total = sum(chunk.size for layer in self.plan.layers for chunk in layer.chunks)
-            total += sum(la.want.blob.size for la in self.plan.layers if la.method == "blob")
+            total += sum(la.planned_size for la in self.plan.layers if not la.chunks)
             self.fetcher.progress.total(total)
-        chunks: list[Chunk] = []
         for index, layer in enumerate(self.plan.layers):
-            if layer.method == "form":
-                chunks += self.fetcher.fetch_form(layer)
-            elif layer.method == "chunks":
-                chunks += layer.chunks
-            elif layer.method == "blob":
+            if layer.method == "blob":
                 self._take_plain(index)
-        self.fetcher.fetch_batches(chunks)
+            elif layer.want.chunk_manifest is None:
+                self._take_whole(index)
+            elif layer.method != "held":
+                whole = layer.method == "form"
+                chunks = self.fetcher.fetch_form(layer) if whole else list(layer.chunks)
+                near = self.image.near.get(layer.want.diff_id, {})
+                self.fetcher.fetch_batches(layer.want, chunks, near)
+
+    def _take_whole(self, index: int) -> None:
+        """One layer by its form; by its plain blob when the form is not what it should be."""
+        want = self.wants[index]
+        try:
+            made = self.fetcher.fetch_whole(want)
+        except REFUSED as exc:
+            _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
+            self._take_plain(index)
+            return
+        self._take_made(made)
+        self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)
+
+    def _take_made(self, made: NewLayer) -> None:
+        data = made.chunk_manifest_data
+        self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
+        self._keep_plain(made.chunk_manifest.diff_id, made.plain)
+
+    def _keep_plain(self, diff_id: Digest, plain: bytes) -> None:
+        if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
+            self._plains[diff_id] = plain
 
     def _take_plain(self, index: int) -> None:
         """One layer by its plain blob; its chunk manifest is made here."""
@@ -256,8 +276,7 @@ class _Pull:
         form = self.fetcher.read_form(manifest)
         plain = plain_of_form(manifest.transform, form, manifest.plain_size)
         check_digest(plain, manifest.diff_id, f"layer {manifest.diff_id.short}")
-        if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
-            self._plains[want.diff_id] = plain
+        self._keep_plain(want.diff_id, plain)
         return plain
 
     def check_layers(self) -> None:

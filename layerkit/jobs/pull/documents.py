@@ -10,18 +10,22 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from layerkit.digest import Digest
+from layerkit.digest import Digest, check_digest
+from layerkit.edges import held
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import FormatError, IntegrityError, NotFoundError
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.chunker import DEFAULT_PROFILE
+from layerkit.formats.chunkmanifest import ANNOTATION_CHUNKER, ROLE_CODES, parse_chunk_manifest
+from layerkit.formats.chunksync import MAX_RUN_COUNT, Have, change_olds, parse_change, short_id
 from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import check_manifest
 
 __all__ = ["REFUSED", "WantedImage"]
 
+CHANGE_OVERHEAD: Final = 4096  # bytes of a change beyond the chunk manifest itself
 REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class WantedImage:
     top: Digest = field(default_factory=lambda: oci.EMPTY_DESCRIPTOR.digest)
     image: oci.Descriptor = oci.EMPTY_DESCRIPTOR
     artifact: oci.Manifest | None = None
+    near: dict[Digest, dict[Digest, bytes]] = field(default_factory=dict)  # by diff_id
     blobs: dict[Digest, tuple[bytes, str]] = field(default_factory=dict)  # to commit: data, kind
     _manifest: oci.Manifest | None = None
 
@@ -153,10 +158,16 @@ class WantedImage:
             for part in (artifact.layers if artifact else ())
             if part.annotations.get(oci.ANNOTATION_LAYER) == str(diff_id)
         }
-        listed = parts.get(oci.CHUNK_MANIFEST)
+        listed, form = parts.get(oci.CHUNK_MANIFEST), parts.get(oci.FORM_ZSTD)
         if listed is None:
             return LayerWant(blob, diff_id)
+        known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
+        near = {} if known else self._list_near(blob, listed)
+        if form is not None and not near and not known:
+            return LayerWant(blob, diff_id, None, form, listed)
         try:
+            if near:
+                self._fetch_change(listed, near)
             raw = self.read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
             manifest = parse_chunk_manifest(raw)
             check_manifest(manifest, diff_id)
@@ -164,4 +175,33 @@ class WantedImage:
             _log.warning("chunk manifest %s is refused: %s", listed.digest, exc.message)
             self.blobs.pop(listed.digest, None)
             return LayerWant(blob, diff_id)
-        return LayerWant(blob, diff_id, manifest, parts.get(oci.FORM_ZSTD))
+        self.near[diff_id] = near
+        return LayerWant(blob, diff_id, manifest, form, listed)
+
+    def _list_near(self, blob: oci.Descriptor, listed: oci.Descriptor) -> dict[Digest, bytes]:
+        """Chunk manifests of such layers that are held."""
+        role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
+        profile = listed.annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+        return held.list_near(self.store, self.ref, role, profile)
+
+    def _fetch_change(self, listed: oci.Descriptor, near: dict[Digest, bytes]) -> None:
+        """The chunk manifest as a change of those that are held; if the server knows none of them,
+        without the runs that are. Nothing comes of it when it has no changes at all."""
+        name, limit = self.ref.repository, listed.size + CHANGE_OVERHEAD
+        try:
+            raw = self.remote.fetch_change(name, listed.digest, Have(tuple(near)), limit)
+            olds, runs = change_olds(raw), {}
+            if olds is None:
+                manifests = (parse_chunk_manifest(one) for one in near.values())
+                runs = {run.id: run.data for one in manifests for run in one.runs()}
+                runs = dict(list(runs.items())[:MAX_RUN_COUNT])
+                have = Have((), tuple(short_id(name) for name in runs))
+                raw = self.remote.fetch_change(name, listed.digest, have, limit)
+                olds = change_olds(raw) or []
+            if any(old not in near for old in olds):
+                raise IntegrityError("change of a chunk manifest that is not held")
+            data = parse_change(raw, [near[old] for old in olds], runs, listed.size)
+            check_digest(data, listed.digest, f"chunk manifest {listed.digest.short}")
+            self.blobs[listed.digest] = (data, CHUNK_MANIFEST_KIND)
+        except (*REFUSED, RemoteError) as exc:
+            _log.info("no change of chunk manifest %s: %s", listed.digest.short, exc.message)

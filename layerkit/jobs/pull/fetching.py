@@ -8,7 +8,7 @@ form or one plain layer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -31,10 +31,13 @@ from layerkit.formats.chunkmanifest import (
     Chunk,
     ChunkManifest,
     build_chunk_manifest,
+    parse_chunk_manifest,
 )
+from layerkit.formats.chunksync import chunk_places, gone_chunks
 from layerkit.formats.deflate import decompress
 from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
 from layerkit.formats.protocol import unpack_form
+from layerkit.formats.updating import NewLayer, check_form
 
 __all__ = ["Fetcher", "Progress"]
 
@@ -52,6 +55,19 @@ class Progress(Protocol):
     def advance(self, size: int) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A published chunk manifest, the first place of each of its chunks, and a held chunk manifest
+    with those of its chunks that it has instead."""
+
+    digest: Digest
+    places: Mapping[bytes, int]
+    near: tuple[Digest, bytes] | None = None
+
+    def place(self, chunk: Chunk) -> int:
+        return self.places[chunk.id.raw]
+
+
 @dataclass(slots=True)
 class Fetcher:
     """Fetches for one pull from repository `name`; counts what it put into the store."""
@@ -63,10 +79,45 @@ class Fetcher:
     fetched_count: int = 0
     refetched: list[Digest] = field(default_factory=list)
 
-    def fetch_batches(self, chunks: list[Chunk]) -> None:
-        """Chunks by their ids, in as few requests as their limits allow."""
+    def fetch_batches(
+        self, want: LayerWant, chunks: Sequence[Chunk], near: Mapping[Digest, bytes]
+    ) -> None:
+        """Chunks of a layer, in as few requests as their limits allow: by their places in the chunk
+        manifest, with the chunks that one of `near` has instead as dictionary; else by ids."""
+        listed = self._list(want, near) if want.listed is not None and chunks else None
         for batch in batch_chunks(chunks, BATCH_COUNT, BATCH_SIZE):
-            self._fetch_batch(batch)
+            self._fetch_batch(batch, listed)
+
+    def _list(self, want: LayerWant, near: Mapping[Digest, bytes]) -> _Listed:
+        """Places of the chunks, and the held neighbour that shares most with them."""
+        manifest = want.chunk_manifest
+        assert manifest is not None and want.listed is not None
+        places: dict[bytes, int] = {}
+        for index, raw in enumerate(manifest.list_raw_ids()):
+            places.setdefault(raw, index)
+        best, best_shared = None, 0
+        for digest, data in near.items():
+            old = parse_chunk_manifest(data)
+            shared = len(places.keys() & set(old.list_raw_ids()))
+            if shared > best_shared:
+                best, best_shared = (digest, old), shared
+        if best is not None:
+            try:
+                form = held.read_form(self.store, best[1])
+            except (ChunkDigestError, NotFoundError):
+                best = None  # not whole: then without it
+        if best is None:
+            return _Listed(want.listed.digest, places)
+        gone = b"".join(form[at : at + size] for at, size in gone_chunks(best[1], manifest))
+        return _Listed(want.listed.digest, places, (best[0], gone))
+
+    def fetch_whole(self, want: LayerWant) -> NewLayer:
+        """A layer by its form alone: it is cut here, and no ids travel."""
+        assert want.form is not None
+        raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
+        made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
+        self.put_form(made.chunk_manifest, made.form)
+        return made
 
     def fetch_form(self, layer: LayerPlan) -> list[Chunk]:
         """The whole form; returns the chunks that are still to be fetched (all, if it is bad)."""
@@ -93,37 +144,56 @@ class Fetcher:
         self.fetched_count += self.store.put_many(verified())
         return bad
 
-    def _fetch_batch(self, batch: list[Chunk]) -> None:
+    def _fetch_batch(self, batch: list[Chunk], listed: _Listed | None) -> None:
         """Many chunks by one request; a cut answer is asked again for its rest."""
         left = batch
         bad: list[Chunk] = []
         for _ in range(MAX_ROUNDS):
             done: set[Digest] = set()
             failures: list[RemoteError | FormatError] = []
-            self.fetched_count += self.store.put_many(self._answers(left, done, bad, failures))
+            answers = self._answers(self._ask(left, listed), left, done, bad, failures)
+            self.fetched_count += self.store.put_many(answers)
             if not failures:
                 break
             if not done:
-                raise failures[0]
+                if listed is None:
+                    raise failures[0]
+                listed = None  # the simpler way, then
             _log.info("answer was cut after %d chunks: %s", len(done), failures[0].message)
             wrong = {chunk.id for chunk in bad}
             left = [chunk for chunk in left if chunk.id not in done and chunk.id not in wrong]
             if not left:
                 break
+            if listed is not None:
+                left.sort(key=listed.place)
         else:
             raise failures[0]
         self._fetch_singly(bad)
 
+    def _ask(self, chunks: list[Chunk], listed: _Listed | None) -> Iterator[bytes | None]:
+        """An answer that holds these chunks; a server that does not know places is asked by ids."""
+        sizes = [chunk.size for chunk in chunks]
+        if listed is not None:
+            places = chunk_places(map(listed.place, chunks))
+            for near in (listed.near, None) if listed.near else (None,):
+                try:
+                    yield from self.remote.fetch_listed(
+                        self.name, listed.digest, places, sizes, near
+                    )
+                    return
+                except NotFoundError as exc:
+                    _log.info("no chunks by their places: %s", exc.message)
+        yield from self.remote.fetch_chunks(self.name, [chunk.id for chunk in chunks], sizes)
+
     def _answers(
         self,
+        answer: Iterator[bytes | None],
         chunks: list[Chunk],
         done: set[Digest],
         bad: list[Chunk],
         failures: list[RemoteError | FormatError],
     ) -> Iterator[tuple[Digest, bytes]]:
         """Verified chunks as they come. Ends, with a note in `failures`, when the answer fails."""
-        ids, sizes = [chunk.id for chunk in chunks], [chunk.size for chunk in chunks]
-        answer = self.remote.fetch_chunks(self.name, ids, sizes)
         waiting = iter(chunks)
         try:
             for data in answer:
