@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.formats import chunkmanifest, delta, layerform, protocol, update
+from layerkit.formats import chunkmanifest, chunksync, delta, layerform, protocol, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 
@@ -17,6 +17,7 @@ STRUCTS = {
     ("Chunk manifest", "Header"): chunkmanifest.HEADER,
     ("Chunk manifest", "Run"): chunkmanifest.RUN,
     ("Chunk manifest", "Chunk"): chunkmanifest.CHUNK,
+    ("Chunk manifest change", "Header"): chunksync.HEADER,
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
     ("Update", "Header"): update.HEADER,
 }
