@@ -18,6 +18,7 @@ import numpy as np
 from layerkit.errors import FormatError
 from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
+from layerkit.formats.addressfree.measures import write_measures
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Region
 from layerkit.formats.sites import (
     ARM64,
@@ -225,6 +226,7 @@ def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> bytes:
         if region.is_text and region.offset >= 0:
             _restore_code(labels, region, form, out, far, near, _own_skip(region, skip))
     del far, near
+    write_measures(labels, out)
     for _, at, found in derived_bytes(labels, out):
         out[at : at + len(found)] = found
     return out.tobytes()

@@ -9,6 +9,7 @@ Sources: src/runtime/symtab.go, src/runtime/runtime2.go (_func), src/runtime/stk
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -17,8 +18,9 @@ import numpy as np
 
 from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
-from layerkit.formats.addressfree.model import Int64s, Kind, Pattern, Region
-from layerkit.formats.addressfree.words import accept_words, candidate_words
+from layerkit.formats.addressfree.measures import Place, find_measures
+from layerkit.formats.addressfree.model import Int64s, Kind, Measure, Pattern, Region
+from layerkit.formats.addressfree.words import MODULEDATA_SIZE, accept_words, candidate_words
 from layerkit.formats.elf import SHF_EXECINSTR, Section
 from layerkit.formats.golang import FUNC_SIZE, GoTables
 from layerkit.formats.gotypes import INTERFACE, NAME, TYPE, TypeObject, walk_types
@@ -44,6 +46,7 @@ FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
 FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
+PCHEADER_SIZE: Final = 72  # bytes: debug/gosym/pclntab.go, go1.20 to go1.27
 TYPE_HASH: Final = (16, 4)  # of a type descriptor: internal/abi/type.go Type.Hash
 ITAB_KEY: Final = (0, 20)  # interface, type, and the type's hash: internal/abi/iface.go ITab
 ITAB_FUNCTIONS: Final = 24  # offset
@@ -61,6 +64,7 @@ class Discovery:
     targets: list[Int64s] = field(default_factory=list)
     word_pos: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     word_target: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+    measures: tuple[Measure, ...] = ()
     pointers: set[int] = field(default_factory=set)  # patterns of objects that are what they name
 
     def pattern(self, pattern: Pattern, mark: int = 0) -> int:
@@ -92,7 +96,32 @@ def discover(go: GoTables, code_targets: Int64s, symbols: Int64s) -> Discovery:
     known = np.concatenate([code_targets, symbols, objects, *found.targets])
     fine = accept_words(go, pos, target, known) & ~np.isin(pos, taken)
     found.word_pos, found.word_target = pos[fine], target[fine]
+    found.measures = find_measures(found.regions, list(_number_places(found)), go.elf.data)
     return found
+
+
+def _number_places(found: Discovery) -> Iterator[Place]:
+    """Numbers in ELF's headers, pcHeader and moduledata that say where things begin and end.
+    Sources: ELF-64 object file format 1.5, figures 3 and 6; src/runtime/symtab.go, go1.27."""
+    go = found.go
+    elf = go.elf
+    for first, size, count, fields in (
+        (elf.segment_table_offset, 56, len(elf.segments), (8, 16, 24, 32, 40)),
+        (elf.section_table_offset, 64, len(elf.sections), (16, 24, 32)),
+    ):
+        for index in range(count):
+            for offset in fields:
+                yield Place(-1, first + size * index + offset, 8)
+    region = found.region_at(go.pclntab.addr)
+    for offset in range(8, PCHEADER_SIZE, 8):
+        yield Place(region, offset, 8)
+    words = set(found.word_pos.tolist())
+    region = found.region_at(go.moduledata_addr)
+    home = found.regions[region]
+    first = go.moduledata_addr - home.addr
+    for offset in range(first, min(first + MODULEDATA_SIZE, home.size - 7), 8):
+        if home.offset + offset not in words:
+            yield Place(region, offset, 8)
 
 
 def _make_regions(found: Discovery) -> None:

@@ -18,6 +18,7 @@ from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, rewriting
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.identity import References, choose_ids
+from layerkit.formats.addressfree.measures import clear_measures
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
@@ -137,7 +138,7 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     patterns = tuple(key for key, _ in found.patterns)
     return Labels(
         tuple(found.regions), found.kinds, patterns, region, starts, size, pattern, rule,
-        np.zeros(0, np.uint32),
+        np.zeros(0, np.uint32), measures=found.measures,
     )  # fmt: skip
 
 
@@ -240,6 +241,7 @@ class _Encoding:
         is_new = rewriting.new_fields(labels, self.fields, self.field_target)
         self.body = self.data.copy()
         self._clear_derived(self.body)
+        clear_measures(labels, self.body)
         masked = self.body.copy()
         model.write_u32(masked, self.fields.pos, np.zeros(len(self.fields.pos), np.int64))
         model.write_u64(masked, self.word_pos, np.zeros(len(self.word_pos), np.int64))

@@ -28,6 +28,7 @@ __all__ = [
     "Int64s",
     "Kind",
     "Labels",
+    "Measure",
     "Pattern",
     "Region",
     "Uint16s",
@@ -113,6 +114,20 @@ class Pattern:
     key: tuple[int, int] = (0, 0)  # offset and size of the bytes that make the id; size 0: all
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number of `width` bytes at `offset` in a region (-1: in the file) that is
+    ((boundary `high` - boundary `low`) >> `shift`) + `add`; see `measures`."""
+
+    region: int
+    offset: int
+    width: int
+    high: int
+    low: int
+    shift: int
+    add: int
+
+
 @dataclass(slots=True)
 class Labels:
     """The label table: parallel arrays in address order, and the region each label lies in."""
@@ -128,6 +143,7 @@ class Labels:
     explicit: Uint32s  # ids of the RULE_EXPLICIT labels, in order
     salt: int = 0
     machine: int = 0  # whose candidate rule finds the sites in code (formats.sites)
+    measures: tuple[Measure, ...] = ()
 
     @property
     def count(self) -> int:

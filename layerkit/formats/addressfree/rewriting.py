@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
+from layerkit.formats.addressfree.measures import clear_measures
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
 from layerkit.formats.sites import (
     BRANCH26,
@@ -157,6 +158,7 @@ def rewrite(labels: Labels, data: Bytes8, exceptions: Exceptions) -> Bytes8:
         if data[place : place + len(derived)].tobytes() != derived.tobytes():
             raise FormatError("labels: a derived table is another than the binary's")
         body[place : place + len(derived)] = 0
+    clear_measures(labels, body)
     masked = body.copy()
     model.clear(masked, fields.pos, 4)
     model.clear(masked, words[0], 8)

@@ -12,7 +12,7 @@ import numpy as np
 
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.addressfree import model
-from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Pattern, Region
+from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Measure, Pattern, Region
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
 from layerkit.formats.sites import ARM64
@@ -27,6 +27,7 @@ MINOR: Final = 0
 COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
 SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
 COUNTER_LIMIT: Final = 64  # NEW counters; each takes a pass over all labels, and five are used
+MEASURE_LIMIT: Final = 1 << 12  # some 200 are used
 ADDR_LIMIT: Final = (1 << 63) - 1
 
 RegionRule = tuple[int, int, int, int]  # flags, space, alignment or address, file position
@@ -93,6 +94,10 @@ def serialize_labels(labels: Labels, skip: Int64s) -> bytes:
     write_column(writer, records.reshape(-1))
     writer.sized(labels.explicit.astype("<u4").tobytes())
     write_column(writer, np.diff(skip, prepend=0))
+    measures = [
+        (m.region + 1, m.offset, m.width, m.high, m.low, m.shift, m.add) for m in labels.measures
+    ]
+    write_column(writer, np.array(measures, np.int64).reshape(-1))
     return writer.getvalue()
 
 
@@ -170,6 +175,7 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
         raise reader.fail("a label has a pattern that is not there")
     raw_explicit = reader.sized(COUNT_LIMIT * 4, "explicit ids")
     skip = np.cumsum(read_column(reader, "exceptions", body_size))
+    measures = _read_measures(reader, region_count)
     reader.finish()
     count = len(size)
     if len(counts) != region_count or int(counts.sum()) != count or (counts < 1).any():
@@ -193,7 +199,18 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
         if kind.zone >= region_count or kind.zone_pattern >= len(patterns):
             raise reader.fail("a kind names a region or pattern that is not there")
     return Labels(
-        regions, kinds, patterns, region_of, start, size, pattern, rule, explicit, salt, machine
+        regions,
+        kinds,
+        patterns,
+        region_of,
+        start,
+        size,
+        pattern,
+        rule,
+        explicit,
+        salt,
+        machine,
+        measures,
     ), skip
 
 
@@ -225,6 +242,20 @@ def parse_blob(blob: bytes | memoryview) -> tuple[memoryview, int, Exceptions]:
         if len(places) and int(places.max()) > size:
             raise reader.fail("an exception lies outside the binary")
     return labels, size, Exceptions(words, sites)
+
+
+def _read_measures(reader: Reader, region_count: int) -> tuple[Measure, ...]:
+    column = read_column(reader, "measures", SIZE_LIMIT)
+    if len(column) % 7 or len(column) > 7 * MEASURE_LIMIT:
+        raise reader.fail("measures are cut, or too many")
+    found = []
+    for region, offset, width, high, low, shift, add in column.reshape(-1, 7).tolist():
+        if region > region_count or max(high, low) > 4 * region_count or shift > 31:
+            raise reader.fail("a measure names a boundary that is not there")
+        if width not in (4, 8):
+            raise reader.fail("a measured number is of no known width")
+        found.append(Measure(region - 1, offset, width, high, low, shift, add))
+    return tuple(found)
 
 
 def _read_region_rules(reader: Reader) -> list[RegionRule]:

@@ -17,7 +17,7 @@ from layerkit.formats.addressfree.model import Int64s, Region, read_u32
 from layerkit.formats.elf import SHF_EXECINSTR, SHF_WRITE
 from layerkit.formats.golang import GoTables
 
-__all__ = ["accept_words", "candidate_words"]
+__all__ = ["MODULEDATA_SIZE", "accept_words", "candidate_words"]
 
 Bools = NDArray[np.bool_]
 
