@@ -15,9 +15,10 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
 import structure
 from toy_go import AMD64, ARM64, toy_go
 
@@ -32,7 +33,7 @@ from layerkit.formats import (
     layerform,
     update,
 )
-from layerkit.formats.addressfree import model, wire
+from layerkit.formats.addressfree import model, rewriting, wire
 from layerkit.formats.buildinfo import read_build_info
 from layerkit.formats.cursor import Writer
 from layerkit.formats.elf import parse_elf, strip_symbols
@@ -84,42 +85,51 @@ def _without(module: object, name: str, instead: object) -> Iterator[None]:
 # --- forms and labels
 
 
-def _forms() -> list[addressfree.Encoded]:
-    made = [addressfree.encode(toy) for toy in _toys()]
-    assert all(not one.why_raw for one in made)
-    return made
+@dataclass(frozen=True)
+class _Toy:
+    """A toy, its labels blob, and its form in parts."""
 
-
-def seeds_encode() -> list[bytes]:
-    return [*_toys(), toy_go(symbols=True), toy_go(machine=ARM64, symbols=True)]
+    binary: bytes
+    blob: bytes
+    form: bytes
+    table: bytes
+    body: bytes
 
 
 def _toys() -> list[bytes]:
     return [toy_go(hello, machine) for machine in (AMD64, ARM64) for hello in HELLOS]
 
 
-def _bodies() -> list[bytes]:
-    return [bytes(addressfree._parse(one.form)[2]) for one in _forms()]
-
-
-_BODY = _bodies()[0]
+@cache
+def _encoded() -> tuple[_Toy, ...]:
+    found = []
+    for toy in _toys():
+        made = addressfree.encode(toy)
+        assert not made.why_raw
+        _, table, body = addressfree._parse(made.form)
+        found.append(_Toy(toy, made.labels, made.form, bytes(table), bytes(body)))
+    return tuple(found)
 
 
 def _container(labels: bytes, body: bytes) -> bytes:
     return addressfree._serialize(addressfree.KIND_GO, labels, body)
 
 
-def _decode_both(form: bytes) -> None:
-    """Decode with the kernel and without it: the same bytes, or a FormatError twice."""
+def _same_both_ways(call: Callable[[], bytes], limit: int) -> None:
+    """With the kernel and without it: the same bytes, at most `limit`, or a FormatError twice."""
     results = []
     for library in (kernel._LIBRARY, None):
         with _without(kernel, "_LIBRARY", library):
             try:
-                results.append(addressfree.decode(form))
+                results.append(call())
             except FormatError:
                 results.append(b"refused")
     assert results[0] == results[1], "kernel and reference differ"
-    assert len(results[0]) <= max(len(form), len(_BODY)) + 8
+    assert len(results[0]) <= limit
+
+
+def _decode_both(form: bytes) -> None:
+    _same_both_ways(lambda: addressfree.decode(form), len(form) + 8)
 
 
 def run_form(data: bytes) -> None:
@@ -131,48 +141,66 @@ def run_form(data: bytes) -> None:
 
 
 def seeds_form() -> list[bytes]:
-    made = _forms()
     split = [
-        b"\1" + len(one.labels).to_bytes(2, "little") + one.labels + body
-        for one, body in zip(made, _bodies(), strict=True)
+        b"\1" + len(one.table).to_bytes(2, "little") + one.table + one.body for one in _encoded()
     ]
-    return [b"\0" + one.form for one in made] + split
+    return [b"\0" + one.form for one in _encoded()] + split
 
 
 def run_labels(data: bytes) -> None:
     """Labels over the body of a toy; what parses must serialize to what parses the same."""
+    body = _encoded()[0].body
     try:
-        labels, skip = wire.parse_labels(data, len(_BODY))
+        labels, skip = wire.parse_labels(data, len(body))
     except FormatError:
         return
-    again, _ = wire.parse_labels(wire.serialize_labels(labels, skip), len(_BODY))
+    again, _ = wire.parse_labels(wire.serialize_labels(labels, skip), len(body))
     assert again.regions == labels.regions and again.patterns == labels.patterns
     assert (again.start == labels.start).all() and again.kinds == labels.kinds
-    _decode_both(_container(data, _BODY))
+    _decode_both(_container(data, body))
 
 
 def seeds_labels() -> list[bytes]:
-    return [one.labels for one in _forms()]
+    return [one.table for one in _encoded()]
 
 
-def _tables() -> list[tuple[model.Labels, model.Int64s, bytes]]:
+def run_rebuild(data: bytes) -> None:
+    """0: a labels blob for a toy; else a label table, which gets a blob without exceptions. What
+    comes out is a form (who asks for it knows its digest), so it decodes or is refused."""
+    toy = _encoded()[data[1] % len(_encoded()) if data[1:] else 0]
+    blob = data[2:]
+    if data[:1] != b"\0":
+        none = np.zeros(0, np.int64)
+        blob = wire.serialize_blob(blob, len(toy.binary), rewriting.Exceptions(none, none))
+    limit = len(toy.binary) + len(blob) + 32
+    _same_both_ways(lambda: addressfree.rebuild(toy.binary, blob), limit)
+    with contextlib.suppress(FormatError):
+        addressfree.decode(addressfree.rebuild(toy.binary, blob))
+
+
+def seeds_rebuild() -> list[bytes]:
     return [
-        (*wire.parse_labels(made.labels, len(body)), body)
-        for made, body in zip(_forms(), _bodies(), strict=True)
+        bytes((way, index)) + (one.table if way else one.blob)
+        for index, one in enumerate(_encoded())
+        for way in (0, 1)
     ]
 
 
-_TABLES = _tables()
+@cache
+def _tables() -> list[tuple[model.Labels, model.Int64s]]:
+    return [wire.parse_labels(one.table, len(one.body)) for one in _encoded()]
 
 
 def run_label_table(data: bytes) -> None:
     """The first byte chooses a toy; the rest is damage to its label table (`structure`)."""
-    labels, skip, body = _TABLES[data[0] % len(_TABLES) if data else 0]
+    index = data[0] % len(_encoded()) if data else 0
+    toy, (labels, skip) = _encoded()[index], _tables()[index]
     try:
-        made, body = structure.change(labels, skip, body, data[1:])
+        made, body = structure.change(labels, skip, toy.body, data[1:])
     except (ValueError, LookupError, OverflowError, TypeError):
         return  # no such table can be written down
     _decode_both(_container(made, body))
+    run_rebuild(b"\1" + data[:1] + made)
 
 
 def seeds_label_table() -> list[bytes]:
@@ -181,6 +209,10 @@ def seeds_label_table() -> list[bytes]:
 
 
 # --- binaries
+
+
+def seeds_encode() -> list[bytes]:
+    return [*_toys(), toy_go(symbols=True), toy_go(machine=ARM64, symbols=True)]
 
 
 def run_encode(data: bytes) -> None:
@@ -285,6 +317,7 @@ def seeds_chunk_manifest() -> list[bytes]:
 # --- chunk manifests and chunks on the wire
 
 
+@cache
 def _manifests() -> list[bytes]:
     found = []
     for form in (_OLD * 20, _OLD * 15 + _OTHER + _OLD * 7):
@@ -294,8 +327,9 @@ def _manifests() -> list[bytes]:
     return found
 
 
-_HELD, _WANTED = _manifests()
-_RUNS = {run.id: run.data for run in chunkmanifest.parse_chunk_manifest(_HELD).runs()}
+@cache
+def _held_runs() -> dict[bytes, bytes]:
+    return {run.id: run.data for run in chunkmanifest.parse_chunk_manifest(_manifests()[0]).runs()}
 
 
 def run_chunk_sync(data: bytes) -> None:
@@ -313,25 +347,26 @@ def run_chunk_sync(data: bytes) -> None:
                 header = chunksync.HEADER
                 head = header.pack(chunksync.MAGIC, 0, 0, header.size, len(raw), 0)
                 raw = head + _frame(raw)
-            olds = [_HELD for _ in chunksync.change_olds(raw) or []]
-            for runs in ({}, _RUNS):
+            held, wanted = _manifests()
+            olds = [held for _ in chunksync.change_olds(raw) or []]
+            for runs in ({}, _held_runs()):
                 with contextlib.suppress(FormatError):
-                    made = chunksync.parse_change(raw, olds, runs, len(_WANTED))
-                    assert len(made) == len(_WANTED)
+                    made = chunksync.parse_change(raw, olds, runs, len(wanted))
+                    assert len(made) == len(wanted)
 
 
 def seeds_chunk_sync() -> list[bytes]:
-    held = sha256_digest(_HELD)
-    have = chunksync.Have((held,), tuple(map(chunksync.short_id, _RUNS)))
-    short = [chunksync.short_id(name) for name in _RUNS]
-    bare = chunksync.serialize_change(_WANTED, {}, short)
+    held, wanted = _manifests()
+    digest, short = sha256_digest(held), [chunksync.short_id(name) for name in _held_runs()]
+    have = chunksync.Have((digest,), tuple(short))
+    bare = chunksync.serialize_change(wanted, {}, short)
     return [
         b"\0" + chunksync.serialize_have(have),
         b"\1" + chunksync.chunk_places([0, 1, 2, 9, 10, 500]),
-        b"\2" + chunksync.serialize_change(_WANTED, {held: _HELD}),
+        b"\2" + chunksync.serialize_change(wanted, {digest: held}),
         b"\2" + bare,
         b"\2" + chunksync.nothing_known(),
-        b"\3" + _WANTED,
+        b"\3" + wanted,
     ]
 
 
@@ -345,7 +380,7 @@ def run_layer_form(data: bytes) -> None:
 
 def seeds_layer_form() -> list[bytes]:
     tar = build_tar([Entry("app/x", toy_go().ljust(70_000, b"\0"), 0o755)])
-    toy = _forms()[0].form
+    toy = _encoded()[0].form
     small = Writer()
     small.raw(layerform.MAGIC + bytes((layerform.MAJOR, layerform.MINOR)))
     for kind, part in ((layerform.PART_RAW, b"a run"), (layerform.PART_BINARY, toy)):
@@ -400,6 +435,7 @@ def seeds_update() -> list[bytes]:
 TARGETS = {
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
+    "rebuild": Target(run_rebuild, seeds_rebuild, 2048),
     "label-table": Target(run_label_table, seeds_label_table, 121),
     "encode": Target(run_encode, seeds_encode, 6144),
     "delta": Target(run_delta, seeds_delta, 2048),
