@@ -19,6 +19,7 @@ from layerkit.formats.delta import primed
 from layerkit.formats.delta.covers import (
     GAP_LIMIT,
     REACH,
+    SIDE,
     UNIT,
     Cover,
     choose_covers,
@@ -114,6 +115,17 @@ def test_a_long_gap_is_cut() -> None:
     size = GAP_LIMIT * 5 // 2
     covers = choose_covers([], size, size)
     assert covers == [Cover(GAP_LIMIT * k, (size // 3) * k, 0) for k in (1, 2)]
+
+
+def test_near_runs_are_between_covers_or_beside_them() -> None:
+    covers = [Cover(0, 0, UNIT), Cover(UNIT * 2, UNIT * 3, UNIT), Cover(UNIT * 4, UNIT, UNIT)]
+    gaps = list(gaps_of(covers, 1 << 20, UNIT * 5 + 10))
+    side = 2 * UNIT + SIDE
+    assert [gap.near for gap in gaps] == [
+        ((UNIT, UNIT * 2),),
+        ((UNIT * 4, side), (0, UNIT)),
+        ((UNIT * 2, 20 + SIDE), ((1 << 20) - 20 - SIDE, 20 + SIDE)),
+    ]
 
 
 def covers_of(*numbers: int) -> Reader:
@@ -319,6 +331,7 @@ def test_the_document_names_the_codes_numbers() -> None:
         f"old blocks of {BLOCK:,} bytes",
         f"at most {delta.FAR_SIZE >> 20} MiB",
         f"more than 8 * gap + {REACH:,} bytes",
+        f"the 2 * gap + {SIDE:,} bytes behind the one",
         f"The first {delta.NEAR_SIZE >> 20} MiB of all",
         f"`filler / {primed.NOISE_COUNT}` bytes (at most {primed.FILLER_LIMIT:,} of them)",
     ):

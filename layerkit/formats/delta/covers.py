@@ -28,7 +28,8 @@ LEAST_SIZE: Final = 1024  # bytes of a cover: a shorter run costs less inside it
 LEAST_SEEKING_SIZE: Final = 2048  # bytes of a cover that seeks, which takes two or three bytes more
 MARGIN: Final = 32  # bytes that a cover leaves to the gaps at both ends: they lead the coder there
 GAP_LIMIT: Final = 4 << 20  # bytes: a longer gap is cut by empty covers
-REACH: Final = 1 << 16  # bytes of old looked at for a gap, beyond eight times its size
+REACH: Final = 1 << 16  # bytes of old between two covers, beyond eight times the gap's
+SIDE: Final = 2048  # bytes of old beside one cover, beyond twice the gap's, where that is too much
 
 Bytes8 = npt.NDArray[np.uint8]
 
@@ -136,18 +137,18 @@ def gaps_of(covers: Sequence[Cover], old_size: int, new_size: int) -> Iterator[G
     for cover in [*covers, Cover(new_size, old_size, 0)]:
         if cover.start > at:
             size = cover.start - at
-            yield Gap(at, size, _near(at_old, cover.source, 8 * size + REACH, old_size))
+            yield Gap(at, size, _near(at_old, cover.source, size, old_size))
         at, at_old = cover.start + cover.size, cover.source + cover.size
 
 
-def _near(low: int, high: int, reach: int, end: int) -> tuple[tuple[int, int], ...]:
+def _near(low: int, high: int, gap: int, end: int) -> tuple[tuple[int, int], ...]:
     """The old bytes between two covers; where they are many, or the second cover comes from before
     the first, those behind the one and before the other."""
-    if 0 <= high - low <= reach:
+    if 0 <= high - low <= 8 * gap + REACH:
         return ((low, high - low),) if high > low else ()
-    half = reach // 2
-    first = (low, min(half, end - low))
-    second = (max(0, high - half), min(half, high))
+    side = 2 * gap + SIDE
+    first = (low, min(side, end - low))
+    second = (max(0, high - side), min(side, high))
     return tuple(run for run in (first, second) if run[1])
 
 
