@@ -32,6 +32,7 @@ FORMATS = {
     "delta": ("cursor digest", "numpy pyfastcdc"),
     "chunker": ("", "pyfastcdc"),
     "chunkmanifest": ("chunker cursor digest", ""),
+    "formpack": ("addressfree cursor layerform", "numpy"),
     "chunksync": ("chunkmanifest cursor digest", "zstandard"),
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
@@ -62,6 +63,7 @@ EDGES = {
     ),
     "remote": (
         "digest formats.protocol formats.oci formats.chunkmanifest formats.chunksync"
+        " formats.formpack"
         " formats.reference formats.update",
         "urllib3",
     ),
@@ -69,7 +71,8 @@ EDGES = {
     "tools": ("", "subprocess"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": (
-        "digest formats.chunksync formats.protocol formats.oci formats.reference formats.update",
+        "digest formats.chunksync formats.formpack formats.protocol formats.oci formats.reference"
+        " formats.update",
         "starlette uvicorn",
     ),
     "engine": ("", "docker"),

@@ -35,6 +35,7 @@ from layerkit.formats.chunksync import (
     Have,
     parse_have,
 )
+from layerkit.formats.formpack import PACKED_TYPE
 from layerkit.formats.oci import (
     INDEX,
     Descriptor,
@@ -89,6 +90,9 @@ class Source(Protocol):
     def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
         """A chunk manifest of repository `name`, as a change of what the node holds."""
 
+    def read_packed(self, name: str, digest: Digest) -> bytes:
+        """The form of a form blob of repository `name`, packed; NotFoundError while it is not."""
+
     def read_listed(
         self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
     ) -> Iterator[bytes]:
@@ -117,6 +121,7 @@ def make_app(source: Source) -> Starlette:
             _Listed(source).get_chunks,
             methods=["POST"],
         ),
+        Route("/v1/{name:path}/packed-forms/{digest}", _Listed(source).get_packed),
         Route("/v1/{name:path}/chunks/{id}", _Chunks(source).get_one),
         Route("/v1/{name:path}/chunks", _Chunks(source).get_many, methods=["POST"]),
     ]
@@ -273,7 +278,7 @@ class _Chunks:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """Chunk manifests for who holds others, and chunks by their place in one."""
+    """Forms for who holds nothing; chunk manifests and chunks by place for who holds others."""
 
     source: Source
 
@@ -282,6 +287,12 @@ class _Listed:
         have = parse_have(await _read_body(request, MAX_HAVE_SIZE))
         raw = await run_in_threadpool(self.source.read_change, name, digest, have)
         return Response(raw, media_type=CHANGE_TYPE)
+
+    def get_packed(self, request: Request) -> Response:
+        name, digest = _name(request), _digest(request.path_params["digest"], "sha256")
+        headers = {"cache-control": IMMUTABLE}
+        raw = self.source.read_packed(name, digest)
+        return Response(raw, media_type=PACKED_TYPE, headers=headers)
 
     async def get_chunks(self, request: Request) -> Response:
         """Body: places in the chunk manifest; `?near=` a chunk manifest that the node holds."""

@@ -28,6 +28,7 @@ from layerkit.errors import (
     UsageError,
 )
 from layerkit.formats.chunksync import CHANGE_TYPE, PLACES_TYPE, Have, serialize_have
+from layerkit.formats.formpack import PACKED_TYPE
 from layerkit.formats.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -176,6 +177,13 @@ class Remote:
                 want=f"{size} bytes",
             )
         check_digest(data, digest, f"blob {digest.short} from {self.url}")
+        return data
+
+    def fetch_packed(self, name: str, form: Digest, limit: int) -> bytes:
+        """The packed form of form blob `form`, of at most `limit` bytes, not verified."""
+        _, headers, data = self._fetch(f"/v1/{name}/packed-forms/{form}", limit, {})
+        if headers.get("content-type", "") != PACKED_TYPE:
+            raise NotFoundError(f"{self.url} has no packed forms")
         return data
 
     def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:

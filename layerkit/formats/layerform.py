@@ -9,7 +9,7 @@ Spec: docs/format.md "Layer form". Limits: a form and a tar of at most 8 GiB.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,8 @@ __all__ = [
     "encode_layer",
     "find_binaries",
     "is_layer_form",
+    "join_parts",
+    "split_parts",
 ]
 
 ADDRESS_FREE: Final = "address-free"  # the transform's name in chunk manifests
@@ -74,10 +76,7 @@ def encode_layer(
 ) -> LayerForm | None:
     """The form of a layer tar; None when no binary in it has one, and the tar is its own form.
     `hints` by digest of the binary."""
-    writer = Writer()
-    writer.raw(MAGIC)
-    writer.u8(MAJOR)
-    writer.u8(MINOR)
+    writer = _begin()
     labels, why_raw, end = [], [], 0
     for at, size in find_binaries(tar):
         binary = tar[at : at + size]
@@ -98,7 +97,26 @@ def encode_layer(
     return LayerForm(form, tuple(labels), tuple(why_raw))
 
 
-def _write_part(writer: Writer, kind: int, data: bytes) -> None:
+def _begin() -> Writer:
+    writer = Writer()
+    writer.raw(MAGIC)
+    writer.u8(MAJOR)
+    writer.u8(MINOR)
+    return writer
+
+
+def _open(form: bytes | memoryview) -> Reader:
+    """A reader behind the header."""
+    reader = Reader(form, "layer form")
+    if bytes(reader.take(4)) != MAGIC:
+        raise FormatError("layer form: no magic")
+    major, _minor = reader.u8(), reader.u8()
+    if major != MAJOR:
+        raise VersionError(f"layer form: got major version {major}, want {MAJOR}")
+    return reader
+
+
+def _write_part(writer: Writer, kind: int, data: bytes | memoryview) -> None:
     if data:
         writer.u8(kind)
         writer.sized(data)
@@ -109,15 +127,28 @@ def is_layer_form(data: bytes) -> bool:
     return data[:4] == MAGIC and data[4:6] == bytes((MAJOR, MINOR))
 
 
+def split_parts(form: bytes | memoryview) -> list[tuple[int, memoryview]]:
+    """Kind and bytes of each part. FormatError for what is no layer form."""
+    reader = _open(form)
+    parts = []
+    while reader.left:
+        kind = reader.u8()
+        parts.append((kind, reader.sized(SIZE_LIMIT, "part")))
+    return parts
+
+
+def join_parts(parts: Iterable[tuple[int, bytes | memoryview]]) -> bytes:
+    """The layer form of these parts."""
+    writer = _begin()
+    for kind, data in parts:
+        _write_part(writer, kind, data)
+    return writer.getvalue()
+
+
 def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes:
     """The tar, of exactly `tar_size` bytes if given. Raises only FormatError; the caller checks the
     diff_id."""
-    reader = Reader(form, "layer form")
-    if bytes(reader.take(4)) != MAGIC:
-        raise FormatError("layer form: no magic")
-    major, _minor = reader.u8(), reader.u8()
-    if major != MAJOR:
-        raise VersionError(f"layer form: got major version {major}, want {MAJOR}")
+    reader = _open(form)
     parts: list[bytes | memoryview] = []
     left = SIZE_LIMIT if tar_size is None else tar_size
     while reader.left:

@@ -8,6 +8,7 @@ about 200 bytes for each chunk listed by the layout's chunk manifests.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -27,6 +28,7 @@ from layerkit.formats.chunksync import (
     parse_places,
     serialize_change,
 )
+from layerkit.formats.formpack import pack
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
     ANNOTATION_REF_NAME,
@@ -53,7 +55,9 @@ DEFAULT_LISTEN: Final = "127.0.0.1:7420"
 UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
 CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
+PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
 MAX_KEPT_COUNT: Final = 4096
+_log = logging.getLogger(__name__)
 SMALL_SIZE: Final = 4 << 20  # bytes of dictionary, and
 SMALL_COUNT: Final = 4096  # chunks, up to which a batch is worth SMALL_LEVEL: 0.1 s for 300 chunks
 SMALL_LEVEL: Final = 19
@@ -116,6 +120,8 @@ class LayoutSource:
         self._cache_size = cache_size
         self._updates = _Kept(UPDATES_SIZE)
         self._changes = _Kept(CHANGES_SIZE)
+        self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: not (yet)
+        self._packing = threading.Lock()
         self._view()  # a folder that is no layout is an error now, not at the first request
 
     def has_repository(self, name: str) -> bool:
@@ -184,6 +190,38 @@ class LayoutSource:
         small = len(dictionary) <= SMALL_SIZE and len(indexes) <= SMALL_COUNT
         level = SMALL_LEVEL if small else BATCH_LEVEL
         return serialize_chunk_batch(chunks, len(indexes), level, dictionary)
+
+    def read_packed(self, name: str, digest: Digest) -> bytes:
+        """The packed form of a form blob. The first who asks sets a thread to work and, like all
+        until it is done, takes the form blob: nobody waits seconds for a tenth of the bytes."""
+        lists = self._repository(name).chunk_lists
+        found = next(((one, form) for one, form in lists.items() if form.digest == digest), None)
+        if found is None:
+            raise NotFoundError(f"form {digest.short} is not in repository {name}")
+        with self._lock:
+            raw = self._packed.get(digest)
+            begin = digest not in self._packed
+            if begin:
+                self._packed[digest] = b""
+        if begin:
+            threading.Thread(target=self._pack, args=found, daemon=True).start()
+        if not raw:
+            raise NotFoundError(f"form {digest.short} is not packed")
+        return raw
+
+    def _pack(self, listed: Digest, form: Descriptor) -> None:
+        """One at a time; a form that does not pack stays listed as empty."""
+        with self._packing:
+            try:
+                raw = pack(self._read_form(form, self._find_places(listed)[0]))
+            except (FormatError, StoreError) as exc:
+                _log.warning("form %s is not packed: %s", form.digest.short, exc.message)
+                return
+        with self._lock:
+            if len(raw) < form.size:
+                self._packed[form.digest] = raw
+            while sum(map(len, self._packed.values())) > PACKED_SIZE and len(self._packed) > 1:
+                self._packed.popitem(last=False)
 
     def _read_gone(self, near: Digest, new: ChunkManifest) -> bytes:
         """What stood at the places of the missing chunks in the node's own form."""

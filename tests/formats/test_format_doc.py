@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.formats import chunkmanifest, chunksync, delta, layerform, protocol, update
+from layerkit.formats import chunkmanifest, chunksync, delta, formpack, layerform, protocol, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 
@@ -81,6 +81,7 @@ def test_magics_and_constants_of_the_form_are_the_codes() -> None:
         ("Layer form", layerform.MAGIC),
         ("Delta", delta.MAGIC),
         ("Update", update.MAGIC),
+        ("Packed form", formpack.MAGIC),
     ):
         assert f"`{magic.decode()}`" in section(title)
     text = section("Address-free form")

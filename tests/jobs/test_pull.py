@@ -20,6 +20,7 @@ from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
 from layerkit.formats.chunksync import Have
+from layerkit.formats.formpack import pack
 from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
@@ -221,6 +222,53 @@ def test_an_edit_moves_the_change_of_the_chunk_manifest_and_what_changed_in_chun
     result, asked = pull_from(PlainSource(layout), store)
     assert asked == ["change", "places, near"]
     assert result.moved_size < 5000 and 0 < result.fetched_count < 8
+
+
+def repetitive() -> bytes:
+    """Words in random order: LZMA makes less of them than a quick zstd."""
+    words = noise(2048)
+    return b"".join(words[8 * at : 8 * at + 8] for at in noise(200_000, 2))
+
+
+class PackingSource(LayoutSource):
+    """Packs at once, so that the first who asks gets it; damaged at one byte if asked to."""
+
+    def __init__(self, layout: Path, damaged: bool) -> None:
+        super().__init__(layout)
+        self._damaged, self.sizes = damaged, list[int]()
+
+    def read_packed(self, name: str, digest: Digest) -> bytes:
+        lists = self._view()[name].chunk_lists
+        listed, form = next((one, form) for one, form in lists.items() if form.digest == digest)
+        raw = bytearray(pack(self._read_form(form, self._find_places(listed)[0])))
+        raw[len(raw) // 2] ^= self._damaged
+        self.sizes.append(len(raw))
+        return bytes(raw)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_packed_form_is_taken_where_there_is_one(
+    layout: Path, store: Store, damaged: bool
+) -> None:
+    publish_image(layout, REF, hello_files(repetitive()))
+    source = PackingSource(layout, damaged)
+    with start_server(make_app(source)) as running:
+        result = run(running, store)
+    assert store.verify().good and len(source.sizes) == 1
+    assert (result.moved_size < source.sizes[0] + 40_000) is not damaged
+
+
+def test_the_server_packs_a_form_after_the_first_who_asks(layout: Path, tmp_path: Path) -> None:
+    publish_image(layout, REF, hello_files(repetitive()))
+    moved = []
+    source = LayoutSource(layout)
+    with start_server(make_app(source)) as running:
+        for name in "ab":
+            with Store(tmp_path / name, Disk()) as own:
+                moved.append(run(running, own).moved_size)
+            with source._packing:  # until it is done
+                pass
+    assert moved[1] < moved[0]
 
 
 def test_a_server_that_forgot_the_old_image_gets_the_names_of_runs(
@@ -482,8 +530,8 @@ def test_bit_rot_in_the_store_heals_while_pulling(
 
 def test_verify_repair_then_pull_heals(server: RunningServer, store: Store) -> None:
     run(server, store)
-    for pack in (store.path / "packs").iterdir():
-        os.truncate(pack, pack.stat().st_size // 2)
+    for path in (store.path / "packs").iterdir():
+        os.truncate(path, path.stat().st_size // 2)
     assert not verify_store(store.path, Disk()).good
     verify_store(store.path, Disk(), repair=True)
     run(server, store)

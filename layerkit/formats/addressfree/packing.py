@@ -17,17 +17,22 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, wire
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
+from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.packed import read_u32, write_u32
 from layerkit.formats.sites import AMD64, find_candidates
 
-__all__ = ["NumberedBody", "number_ids", "restore_ids"]
+__all__ = ["NumberedBody", "join", "number_ids", "restore_ids", "split"]
 
+KIND_GO: Final = 1  # of a form: labels and body
 NUMBER_BITS: Final = 24  # labels that can be numbered; a binary of 100 MB has a million
 MAX_SKIP_COUNT: Final = 1 << 16  # more false places mean that the rule does not fit this body
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,29 @@ class NumberedBody:
     tag: int
     skip: Int64s
     body: bytes
+
+
+def split(form: bytes) -> tuple[bytes, bytes] | None:
+    """Label table and body of a form; None for a raw one."""
+    reader = Reader(form, "form")
+    if wire.check_header(reader) != KIND_GO:
+        return None
+    labels = bytes(reader.sized(wire.SIZE_LIMIT, "labels"))
+    body = bytes(reader.sized(wire.SIZE_LIMIT, "body"))
+    reader.finish()
+    return labels, body
+
+
+def join(labels: bytes, body: bytes) -> bytes:
+    """The form of a label table and a body."""
+    writer = Writer()
+    writer.raw(wire.MAGIC)
+    writer.u8(wire.MAJOR)
+    writer.u8(wire.MINOR)
+    writer.u8(KIND_GO)
+    writer.sized(labels)
+    writer.sized(body)
+    return writer.getvalue()
 
 
 def number_ids(labels_data: bytes, body: bytes) -> NumberedBody | None:
@@ -101,8 +129,8 @@ def _restore(labels: Labels, body: Bytes8, tag: int, skip: Int64s) -> bytes:
     return out.tobytes()
 
 
-def _is_number(value: Int64s, tag: int, count: int) -> Int64s:
-    is_one: Int64s = (value >> NUMBER_BITS == tag) & (value & (1 << NUMBER_BITS) - 1 < count)
+def _is_number(value: Int64s, tag: int, count: int) -> Bools:
+    is_one: Bools = (value >> NUMBER_BITS == tag) & (value & (1 << NUMBER_BITS) - 1 < count)
     return is_one
 
 
@@ -145,7 +173,7 @@ def _derive(
     return ids
 
 
-def _kept(labels: Labels, size: int) -> Int64s:
+def _kept(labels: Labels, size: int) -> Bools:
     """For each file position: does it lie in a label whose id follows from ids in it? Those of code
     by content do, since sites are not masked."""
     text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
@@ -158,5 +186,5 @@ def _kept(labels: Labels, size: int) -> Int64s:
     edges = np.zeros(size + 1, np.int8)
     np.add.at(edges, np.maximum(offsets[chosen] - 7, 0), 1)  # a field may end in the label
     np.add.at(edges, np.minimum(offsets[chosen] + labels.size[chosen], size), -1)
-    kept: Int64s = np.cumsum(edges, dtype=np.int32) > 0
+    kept: Bools = np.cumsum(edges, dtype=np.int32) > 0
     return kept

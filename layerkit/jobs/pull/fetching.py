@@ -23,7 +23,7 @@ from layerkit.errors import (
     NotFoundError,
     RemoteError,
 )
-from layerkit.formats import oci
+from layerkit.formats import formpack, oci
 from layerkit.formats.chunkmanifest import (
     MAX_FORM_SIZE,
     RAW,
@@ -44,6 +44,7 @@ __all__ = ["Fetcher", "Progress"]
 BATCH_COUNT: Final = 1 << 14  # ids a request: 512 KiB of body
 BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cost at most
 MAX_ROUNDS: Final = 8  # times that the rest of a cut batch is asked for
+MIN_PACKED_SIZE: Final = 256 << 10  # bytes of a form blob: below it a request more does not pay
 MAX_SINGLE_COUNT: Final = 64  # wrong chunks fetched again one by one; with more, the server lies
 _log = logging.getLogger(__name__)
 
@@ -114,9 +115,24 @@ class Fetcher:
     def fetch_whole(self, want: LayerWant) -> NewLayer:
         """A layer by its form alone: it is cut here, and no ids travel."""
         assert want.form is not None
-        raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
-        made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
+        made = self._fetch_packed(want, want.form)
+        if made is None:
+            raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
+            made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
         self.put_form(made.chunk_manifest, made.form)
+        return made
+
+    def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> NewLayer | None:
+        """The layer by its packed form, where the server has it and it is what it should be."""
+        if form.size < MIN_PACKED_SIZE:
+            return None
+        try:
+            raw = self.remote.fetch_packed(self.name, form.digest, form.size)
+            made = check_form(formpack.unpack(raw), want.blob, want.diff_id, want.listed)
+        except (FormatError, IntegrityError, NotFoundError, RemoteError) as exc:
+            _log.info("no packed form %s: %s", form.digest.short, exc.message)
+            return None
+        self._advance(form.size)
         return made
 
     def fetch_form(self, layer: LayerPlan) -> list[Chunk]:
