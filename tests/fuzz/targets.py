@@ -11,6 +11,7 @@ at a length or a digest, wrapped ones reach what lies behind it.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from layerkit.formats import (
     chunkmanifest,
     chunksync,
     delta,
+    formpack,
     kernel,
     layerform,
     update,
@@ -432,6 +434,39 @@ def seeds_update() -> list[bytes]:
     return [b"\0" + raw, b"\1" + content.getvalue()]
 
 
+def run_packed_form(data: bytes) -> None:
+    """0: as it is; else the content behind a header that fits it: parts, binaries with numbers."""
+    raw = data[3:]
+    if data[:1] != b"\0":
+        head = Writer()
+        head.raw(formpack.MAGIC + bytes((formpack.MAJOR, formpack.MINOR, formpack.PARTS)))
+        head.varint(int.from_bytes(data[1:3], "little"))
+        head.varint(len(raw))
+        packed = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_FAST)
+        raw = head.getvalue() + packed
+
+    def unpack() -> bytes:
+        return formpack.unpack(raw)
+
+    _same_both_ways(unpack, SIZE_LIMIT)
+
+
+# What the reader's filters understand, and quick to make
+_FAST = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}]
+
+
+def seeds_packed_form() -> list[bytes]:
+    found = []
+    for form in seeds_layer_form():
+        content = formpack._number(form)
+        assert content is not None
+        found += [
+            b"\0\0\0" + formpack.pack(form),
+            b"\1" + len(form).to_bytes(2, "little") + content,
+        ]
+    return found
+
+
 TARGETS = {
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
@@ -441,6 +476,7 @@ TARGETS = {
     "delta": Target(run_delta, seeds_delta, 2048),
     "chunk-manifest": Target(run_chunk_manifest, seeds_chunk_manifest, 4096),
     "chunk-sync": Target(run_chunk_sync, seeds_chunk_sync, 4096),
+    "packed-form": Target(run_packed_form, seeds_packed_form, 8192),
     "layer-form": Target(run_layer_form, seeds_layer_form, 8192),
     "update": Target(run_update, seeds_update, 2048),
 }
