@@ -18,14 +18,23 @@ from build import WORK, Built
 from pyfastcdc import FastCDC
 
 from layerkit.digest import chunk_id, sha256_digest
-from layerkit.formats import addressfree, delta
+from layerkit.formats import addressfree, delta, formpack
 from layerkit.formats.chunkmanifest import (
     ChunkManifest,
     build_chunk_manifest,
     serialize_chunk_manifest,
 )
+from layerkit.formats.chunksync import (
+    Have,
+    chunk_places,
+    gone_chunks,
+    serialize_change,
+    serialize_have,
+)
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.golang import GoTables, parse_go_tables
+from layerkit.formats.layerform import PART_BINARY, join_parts
+from layerkit.formats.protocol import serialize_chunk_batch
 from layerkit.formats.sites import disassemble
 
 FORMATS = Path(addressfree.__file__).parent.parent
@@ -99,23 +108,37 @@ def chunk_manifest(form: bytes) -> ChunkManifest:
     return build_chunk_manifest(form, "address-free", sha256_digest(form), len(form), 3)
 
 
+def packed(form: bytes) -> int:
+    """Bytes of the packed form of a layer that holds but this binary."""
+    return len(_cached("packed", [form], lambda: formpack.pack(join_parts([(PART_BINARY, form)]))))
+
+
 def chunks_moved(olds: Sequence[bytes], new: bytes) -> dict[str, int]:
-    """Chunks of `new` that no old form has, as one zstd -19 frame; how the manifest's change
-    travels: as a delta against that of the first old form."""
-    held = {chunk.id for old in olds for chunk in chunk_manifest(old).chunks}
-    manifest = chunk_manifest(new)
-    missing: dict[object, bytes] = {}
-    at = 0
-    for chunk in manifest.chunks:
-        if chunk.id not in held:
-            missing[chunk.id] = new[at : at + chunk.size]
-        at += chunk.size
-    before, after = (serialize_chunk_manifest(m) for m in (chunk_manifest(olds[0]), manifest))
+    """What goes to and fro chunk by chunk: the change of the chunk manifest, for a node that names
+    up to eight; and the missing chunks by their places, with what the nearest old form has there as
+    dictionary. Beside it the missing chunks as a zstd -19 frame of their own."""
+    before, manifest = [chunk_manifest(old) for old in olds], chunk_manifest(new)
+    raw_ids, starts = manifest.list_raw_ids(), manifest.offsets()
+    held = {raw for old in before for raw in old.list_raw_ids()}
+    missing: dict[bytes, int] = {}
+    for index, raw in enumerate(raw_ids):
+        if raw not in held:
+            missing.setdefault(raw, index)
+    chunks = [new[starts[index] : starts[index + 1]] for index in missing.values()]
+    named = {sha256_digest(raw): raw for raw in map(serialize_chunk_manifest, before[:8])}
+    change = serialize_change(serialize_chunk_manifest(manifest), named)
+    wanted = set(raw_ids)
+    shared = [len(wanted & set(old.list_raw_ids())) for old in before]
+    near = max(range(len(olds)), key=lambda index: (shared[index], -index))
+    gone = [olds[near][at : at + size] for at, size in gone_chunks(before[near], manifest)]
+    batch = serialize_chunk_batch(chunks, len(chunks), 19, b"".join(gone))
+    places = chunk_places(missing.values())
     return {
-        "manifest": len(delta_of([before], after)),
-        "chunks": zstd19(b"".join(missing.values())),
+        "manifest": len(serialize_have(Have(tuple(named)))) + len(change),
+        "chunks": len(places) + sum(map(len, batch)),
+        "own_frame": zstd19(b"".join(chunks)),
         "missing_count": len(missing),
-        "count": len(manifest.chunks),
+        "count": len(raw_ids),
     }
 
 

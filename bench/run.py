@@ -96,6 +96,7 @@ def first_pulls() -> Table:
             "whole_lzma": ours.xz(built.binary),
             "form_zstd": ours.zstd19(form),
             "form_lzma": ours.xz(form),
+            "form_packed": ours.packed(form),
             "held_chunks": ours.chunks_moved(olds, form),
             "best_delta": {"size": sizes[near[0]], "old": near[0]},
             "delta_of_three": len(ours.delta_of([held[one] for one in near[:3]], form)),
