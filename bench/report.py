@@ -160,7 +160,7 @@ def first_table(rows: Table) -> str:
                 number(row["whole_lzma"]),
                 number(row["form_zstd"]),
                 number(row["form_lzma"]),
-                number(packed),
+                number(packed) if "form_packed" in row else "",
                 f"{ratio:.3f}",
                 f"{best:.3f}",
                 verdict(min(ratio, best), FIRST_GOAL),
