@@ -65,6 +65,7 @@ class Discovery:
     word_pos: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     word_target: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     measures: tuple[Measure, ...] = ()
+    owned: set[int] = field(default_factory=set)  # of objects that are their first function's
     pointers: set[int] = field(default_factory=set)  # patterns of objects that are what they name
 
     def pattern(self, pattern: Pattern, mark: int = 0) -> int:
@@ -189,9 +190,9 @@ def _make_kinds(found: Discovery) -> None:
         kind(found.regions[names].addr, 2, names, P_FUNCTION_NAME, name=True),
         kind(found.regions[names].addr),
         kind(found.regions[pctab].addr, 3, pctab),
-        kind(found.regions[cus].addr, shift=2),
+        kind(found.regions[cus].addr, 5, cus, shift=2),
         kind(go.gofunc),
-        kind(found.regions[files].addr),
+        kind(found.regions[files].addr, 6, files),
         kind(go.types),
         kind(go.text),
         kind(go.rodata),
@@ -334,6 +335,7 @@ def _cu_table(found: Discovery) -> None:
     found.targets.append(used + base + go.file_off)
     pattern = found.pattern(Pattern(stride=4, repeated=((0, K_FILE),)))
     found.objects[base + go.cu_off] = (0, pattern)
+    found.owned.add(pattern)
     for addr in (np.unique(_func_u32(go, 32)) * 4 + base + go.cu_off).tolist():
         found.objects[addr] = (0, pattern)
     names = np.frombuffer(go.pcln, np.uint8)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, rewriting
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
-from layerkit.formats.addressfree.identity import References, choose_ids
+from layerkit.formats.addressfree.identity import Patterns, References, choose_ids
 from layerkit.formats.addressfree.measures import clear_measures
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
 from layerkit.formats.addressfree.rewriting import Exceptions
@@ -222,7 +222,7 @@ class _Encoding:
         self.names = {
             addr: name for addr, (name, _) in symbols.items() if not _NUMBERED.search(name)
         }
-        self.pointers = frozenset(found.pointers)
+        self.known = Patterns(found.pointers, found.owned)
         self.writable = np.array([_is_writable(found, region) for region in found.regions])
         self.data: Bytes8 = np.frombuffer(found.go.elf.data, np.uint8)
         self.fields = model.expand_fields(labels)
@@ -260,7 +260,7 @@ class _Encoding:
             self.sites.addr,
         )
         ids = choose_ids(
-            labels, references, masked, self.body, self.names, self.pointers, self.writable
+            labels, references, masked, self.body, self.names, self.known, self.writable
         )
         sites, skip = self._write_sites(ids)
         exceptions = rewriting.exceptions_of(labels, self.data, self.word_pos, sites)

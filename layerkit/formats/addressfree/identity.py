@@ -9,7 +9,7 @@ bytes of delta, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,7 @@ Uint64s = NDArray[np.uint64]
 THIN: Final = 8  # bytes other than zero, fields masked: below it, content is no identity
 ROUNDS: Final = 16  # how deep objects that are known by what they point to may be nested
 LISTED_SALT: Final = 7  # listed ids do not follow the form's salt
+RECORD_SEED: Final = 2
 NO_PLACE: Final = 1 << 62
 BEFORE_USE, BEHIND_USE = 12, 12  # bytes of code that tell one use in a function from another
 
@@ -53,14 +54,22 @@ def choose_ids(
     masked: Bytes8,
     body: Bytes8,
     symbols: Mapping[int, bytes],
-    pointers: frozenset[int],
+    patterns: Patterns,
     writable: Bools,
 ) -> Int64s:
     """Ids of all labels; settles `labels.rule` and `labels.explicit`, and writes ids into `body`.
     `masked`: the file with all fields and words zero. `symbols`: address -> name, the same in every
-    build. `pointers`: patterns of objects that are what they point to. `writable`: regions of
-    variables, whose content is only where they start."""
-    return _Choice(labels, references, masked, body, symbols, pointers, writable).run()
+    build. `writable`: regions of variables, whose content is only where they start."""
+    return _Choice(labels, references, masked, body, symbols, patterns, writable).run()
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """Patterns of objects that have an identity of their own: they are what they point to, or they
+    belong to the function whose record first names them."""
+
+    pointers: Collection[int]
+    owned: Collection[int]
 
 
 def _write_ids(body: Bytes8, references: References, ids: Int64s, ready: Bools) -> None:
@@ -83,14 +92,15 @@ class _Choice:
         masked: Bytes8,
         body: Bytes8,
         symbols: Mapping[int, bytes],
-        pointers: frozenset[int],
+        patterns: Patterns,
         writable: Bools,
     ) -> None:
         self.labels = labels
         self.references = references
         self.masked, self.body = masked, body
         self.symbols = symbols
-        self.pointers = np.array(sorted(pointers), np.int64)
+        self.is_pointer = np.isin(labels.pattern, sorted(patterns.pointers))
+        self.is_owned = np.isin(labels.pattern, sorted(patterns.owned))
         self.writable: Bools = writable[labels.region_of]
         self.offsets = labels.offsets()
         self.sizes = model.object_sizes(labels)
@@ -123,6 +133,7 @@ class _Choice:
         retry = by_content & (self.reference_count > 0) & (self.key_size == self.sizes)
         by_reference |= retry
         self.listed |= set(np.flatnonzero(wanted & ~self.final & ~by_reference).tolist())
+        self._seed_by_records()
         self._seed_by_users()
         self._list(self.seeds)
         open_ = np.flatnonzero(by_reference & ~self.final)
@@ -189,13 +200,14 @@ class _Choice:
         named = np.zeros(labels.count, bool)
         symbols = np.fromiter(self.symbols.keys(), np.int64, len(self.symbols))
         named[np.isin(labels.start, symbols)] = True
-        pointer = np.isin(labels.pattern, self.pointers)
+        pointer = self.is_pointer
         thin = (self.solid < THIN) & ~keyed
         points = self.reference_count > 0
         # a variable is its name, or what its only user calls it; so is a literal that only points
         by_name = named & (self.writable | (thin & points)) & ~pointer
         by_name |= thin & self.writable & ((self.user_count == 1) | ~points) & ~pointer
         thin &= points
+        by_name |= self.is_owned
         by_reference = pointer | (thin & ~by_name)
         by_content = ~by_reference & ~by_name & (self.solid > 0)
         return wanted & by_content, wanted & by_reference
@@ -344,6 +356,21 @@ class _Choice:
         begin = np.maximum(place - BEFORE_USE, 0)
         end = np.minimum(place + BEHIND_USE, len(refs.code))
         return model.hash_content(refs.code, begin, end - begin)
+
+    def _seed_by_records(self) -> None:
+        """Seeds from the name of the first function whose record refers to an object."""
+        labels, fields = self.labels, self.references.fields
+        is_name = np.array([k.is_name for k in labels.kinds], bool)[fields.kind]
+        target = self.references.field_target
+        places = fields.pos[is_name]
+        wanted = np.flatnonzero((target >= 0) & self.is_owned[target])
+        before = np.searchsorted(places, fields.pos[wanted], side="right") - 1
+        names = target[is_name][before]
+        for label, name, has_name in zip(
+            target[wanted].tolist(), names.tolist(), (before >= 0).tolist(), strict=True
+        ):
+            if label in self.listed and label not in self.seeds and has_name and name >= 0:
+                self.seeds[label] = (int(self.ids[name]) << 8) + RECORD_SEED
 
     def _listed_contents(self) -> dict[int, int]:
         """Hash of the masked content of each listed label, 0 where there is none but zeros."""
