@@ -164,34 +164,55 @@ def _name(data: bytes, rows: list[tuple[int, ...]], table: int, name: int) -> st
 def strip_symbols(elf: Elf) -> bytes:
     """The file as Go's linker writes it with `-s`: without .symtab and .strtab.
 
-    Go puts both at the end of the file, before .shstrtab, and their names at the end of it
-    (src/cmd/link/internal/ld/elf.go asmbElf, go1.20 to go1.27), so what is left does not move.
-    Raises FormatError when they lie elsewhere; a test compares the result with the linker's own.
+    Go puts both at the end of the file, and their names side by side into .shstrtab. That lies
+    behind them or before them (go1.22 to go1.27: what is left does not move), or in the middle of
+    the read-only data (go1.20, go1.21: what lies behind it moves unless alignment takes up the
+    difference). Source: src/cmd/link/internal/ld/elf.go doelf, asmbElf. Raises FormatError where
+    something would move; a test compares the result with the linker's own.
     """
-    dropped = [s.name for s in elf.sections if s.name in (".symtab", ".strtab")]
+    dropped = [s for s in elf.sections if s.name in (".symtab", ".strtab")]
     if not dropped:
         return elf.data
-    kept = [s for s in elf.sections if s.name not in (".symtab", ".strtab")]
-    first = min(s.offset for s in elf.sections if s.name in (".symtab", ".strtab"))
-    names = kept[-1]
+    rows = [i for i, s in enumerate(elf.sections) if s.name not in (".symtab", ".strtab")]
+    kept = [elf.sections[index] for index in rows]
+    names = next((s for s in kept if s.name == ".shstrtab" and s.in_file), None)
+    table = elf.bytes_of(names) if names else b""
+    cut = table.find(_SYMBOL_NAMES)
+    if names is None or cut < 0 or len(dropped) != 2:
+        raise FormatError("elf: no names of a symbol table to take out")
+    short = table[: cut + 1] + table[cut + len(_SYMBOL_NAMES) :]
+    first = min(s.offset for s in dropped)
     behind = [s for s in kept if s.in_file and s.size and s.offset >= first]
-    if names.name != ".shstrtab" or behind != [names] or len(dropped) != 2:
-        raise FormatError("elf: symbols do not lie at the end of the file")
-    table = b"".join(s.name.encode("latin-1") + b"\0" for s in kept if s.name)
-    out = bytearray(elf.data[:first])
-    rows, at = [], elf.section_table_offset
-    for index, section in enumerate(elf.sections):
-        if section in kept:
-            rows.append(list(SHDR.unpack_from(elf.data, at + index * SHDR.size)))
-    new_table = b"\0" + table
-    rows[-1][4], rows[-1][5] = first, len(new_table)
-    for row, section in zip(rows, kept, strict=True):
-        row[0] = new_table.find(b"\0" + section.name.encode("latin-1") + b"\0") + 1
-    rows[0][0] = 0
-    for index in range(len(elf.sections)):
-        raw = SHDR.pack(*rows[index]) if index < len(rows) else bytes(SHDR.size)
-        out[at + index * SHDR.size : at + (index + 1) * SHDR.size] = raw
+    if behind == [names]:
+        place, out = first, bytearray(elf.data[:first] + short)
+    elif behind or _next_offset(kept, names, len(short)) != _next_offset(kept, names, len(table)):
+        raise FormatError("elf: symbols cannot be taken out without moving something")
+    else:
+        place, out = names.offset, bytearray(elf.data[:first])
+        out[place : place + len(table)] = short.ljust(len(table), b"\0")
+    at, headers = elf.section_table_offset, []
+    for index, section in zip(rows, kept, strict=True):
+        row = list(SHDR.unpack_from(elf.data, at + index * SHDR.size))
+        row[0] -= (len(table) - len(short)) * (row[0] > cut + 1)
+        if section is names:
+            row[4], row[5] = place, len(short)
+        headers.append(SHDR.pack(*row))
+    size = len(elf.sections) * SHDR.size
+    out[at : at + size] = b"".join(headers).ljust(size, b"\0")
     header = list(EHDR.unpack_from(elf.data, 0))
-    header[12], header[13] = len(kept), len(kept) - 1
+    header[12], header[13] = len(kept), next(i for i, s in enumerate(kept) if s is names)
     EHDR.pack_into(out, 0, *header)
-    return bytes(out) + new_table
+    return bytes(out)
+
+
+_SYMBOL_NAMES: Final = b"\0.symtab\0.strtab\0"
+
+
+def _next_offset(sections: list[Section], table: Section, size: int) -> int:
+    """Where the section behind `table` begins when the table has `size` bytes; -1: there is none,
+    or it is elsewhere."""
+    behind = [s for s in sections if s.in_file and s.size and s.offset > table.offset]
+    if not behind:
+        return -1
+    after = min(behind, key=lambda s: s.offset)
+    return -(-(table.offset + size) // max(1, after.align)) * max(1, after.align)
