@@ -155,7 +155,7 @@ def function_ids(labels: Labels, fields: Fields, value: Int64s, ids: Int64s) -> 
 def functions_by_name_field(labels: Labels, functions: Int64s, count: int) -> Int64s:
     """Ordinal of the name field of each RULE_NAME label: its ordinal among the text's labels that
     start a function (those with a rule of their own)."""
-    text = np.array([r.is_text for r in labels.regions])[labels.region_of]
+    text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
     starts = np.flatnonzero(
         text & (labels.rule != model.RULE_CONT) & (labels.rule != model.RULE_END)
     )
@@ -189,7 +189,7 @@ def _near_lookup(labels: Labels, ids: Int64s) -> Lookup:
     """Lookup for 26-bit branches, which are in arm64 code only and go to code only."""
     if labels.machine != ARM64:
         return make_lookup(np.zeros(0, np.int64))
-    is_text = np.array([r.is_text for r in labels.regions])[labels.region_of]
+    is_text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
     return make_lookup(np.where(is_text & (ids > 0), branch_values(ids), 0))
 
 
@@ -318,7 +318,7 @@ def findfunctab(labels: Labels, limit: int) -> Bytes8:
     """Go's lookup table from pc to function: for each 4096 bytes of text the number of the first
     function there, and for each 256 bytes of it the distance from that number. Empty when it is
     over `limit` bytes. Source: src/cmd/link/internal/ld/pcln.go findfunctab, go1.20 to go1.27."""
-    text = np.array([r.is_text for r in labels.regions])[labels.region_of]
+    text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
     starts = labels.start[text & (labels.rule != model.RULE_CONT) & (labels.rule != model.RULE_END)]
     ends = labels.start[text & (labels.rule == model.RULE_END)]
     if not len(starts) or not len(ends):

@@ -52,6 +52,8 @@ Uint64s = npt.NDArray[np.uint64]
 Bytes8 = npt.NDArray[np.uint8]
 
 NEW: Final = 0xFF000001  # field value: the label after the furthest one used so far in the zone
+ID_TOP: Final = 0x94000000  # of every derived id; listed ids may be any
+ID_MASK: Final = 0x03FFFFFF
 TAG: Final = 0x9E4B1D37  # top half of an address word whose low half is an id
 
 # Rules: how a label's id follows. Values travel in the form and never change their meaning.
@@ -264,10 +266,10 @@ def mix(value: Uint64s, other: Uint64s) -> Uint64s:
 
 
 def fold_id(value: Uint64s, salt: int) -> Int64s:
-    """A 32-bit id: its top byte is never 00 or FF, so no id looks like a near displacement."""
+    """An id: 26 bits of a hash under a constant top, so that it costs a delta little over three
+    bytes and looks like no near displacement. Among 27,000 labels that is five clashes."""
     h = mix(value, np.full(len(value), salt, np.uint64))
-    top = (h >> np.uint64(24) & np.uint64(0xFF)) % np.uint64(254) + np.uint64(1)
-    return ((h & np.uint64(0xFFFFFF)) | (top << np.uint64(24))).astype(np.int64)
+    return (h & np.uint64(ID_MASK)).astype(np.int64) | ID_TOP
 
 
 def fold_one(value: int, salt: int) -> int:
@@ -278,14 +280,12 @@ def fold_one(value: int, salt: int) -> int:
     h ^= h >> 33
     h = h * int(_MIX2) & _MASK64
     h ^= h >> 33
-    return h & 0xFFFFFF | ((h >> 24 & 0xFF) % 254 + 1) << 24
+    return h & ID_MASK | ID_TOP
 
 
 def wrap_id(value: Int64s) -> Int64s:
     """Keep id + distance inside the id range (see `fold_id`)."""
-    v = value & 0xFFFFFFFF
-    top = v >> 24
-    return np.where((top == 0) | (top == 0xFF), v ^ 0x55000000, v)
+    return (value & ID_MASK) | ID_TOP
 
 
 def object_sizes(labels: Labels) -> Int64s:
