@@ -268,14 +268,32 @@ def test_programs_that_are_not_go_are_raw(path: str, trust_cases: TrustCases) ->
     assert made.why_raw
 
 
+WAITS_FOR_A_FIX = pytest.mark.xfail(
+    reason="a mid-function label made explicit counts as a function: raw", strict=True
+)
+
+
 @pytest.mark.slow
-@pytest.mark.trust("the go command and its linker, as they are released")
-@pytest.mark.parametrize("name", ["bin/go", "pkg/tool/linux_amd64/link"])
-def test_the_toolchain_itself_comes_back(
+@pytest.mark.trust("the go command and its tools, as they are released")
+@pytest.mark.parametrize(
+    "name",
+    ["bin/go", "bin/gofmt"]
+    + [
+        pytest.param(f"pkg/tool/linux_amd64/{name}", marks=marks)
+        for name, marks in {
+            "asm": (WAITS_FOR_A_FIX,), "compile": (WAITS_FOR_A_FIX,), "link": (WAITS_FOR_A_FIX,),
+            "cgo": (), "cover": (), "vet": (),
+        }.items()
+    ],
+)  # fmt: skip
+def test_the_toolchain_itself_has_forms(
     go_toolchain: Path, name: str, trust_cases: TrustCases
 ) -> None:
+    """Programs of other people's flags, with symbols."""
     said = subprocess.run([go_toolchain, "env", "GOROOT"], capture_output=True, text=True)
     path = Path(said.stdout.strip()) / name
     if not path.exists():
         pytest.skip(f"no {name} here")
-    trust_cases.encoded(assert_comes_back(path.read_bytes()).why_raw)
+    made = assert_comes_back(path.read_bytes())
+    trust_cases.encoded(made.why_raw)
+    assert made.why_raw == ""
