@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import zstandard
 from build import WORK, Built
 from pyfastcdc import FastCDC
@@ -32,10 +31,8 @@ from layerkit.formats.chunksync import (
     serialize_have,
 )
 from layerkit.formats.elf import parse_elf
-from layerkit.formats.golang import GoTables, parse_go_tables
 from layerkit.formats.layerform import PART_BINARY, join_parts
 from layerkit.formats.protocol import serialize_chunk_batch
-from layerkit.formats.sites import disassemble
 
 FORMATS = Path(addressfree.__file__).parent.parent
 
@@ -153,60 +150,3 @@ def chunks_moved_at(olds: Sequence[bytes], new: bytes, average: int) -> int:
         for chunks in (lists[0], lists[-1])
     )
     return zstd19(b"".join(missing)) + len(delta_of([before], after))
-
-
-def functions(binary: bytes, form: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """Each function's name, its bytes in the form, and the same with the fields of its sites
-    masked: what is equal in the last and not in the form differs only by an id."""
-    go = parse_go_tables(parse_elf(binary))
-    names = _names(go)
-    body = np.frombuffer(form[len(form) - len(binary) :], np.uint8)
-    found: list[tuple[bytes, bytes, bytes]] = []
-    for section in go.elf.sections:
-        if section.name != ".text":
-            continue
-        text = body[section.offset : section.offset + section.size]
-        masked = text.copy()
-        raw = go.elf.bytes_of(section)
-        sites = disassemble(raw, section.addr)
-        value = np.zeros(len(sites), np.int64)
-        field = np.frombuffer(raw, np.uint8)
-        for k in range(4):
-            value |= field[sites + k].astype(np.int64) << (8 * k)
-        target = sites + 4 + section.addr + (value ^ 1 << 31) - (1 << 31)
-        inside = np.searchsorted(go.entries, sites + section.addr, side="right")
-        far = np.searchsorted(go.entries, target, side="right") != inside
-        for k in range(4):
-            masked[sites[far] + k] = 0
-        plain, hidden = text.tobytes(), masked.tobytes()
-        bounds = (go.entries - section.addr).tolist()
-        for name, low, high in zip(names, bounds, bounds[1:], strict=False):
-            if 0 <= low < high <= len(plain):
-                found.append((name, plain[low:high], hidden[low:high]))
-    return found
-
-
-def _names(go: GoTables) -> list[bytes]:
-    """Function names: the second word of each _func record. src/runtime/runtime2.go, go1.26."""
-    table = go.pcln
-    names = []
-    for at in go.records.tolist():
-        start = go.name_off + int.from_bytes(table[at + 4 : at + 8], "little")
-        names.append(table[start : table.index(b"\0", start)])
-    return names
-
-
-def floor(old: tuple[bytes, bytes], new: tuple[bytes, bytes]) -> dict[str, int]:
-    """Functions of `new` (binary and form); those whose form no function of `old` has; and those
-    of them whose masked code is that of the old function of the same name (`by_id`: they differ
-    by an unstable id alone), or of any old function (`by_id_any`: twins of others included)."""
-    before, after = functions(*old), functions(*new)
-    forms = {form for _, form, _ in before}
-    codes, same = {code for _, _, code in before}, {(name, code) for name, _, code in before}
-    differ = [(name, code) for name, form, code in after if form not in forms]
-    return {
-        "functions": len(after),
-        "differ": len(differ),
-        "by_id": sum(one in same for one in differ),
-        "by_id_any": sum(code in codes for _, code in differ),
-    }

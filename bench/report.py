@@ -232,13 +232,15 @@ def floors_table(rows: Table) -> str:
             share = row[way]["by_id"] / row[way]["functions"]
             cells += [
                 str(row[way]["differ"]),
+                str(row[way]["other_target"]),
                 str(row[way]["by_id"]),
                 f"{share:.3%}",
                 verdict(share, goal),
             ]
         lines.append(cells)
-    head = ["case", "functions", "differ", "by id alone", "share", f"<= {FLOOR_BUILT:.2%}"]
-    stripped = ["stripped: differ", "by id alone", "share", f"<= {FLOOR_STRIPPED:.1%}"]
+    columns = ["name another thing", "by id alone", "share"]
+    head = ["case", "functions", "differ", *columns, f"<= {FLOOR_BUILT:.2%}"]
+    stripped = ["stripped: differ", *columns, f"<= {FLOOR_STRIPPED:.1%}"]
     return grid([*head, *stripped], lines)
 
 
@@ -379,8 +381,10 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
     if rows := tables.get("floors"):
         parts += [
             "## Unstable ids",
-            "Functions whose form changed; *by id alone* are those whose code, with the fields of "
-            "all references masked, is that of the old function of the same name.",
+            "Functions whose form no function of the old binary has. Of those with the code of "
+            "the old function of the same name, fields of references masked, some *name another "
+            "thing*: a function of another name, an object of another symbol or other content, so "
+            "they did change. The rest differs *by id alone*.",
             floors_table(rows),
         ]
     if rows := tables.get("speeds"):

@@ -25,6 +25,7 @@ import ours
 import peers
 import report
 from build import BENCH, EDITS, GO, TOOLS, Built, build_release, build_workload, others
+from floor import floor
 
 Table = dict[str, Any]
 OPERATIONS = {  # operation -> rounds
@@ -133,7 +134,7 @@ def floors() -> Table:
     table: Table = {}
     for case, (old, new) in {**edits(), **releases_built()}.items():
         table[case] = {
-            way: ours.floor((old.binary, form(old)), (new.binary, form(new)))
+            way: floor((old, form(old)), (new, form(new)))
             for way, form in (("built", ours.form_of), ("stripped", ours.bare_form_of))
         }
         say(f"floor {case}: {table[case]}")

@@ -16,7 +16,7 @@ import numpy as np
 from layerkit.digest import sha256_digest
 from layerkit.formats import delta, layerform, update
 from layerkit.formats.addressfree import model, wire
-from layerkit.formats.addressfree.model import Kind, Labels, Pattern, Region
+from layerkit.formats.addressfree.model import Kind, Labels, Measure, Pattern, Region
 from layerkit.formats.cursor import Writer, zigzag
 from layerkit.formats.sites import AMD64
 
@@ -68,24 +68,26 @@ FUNCTION_ID = 0x12345678  # explicit
 def minimal_binary() -> bytes:
     """What the form stands for, with distances and addresses."""
     code = CODE + struct.pack("<i", STRING_ADDR - (TEXT + len(CODE) + 4)) + b"\xc3"
-    return code.ljust(32, b"\xcc") + struct.pack("<Q", STRING_ADDR) + STRING + bytes(8)
+    data = struct.pack("<Q", STRING_ADDR) + STRING + bytes(8) + struct.pack("<Q", 11)
+    return code.ljust(32, b"\xcc") + data
 
 
 def minimal_labels() -> Labels:
-    size = np.array([32, 0, 8, 16, 8, 0], np.int64)
+    size = np.array([32, 0, 8, 16, 16, 0], np.int64)
     rule = [model.RULE_EXPLICIT, model.RULE_END, model.RULE_NONE, model.RULE_CONTENT]
     rule += [model.RULE_NONE, model.RULE_END]
     return Labels(
-        (Region(TEXT, 0, 32, False, True), Region(DATA, 32, 32, True, False)),
+        (Region(TEXT, 0, 32, False, True), Region(DATA, 32, 40, True, False, 3)),
         (Kind(0, 0, 0, -1, -1, -1, False),),
-        (Pattern(), Pattern(fixed=((0, 0),))),
+        (Pattern(key=(2, 6)), Pattern(fixed=((0, 0),))),
         np.array([0, 0, 1, 1, 1, 1]),
-        np.array([TEXT, TEXT + 32, DATA, DATA + 8, DATA + 24, DATA + 32]),
+        np.array([TEXT, TEXT + 32, DATA, DATA + 8, DATA + 24, DATA + 40]),
         size,
         np.array([0, 0, 0, 0, 1, 0]),
         np.array(rule, np.int64),
         np.array([FUNCTION_ID], np.uint32),
         machine=AMD64,
+        measures=(Measure(1, 32, 8, 6, 5, 2, 1),),  # a quarter of the data's size, and 1
     )
 
 
@@ -101,12 +103,18 @@ def _minimal() -> Pieces:
         (bytes(4), "salt"),
         (b"\0", "machine: amd64"),
         (b"\2", "regions"),
-        (b"\6\x80\x20\0", "code, in the file; address 0x1000; position 0"),
-        (b"\x0d\x0c", "address words, in the file, address follows: the next multiple of 2^12"),
+        (b"\6\0\x80\x20\0", "code, in the file; space 0; address 0x1000; position 0"),
+        (
+            b"\x0d\3\x0c",
+            "address words, in the file, address follows; space 3; the next multiple of 2^12",
+        ),
         (b"\x20", "position 32"),
         (b"\1", "kinds"),
         (b"\0\0\0\0\0\0", "distance from region 0, no shift, no counter"),
-        (b"\x0a\x0a" + b"\0\0\0\0\0" + b"\0\0\0\1\0", "patterns: plain; one fixed field"),
+        (
+            b"\x0e\x0e" + b"\0\2\6\0\0\0\0" + b"\0\0\0\0\0\1\0",
+            "patterns: plain, its key 6 bytes from 2 on; one fixed field",
+        ),
         (b"\2\2\0\0", "fields: offset 0, kind 0"),
         (b"\2\2\2\4", "labels of each region"),
         (b"\x0c\x0c", "labels: size, pattern * 8 + rule"),
@@ -114,25 +122,30 @@ def _minimal() -> Pieces:
         (b"\0\6", "end of the code"),
         (b"\x08\5", "the address word: nothing refers to it"),
         (b"\x10\0", "the string: id by content"),
-        (b"\x08\x0d", "the table: pattern 1, nothing refers to it"),
+        (b"\x10\x0d", "the table: pattern 1, nothing refers to it"),
         (b"\0\6", "end of the data"),
         (b"\4" + struct.pack("<I", FUNCTION_ID), "explicit ids"),
         (b"\0\0", "no exceptions"),
+        (
+            b"\7\7" + b"\2\x20\x08\6\5\2\1",
+            "measures: in region 1 at 32, 8 bytes, its end less its begin, by 4, plus 1",
+        ),
     ]
     size = sum(len(data) for data, _ in labels)
     return [
         (b"LKAF", "magic"),
-        (b"\0\0", "major, minor"),
+        (b"\1\0", "major, minor"),
         (b"\1", "kind: labels and body"),
         (bytes((size,)), "size of the labels"),
         *labels,
-        (b"\x40", "size of the body"),
+        (b"\x48", "size of the body"),
         (CODE, "nop; lea rax, [...]"),
         (struct.pack("<I", name), "the string's id, where the distance was"),
         (b"\xc3".ljust(21, b"\xcc"), "ret, padding"),
         (struct.pack("<II", name, model.TAG), "the string's id below the tag"),
         (STRING, "the string"),
         (struct.pack("<I", FUNCTION_ID) + bytes(4), "the table: the function's id"),
+        (bytes(8), "the measure"),
     ]
 
 
@@ -200,7 +213,7 @@ def _layer_form() -> Pieces:
         (bytes((len(RAW_RUN),)) + RAW_RUN, "its bytes"),
         (b"\1", "a binary"),
         (bytes((len(HELD) + 9,)), "size of its form"),
-        (wire.MAGIC + b"\0\0", "magic, major, minor"),
+        (wire.MAGIC + b"\1\0", "magic, major, minor"),
         (b"\0\0", "raw, no labels"),
         (bytes((len(HELD),)) + HELD, "the binary"),
     ]
@@ -237,6 +250,6 @@ def cases() -> Iterator[Case]:
         folder = path.partition("/")[0]
         yield Case(f"{folder}/unknown-major.txt", "a later major", spec, bad, "version error")
     yield Case("delta/one-cover.txt", "a copy between two gaps", "Delta", _covered_delta())
-    raw = [(wire.MAGIC + b"\0\0", "magic, major, minor"), (b"\0\0", "raw, no labels"),
+    raw = [(wire.MAGIC + b"\1\0", "magic, major, minor"), (b"\0\0", "raw, no labels"),
            (bytes((len(HELD),)) + HELD, "the binary")]  # fmt: skip
     yield Case("addressfree/raw.txt", "a file that is not ELF", "Address-free form", raw)

@@ -39,7 +39,7 @@ def test_labels_with_many_counters_are_refused() -> None:
     """Each counter takes a pass over all labels."""
     labels = Writer()
     labels.raw(bytes(5))  # salt, machine
-    for value in (1, 4, 0, 0, 1):  # one region (flags, address, position), one kind
+    for value in (1, 4, 0, 0, 0, 1):  # one region (flags, space, address, position), one kind
         labels.varint(value)
     for value in (0, 0, 0, wire.COUNTER_LIMIT + 1, 1, 0):
         labels.varint(value)

@@ -44,10 +44,10 @@ READ: dict[str, Callable[[bytes], object]] = {
 }
 # SHA-256 of each vector's bytes, versions 0.0
 FROZEN = {
-    "addressfree/minimal.txt": "cc3087e66f701bfe00a1d409a9cf7bde5ecf581c12c0ec5b3e32e9c9b040369c",
+    "addressfree/minimal.txt": "e6d86a0293785f09b27fb393fdb79036446e147f65fb5aa3f12d25c3196be4a7",
     "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
     "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
-    "layerform/two-parts.txt": "a008aa014d1a3fc3a5ee64d6aac4cfc93002cb115b5bcfa9d73dd6ff7ab709d6",
+    "layerform/two-parts.txt": "5c4a0e9ff36612cf9395ab7cda0b3fc45fb478c4bdebff44d36158c8122b4328",
     "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
 }
 
