@@ -57,8 +57,8 @@ EDGES = {
     "subject": ("edges.layout formats.oci formats.reference", ""),
     "rootfs": ("edges.disk formats.layer", ""),
     "held": (
-        "digest edges.store formats.oci formats.chunkmanifest formats.chunksync formats.reference"
-        " formats.updating",
+        "digest edges.store formats.oci formats.chunkmanifest formats.chunksync formats.delta"
+        " formats.reference formats.update formats.updating",
         "",
     ),
     "remote": (

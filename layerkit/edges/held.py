@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from layerkit.digest import Digest
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest, parse_root
 from layerkit.formats.chunksync import MAX_OLD_COUNT
+from layerkit.formats.delta import DIGEST_SIZE
 from layerkit.formats.reference import Reference
+from layerkit.formats.update import MAX_HAVE_COUNT
 from layerkit.formats.updating import Documents
 
-__all__ = ["list_near", "list_versions", "read_chunk_manifests", "read_documents", "read_form"]
+__all__ = [
+    "find_form",
+    "list_held",
+    "list_near",
+    "list_versions",
+    "read_chunk_manifests",
+    "read_documents",
+    "read_form",
+]
+
+MAX_OWN_COUNT: Final = 8  # images of the wanted repository that a node names; then others
 
 
 def list_versions(store: Store, ref: Reference) -> list[Digest]:
@@ -21,6 +36,49 @@ def list_versions(store: Store, ref: Reference) -> list[Digest]:
         if image.complete and Reference.parse(image.ref).repository == ref.repository:
             found.append(image.digest)
     return list(dict.fromkeys(digest for digest in found if digest is not None))
+
+
+def list_held(store: Store, ref: Reference) -> list[Digest]:
+    """Whole images that an update to `ref` may build on, at most MAX_HAVE_COUNT: those of its own
+    repository, the one it names first; then one of each other repository. When there are too many
+    of these, those with the most chunks: they hold more of what functions have in common."""
+    own = list_versions(store, ref)[:MAX_OWN_COUNT]
+    others: dict[str, Digest] = {}
+    for image in store.list_images():
+        name = Reference.parse(image.ref).repository
+        if image.complete and name != ref.repository and _has_forms(store, image.digest):
+            others[name] = image.digest
+    found = [digest for digest in dict.fromkeys(others.values()) if digest not in own]
+    left = MAX_HAVE_COUNT - len(own)
+    if len(found) > left:
+        found.sort(key=lambda digest: (-_count_chunks(store, digest), digest))
+    return own + found[:left]
+
+
+def _has_forms(store: Store, top: Digest) -> bool:
+    """Was the image pulled with its chunks artifact? Else no server can build on it."""
+    return bool(store.list_blobs(top, ARTIFACT_KIND))
+
+
+def _count_chunks(store: Store, top: Digest) -> int:
+    count = 0
+    for digest in store.list_blobs(top, CHUNK_MANIFEST_KIND):
+        try:
+            count += parse_root(store.get_blob(digest)).chunk_count
+        except (FormatError, IntegrityError, NotFoundError):
+            continue  # damaged: of no use here
+    return count
+
+
+def find_form(store: Store, images: Sequence[Digest], digest: bytes) -> ChunkManifest | None:
+    """The chunk manifest, among those of `images`, of the form with this digest, cut as deltas have
+    it; None if there is none."""
+    for top in images:
+        for listed in store.list_blobs(top, CHUNK_MANIFEST_KIND):
+            raw = store.get_blob(listed)
+            if parse_root(raw).form_digest.raw[:DIGEST_SIZE] == digest:
+                return parse_chunk_manifest(raw)
+    return None
 
 
 def read_documents(store: Store, top: Digest) -> Documents:

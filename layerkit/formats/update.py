@@ -40,7 +40,7 @@ MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: frames that want more are refused; le
 MAX_UPDATE_SIZE: Final = 1 << 30  # bytes, decompressed
 MAX_DOCUMENT_SIZE: Final = 4 << 20
 MAX_DELTA_COUNT: Final = 128  # layers of an image
-MAX_HAVE_COUNT: Final = 16  # images that a node names; more say nothing more
+MAX_HAVE_COUNT: Final = 32  # images that a node names: 2.3 KB of a request's first line
 
 # magic, major, minor, header size, digest of the old image, size of the frame's content
 HEADER: Final = struct.Struct("<4sBBH32sI")

@@ -47,7 +47,7 @@ from layerkit.formats.oci import (
 from layerkit.formats.protocol import BATCH_LEVEL, serialize_chunk_batch, unpack_form
 from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
 from layerkit.formats.update import serialize_update
-from layerkit.formats.updating import Documents, make_update
+from layerkit.formats.updating import Documents, Olds, choose_olds, make_update
 
 __all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
 
@@ -58,6 +58,8 @@ CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
 PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
 MAX_KEPT_COUNT: Final = 4096
 _log = logging.getLogger(__name__)
+DIFF_COUNT: Final = 2  # deltas made at once: each takes a core, and 300 MiB at most for a window
+DIFF_WAIT: Final = 10.0  # seconds that an update waits for its turn; then there is none
 SMALL_SIZE: Final = 4 << 20  # bytes of dictionary, and
 SMALL_COUNT: Final = 4096  # chunks, up to which a batch is worth SMALL_LEVEL: 0.1 s for 300 chunks
 SMALL_LEVEL: Final = 19
@@ -119,6 +121,7 @@ class LayoutSource:
         self._forms_size = 0
         self._cache_size = cache_size
         self._updates = _Kept(UPDATES_SIZE)
+        self._diffing = threading.BoundedSemaphore(DIFF_COUNT)
         self._changes = _Kept(CHANGES_SIZE)
         self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: not (yet)
         self._packing = threading.Lock()
@@ -251,28 +254,64 @@ class LayoutSource:
     def read_update(
         self, name: str, ref: str, have: Sequence[Digest], platform: Platform
     ) -> tuple[Digest, bytes | None]:
-        """What `ref` names, and the update to it from the first of `have` that gives one; None if
-        none does. Made once for all who ask at the same time, and kept while it fits."""
+        """What `ref` names, and the update to it from images of `have`, in whichever repositories
+        they are; None if there is none. Made once for all who ask at the same time, and kept while
+        it fits."""
         repository = self._repository(name)
         top, _ = self.read_manifest(name, ref)
         new = self._documents(repository, top.digest, platform)
-        for old_top in have:
-            if new is None or old_top == top.digest or old_top not in repository.manifests:
-                continue
-            found = self._updates.get(
-                (name, old_top, top.digest, platform),
-                partial(self._make_update, repository, old_top, new, platform),
-            )
-            if found is not None:
-                return top.digest, found
-        return top.digest, None
+        if new is None or not have or have[0] == top.digest:
+            return top.digest, None
+        own = [(old, repository) for old in have if old in repository.manifests]
+        own_digests = {old for old, _ in own}
+        others = [
+            (old, other)
+            for old in have
+            if old not in own_digests and (other := self._find_holder(old)) is not None
+        ]
+        known: list[tuple[Digest, Documents]] = []
+        own_count = 0
+        for old, holder in own + others:
+            documents = self._documents(holder, old, platform)
+            if documents is not None:
+                known.append((old, documents))
+                own_count += old in own_digests
+        olds = choose_olds([old for _, old in known], own_count, new, self._places_of)
+        if olds is None:
+            return top.digest, None
+        old_top, old_documents = known[olds.image]
+        forms = tuple(form.digest for _, old in olds.layers for _, form in old)
+        return top.digest, self._updates.get(
+            (old_top, top.digest, platform, forms),
+            partial(self._make_update, olds, old_top, old_documents, new),
+        )
 
     def _make_update(
-        self, repository: _Repository, old_top: Digest, new: Documents, platform: Platform
+        self, olds: Olds, old_top: Digest, old: Documents, new: Documents
     ) -> bytes | None:
-        old = self._documents(repository, old_top, platform)
-        made = make_update(old, new, self._form_of) if old is not None else None
-        return serialize_update(made, old_top, old.as_list()) if made and old else None
+        if not self._diffing.acquire(timeout=DIFF_WAIT):
+            raise NotFoundError("too many updates are being made")  # the node goes the plain way
+        try:
+            made = make_update(olds, new, self._form_of)
+        finally:
+            self._diffing.release()
+        return serialize_update(made, old_top, old.as_list()) if made is not None else None
+
+    def _may_read(self, name: str) -> bool:
+        """May who asks have bytes of repository `name`? The one place that says so for repositories
+        besides the one in the path: whatever this server serves, as long as it knows no users."""
+        return name in self._view()
+
+    def _find_holder(self, top: Digest) -> _Repository | None:
+        """A repository that holds an image and may be read. The node named the image's digest, so
+        it learns nothing but what differs from bytes that it has."""
+        for name, repository in self._view().items():
+            if top in repository.manifests and self._may_read(name):
+                return repository
+        return None
+
+    def _places_of(self, listed: Descriptor) -> dict[bytes, tuple[int, int]]:
+        return self._find_places(listed.digest)[1]
 
     def _form_of(self, listed: Descriptor, form: Descriptor) -> bytes:
         return self._read_form(form, self._find_places(listed.digest)[0])

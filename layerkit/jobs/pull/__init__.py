@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import platform as host
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,7 @@ class _Pull:
     def measure_update(self) -> int | None:
         """Bytes of the update that a pull would get; None if it would get none."""
         image = self.image
-        have = held.list_versions(self.store, image.ref)
+        have = held.list_held(self.store, image.ref)
         if not have:
             return None
         try:
@@ -157,10 +157,11 @@ class _Pull:
             return None
 
     def try_update(self) -> bool:
-        """One request for all that an image held here lacks to become the wanted one. False when
-        there is none, or it is refused: then the pull goes its plain way."""
+        """One request for all that lies between the images held here, of this repository and of
+        others, and the wanted one. False when there is no such update, or it is refused: then the
+        pull goes its plain way."""
         image = self.image
-        have = held.list_versions(self.store, image.ref)
+        have = held.list_held(self.store, image.ref)
         if not have or (image.ref.digest and self.store.is_complete(image.ref.digest)):
             return False
         try:
@@ -174,7 +175,7 @@ class _Pull:
             if old not in have:
                 raise IntegrityError("update builds on another image", got=str(old))
             update = parse_update(raw, held.read_documents(self.store, old).as_list())
-            self._take_update(old, update)
+            self._take_update(old, update, have)
         except REFUSED as exc:
             _log.info("no update: %s", exc.message)
             image.blobs.clear()
@@ -183,7 +184,7 @@ class _Pull:
             return False
         return True
 
-    def _take_update(self, old: Digest, update: Update) -> None:
+    def _take_update(self, old: Digest, update: Update, have: Sequence[Digest]) -> None:
         """Check everything that an update brings, then put its chunks into the store."""
         image, top = self.image, sha256_digest(update.top)
         if image.ref.digest not in (None, top):
@@ -201,7 +202,9 @@ class _Pull:
         image.blobs[sha256_digest(update.artifact)] = (update.artifact, ARTIFACT_KIND)
         image.artifact = artifact
         listed = held.read_chunk_manifests(self.store, old)
-        for made in apply_update(update, listed, partial(held.read_form, self.store)):
+        named = [old, *(digest for digest in have if digest != old)]
+        find = partial(held.find_form, self.store, named)
+        for made in apply_update(update, listed, find, partial(held.read_form, self.store)):
             self._take_made(made)
             self.fetcher.put_form(made.chunk_manifest, made.form)
 
