@@ -113,6 +113,8 @@ class _Choice:
         self.final = np.zeros(labels.count, bool)
         self.listed: set[int] = set()  # open labels that no rule fits
         self.seeds: dict[int, int] = {}
+        none = np.zeros(0, np.int64)
+        self.function_names = (none, none)  # functions, and the label of each one's name
 
     def run(self) -> Int64s:
         labels = self.labels
@@ -148,9 +150,9 @@ class _Choice:
         self._seed_by_users()
         self._seed_by_surroundings()
         self._list(self.seeds)
-        labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
+        labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         _write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
         return self.ids
 
@@ -257,6 +259,7 @@ class _Choice:
             self.listed.update(functions.tolist())
             return
         label = target[decoder.functions_by_name_field(labels, functions, len(target))]
+        self.function_names = (functions, label)
         # a name that is the equal of another needs an id before its function can have one
         if len(again := np.unique(label[self.ids[label] == 0])):
             found = model.hash_content(self.masked, self.offsets[again], self.sizes[again])
@@ -413,27 +416,32 @@ class _Choice:
         self.seeds.update(zip(label.tolist(), mixed.tolist(), strict=True))
 
     def _settle_continuations(self) -> None:
-        """A continuation whose id somebody has gets a listed one."""
+        """Where a continuation has somebody's id, its object gets a listed one. It stays a
+        continuation: contents and the count of functions follow from where objects begin."""
         labels, ids = self.labels, self.ids
-        live = np.flatnonzero(ids)
-        order = live[np.argsort(ids[live], kind="stable")]
-        same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if not len(same):
-            return
-        self.taken.update(ids[live].tolist())
         changed = np.zeros(labels.count, bool)
-        for at in same.tolist():
-            for label in order[at : at + 2].tolist():
-                if labels.rule[label] == model.RULE_CONT:
-                    self._list({label: int(ids[label])})
-                    changed[label] = True
-                    break
+        for _ in range(ROUNDS):
+            live = np.flatnonzero(ids)
+            order = live[np.argsort(ids[live], kind="stable")]
+            same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+            one, other = order[same], order[same + 1]
+            chosen = np.where(self.cont[other], other, one)
+            objects = np.unique(self.head[chosen[self.cont[chosen]]])
+            fixed = np.isin(labels.rule[objects], (model.RULE_START, model.RULE_END))
+            objects = objects[~fixed]
+            if not len(objects):
+                break
+            self.taken.update(ids[live].tolist())
+            self._list({label: int(ids[label]) for label in objects.tolist()})
+            changed[objects] = True
+            model.continue_ids(labels, ids)
+        if not changed.any():
+            return
         # who is known by pointing there keeps its id, but no rule gives it any more
-        bad = np.concatenate(([0], np.cumsum(changed[self.ref_target])))
+        bad = np.concatenate(([0], np.cumsum(changed[self.head[self.ref_target]])))
         low = np.searchsorted(self.ref_pos, self.key_start)
         high = np.searchsorted(self.ref_pos, self.key_start + self.key_size)
         labels.rule[(labels.rule == model.RULE_FULL) & (bad[high] > bad[low])] = model.RULE_EXPLICIT
-        labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
 
 
 def _hash_bytes(name: bytes) -> int:
