@@ -53,6 +53,7 @@ Bytes8 = npt.NDArray[np.uint8]
 
 NEW: Final = 0xFF000001  # field value: the label after the furthest one used so far in the zone
 ID_TOP: Final = 0x94000000  # of every derived id; listed ids may be any
+CONTINUED_TOP: Final = 0x98000000  # of the ids of RULE_CONT labels
 ID_MASK: Final = 0x03FFFFFF
 TAG: Final = 0x9E4B1D37  # top half of an address word whose low half is an id
 
@@ -284,8 +285,9 @@ def fold_one(value: int, salt: int) -> int:
 
 
 def wrap_id(value: Int64s) -> Int64s:
-    """Keep id + distance inside the id range (see `fold_id`)."""
-    return (value & ID_MASK) | ID_TOP
+    """The id of a continuation from id + distance, in a range of its own: it clashes with no
+    object's."""
+    return (value & ID_MASK) | CONTINUED_TOP
 
 
 def object_sizes(labels: Labels) -> Int64s:
