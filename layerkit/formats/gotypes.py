@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from layerkit.formats.elf import Section
 from layerkit.formats.golang import GoTables
 
@@ -69,9 +71,10 @@ class _Walk:
         loaded = [s for s in go.elf.sections if s.addr]
         self._low = min(s.addr for s in loaded)
         self._high = max(s.end_addr for s in loaded)
+        self._names: dict[int, tuple[int, int, bool] | None] = {}
 
     def run(self, seeds: Iterable[int]) -> list[TypeObject]:
-        work = [a for a in seeds if self._looks_right(a)]
+        work = [a for a in self._likely(seeds) if self._looks_right(a)]
         seen = set(work)
         found = []
         while work:
@@ -84,6 +87,17 @@ class _Walk:
                     work.append(other)
         found.sort(key=lambda t: t.addr)
         return found
+
+    def _likely(self, seeds: Iterable[int]) -> list[int]:
+        """Those that two bytes do not rule out: a tenth, found at once."""
+        addrs = np.fromiter(seeds, np.int64)
+        at = addrs[addrs % 8 == 0] - self._addr
+        at = at[(at >= 0) & (at + 80 <= len(self._data))]
+        raw = np.frombuffer(self._data, np.uint8)
+        kind, align = raw[at + 23] & 31, raw[at + 21]
+        fine = (kind > 0) & (kind <= 26) & (align > 0) & (align <= 8)
+        likely: list[int] = (at[fine] + self._addr).tolist()
+        return likely
 
     def _looks_right(self, addr: int) -> bool:
         at = addr - self._addr
@@ -125,17 +139,22 @@ class _Walk:
         elif kind in (INTERFACE, STRUCT):
             behind = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
             end = max(end, self._members(at, addr, kind, behind, fields, named))
-        names = tuple(
-            found
-            for offset, what in fields
-            if what == NAME and (found := self._name(self._i32(at + offset)))
-        )
+        names = []
+        for offset, what in fields:
+            if what == NAME:
+                place = self._i32(at + offset)
+                if place not in self._names:  # a name has many users, and equal names are one
+                    self._names[place] = self._name(place)
+                if found := self._names[place]:
+                    names.append(found)
         # GCData is a mask of PtrBytes/8 bits, unless built on demand (tflag 1<<4, go1.24)
         mask = row[8] if row[1] and not tflag & TFLAG_GC_ON_DEMAND and row[1] <= MASK_SPAN else 0
         size = min(end, len(self._data) - at)
         methods = _SLICE.unpack_from(self._data, at + 56)[1] if kind == INTERFACE else 0
         mask_size = (row[1] // 8 + 7) // 8
-        made = TypeObject(addr, size, tuple(fields), mask, mask_size, names, kind, row[2], methods)
+        made = TypeObject(
+            addr, size, tuple(fields), mask, mask_size, tuple(names), kind, row[2], methods
+        )
         return made, named
 
     def _name(self, offset: int) -> tuple[int, int, bool] | None:

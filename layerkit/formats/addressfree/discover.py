@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from layerkit.formats.addressfree.words import MODULEDATA_SIZE, accept_words, ca
 from layerkit.formats.elf import SHF_EXECINSTR, Section
 from layerkit.formats.golang import FUNC_SIZE, GoTables
 from layerkit.formats.gotypes import INTERFACE, NAME, TYPE, TypeObject, walk_types
+from layerkit.formats.sets import distinct, is_in
 
 __all__ = ["Discovery", "discover"]
 
@@ -95,7 +96,7 @@ def discover(go: GoTables, code_targets: Int64s, symbols: Int64s) -> Discovery:
     _fips_info(found)
     objects = np.fromiter(found.objects, np.int64, len(found.objects))
     known = np.concatenate([code_targets, symbols, objects, *found.targets])
-    fine = accept_words(go, pos, target, known) & ~np.isin(pos, taken)
+    fine = accept_words(go, pos, target, known) & ~is_in(pos, taken)
     found.word_pos, found.word_target = pos[fine], target[fine]
     found.measures = find_measures(found.regions, list(_number_places(found)), go.elf.data)
     return found
@@ -203,12 +204,10 @@ def _make_kinds(found: Discovery) -> None:
 def _functions(found: Discovery) -> None:
     """Functab, _func records, names, pctab blobs, and what funcdata points to."""
     go, base = found.go, found.go.pclntab.addr
-    for addr in go.entries[:-1].tolist():
-        found.objects[addr] = (0, P_FUNCTION)
+    found.objects.update(dict.fromkeys(go.entries[:-1].tolist(), (0, P_FUNCTION)))
     name_addr = base + go.name_off
     names = _func_u32(go, 4) + name_addr
-    for addr in np.unique(names).tolist():
-        found.objects[addr] = (0, P_FUNCTION_NAME)
+    found.objects.update(dict.fromkeys(distinct(names).tolist(), (0, P_FUNCTION_NAME)))
     table = Pattern(start=0, stride=8, repeated=((0, K_ENTRY), (4, K_RECORD)))
     found.objects[base + go.func_off] = (8 * go.func_count + 4, found.pattern(table))
 
@@ -226,14 +225,14 @@ def _functions(found: Discovery) -> None:
     offsets = [_func_u32(go, at) for at in (16, 20, 24)]
     for index in range(int(pcdata.max(initial=0))):
         offsets.append(model.read_u32(data, (go.records + FUNC_SIZE + 4 * index)[pcdata > index]))
-    tables = np.unique(np.concatenate(offsets))
+    tables = distinct(np.concatenate(offsets))
     tables = tables[tables > 0]
     ends = table_ends(data[go.pctab_off : go.func_off], tables)
-    for addr, size in zip((tables + pctab).tolist(), (ends - tables).tolist(), strict=True):
-        found.objects[addr] = (size, P_PLAIN)
+    sized = zip((ends - tables).tolist(), repeat(P_PLAIN))
+    found.objects.update(zip((tables + pctab).tolist(), sized, strict=False))
     first = go.records + FUNC_SIZE + 4 * pcdata
     for index in range(int(funcdata.max(initial=0))):
-        value = np.unique(model.read_u32(data, (first + 4 * index)[funcdata > index]))
+        value = distinct(model.read_u32(data, (first + 4 * index)[funcdata > index]))
         value = value[value != NO_FUNCDATA]
         found.targets.append(value + go.gofunc)
         _inside_funcdata(found, index, value + go.gofunc)
@@ -296,13 +295,11 @@ def _inside_funcdata(found: Discovery, index: int, addrs: Int64s) -> None:
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
     if index == FUNCDATA_INLINE_TREE:
         tree = found.pattern(Pattern(stride=16, repeated=((4, K_INLINE_NAME),)))
-        for addr in addrs.tolist():
-            found.objects[addr] = (0, tree)
+        found.objects.update(dict.fromkeys(addrs.tolist(), (0, tree)))
         return
     if index == FUNCDATA_WRAP_INFO:
         info = found.pattern(Pattern(fixed=((0, K_TEXT),)))
-        for addr in addrs.tolist():
-            found.objects[addr] = (4, info)
+        found.objects.update(dict.fromkeys(addrs.tolist(), (4, info)))
         return
     if index != FUNCDATA_STACK_OBJECTS:
         return
@@ -331,17 +328,17 @@ def _cu_table(found: Discovery) -> None:
     """Compilation units list files; a function names its unit by a place in that list."""
     go, base = found.go, found.go.pclntab.addr
     files = np.frombuffer(go.pcln, "<u4", (go.file_off - go.cu_off) // 4, go.cu_off)
-    used = np.unique(files[files != 0xFFFFFFFF]).astype(np.int64)
+    used = distinct(files[files != 0xFFFFFFFF]).astype(np.int64)
     found.targets.append(used + base + go.file_off)
     pattern = found.pattern(Pattern(stride=4, repeated=((0, K_FILE),)))
     found.objects[base + go.cu_off] = (0, pattern)
     found.owned.add(pattern)
-    for addr in (np.unique(_func_u32(go, 32)) * 4 + base + go.cu_off).tolist():
+    for addr in (distinct(_func_u32(go, 32)) * 4 + base + go.cu_off).tolist():
         found.objects[addr] = (0, pattern)
     names = np.frombuffer(go.pcln, np.uint8)
     inline = _inline_names(found, names)
     if len(inline):
-        found.targets.append(np.unique(inline) + base + go.name_off)
+        found.targets.append(distinct(inline) + base + go.name_off)
 
 
 def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
@@ -352,7 +349,7 @@ def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
     home = next((s for s in go.elf.sections if s.addr <= go.gofunc < s.end_addr), None)
     if home is None or not len(starts):
         return np.zeros(0, np.int64)
-    cuts = np.unique(np.concatenate([*found.targets, np.array([home.end_addr, go.findfunctab])]))
+    cuts = distinct(np.concatenate([*found.targets, np.array([home.end_addr, go.findfunctab])]))
     ends = cuts[np.searchsorted(cuts, starts, side="right")]
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
     count = (ends - starts) // 16
@@ -383,7 +380,7 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
         seeds.append(offsets.astype(np.int64) + go.types)
         table = found.pattern(Pattern(stride=4, repeated=((0, K_TYPE),)))
         found.objects[link.addr] = (link.size // 4 * 4, table)
-    every = np.unique(np.concatenate(seeds))
+    every = distinct(np.concatenate(seeds))
     every = every[(every >= home.addr) & (every < home.end_addr)]
     kinds = {NAME: K_TYPE, TYPE: K_TYPE}
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
@@ -391,30 +388,39 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
     bases: list[int] = []
     masks: list[int] = []
     types = walk_types(go, home, every.tolist())
+    shapes: dict[tuple[tuple[int, int], ...], tuple[int, list[int], list[int]]] = {}
+    paths: dict[int, int] = {}  # size of a name with a package path -> its pattern
     for made in types:
-        fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
-        found.objects[made.addr] = (
-            made.size,
-            found.pattern(Pattern(fixed=fixed, key=TYPE_HASH)),
-        )
+        if made.fields not in shapes:
+            fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
+            shapes[made.fields] = (
+                found.pattern(Pattern(fixed=fixed, key=TYPE_HASH)),
+                [offset - home.addr for offset, _ in fixed],
+                [go.types if kind == K_TYPE else -1 for _, kind in fixed],
+            )
+        shape, places, starts = shapes[made.fields]
+        found.objects[made.addr] = (made.size, shape)
         if made.mask:
             found.objects.setdefault(made.mask, (made.mask_size, P_PLAIN))
             masks.append(made.mask)
         for addr, size, has_path in made.names:
             # an unexported name ends with the offset of its package path's name
-            path = found.pattern(Pattern(fixed=((size - 4, K_TYPE),))) if has_path else P_PLAIN
-            found.objects.setdefault(addr, (size, path))
+            path = P_PLAIN
             if has_path:
+                if size not in paths:
+                    paths[size] = found.pattern(Pattern(fixed=((size - 4, K_TYPE),)))
+                path = paths[size]
                 spots.append(addr - home.addr + size - 4)
                 bases.append(go.types)
-        spots += [made.addr - home.addr + offset for offset, _ in fixed]
-        bases += [go.types if kind == K_TYPE else -1 for _, kind in fixed]
+            found.objects.setdefault(addr, (size, path))
+        spots += [made.addr + place for place in places]
+        bases += starts
     spot, base = np.array(spots, np.int64), np.array(bases, np.int64)
     value = model.read_u32(raw, np.minimum(spot, len(raw) - 4))
     wanted = (base >= 0) & (value > 0)
-    found.targets.append(np.unique(value[wanted] + go.types))
+    found.targets.append(distinct(value[wanted] + go.types))
     # a field pair can look like an address; it is none
-    taken = np.unique((spot + home.offset) // 8 * 8)
+    taken = distinct((spot + home.offset) // 8 * 8)
     taken += 0 if home.offset % 8 == home.addr % 8 else home.offset % 8
     # and so can a mask: it is less than eight bytes with zeros behind
     inside = np.array(masks, np.int64) - home.addr + home.offset
@@ -436,7 +442,8 @@ def _itabs(
     at = dict(zip(word_pos.tolist(), word_target.tolist(), strict=True))
     homes = sorted((s.offset, s.addr) for s in elf.sections if s.in_file and s.addr)
     spots = []
-    for pos in np.sort(word_pos[np.isin(word_target, list(interfaces))]).tolist():
+    named = is_in(word_target, np.fromiter(interfaces, np.int64, len(interfaces)))
+    for pos in np.sort(word_pos[named]).tolist():
         want = hashes.get(at.get(pos + 8, 0))
         if want is None or int.from_bytes(data[pos + 16 : pos + 20], "little") != want:
             continue

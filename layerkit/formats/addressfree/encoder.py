@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -23,14 +24,14 @@ from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, 
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
 from layerkit.formats.golang import parse_go_tables
+from layerkit.formats.sets import distinct, is_in
 from layerkit.formats.sites import (
     AMD64,
     ARM64,
     BRANCH26,
     Candidates,
     branch_values,
-    disassemble,
-    find_candidates,
+    find_sites,
     read_targets,
     read_values,
     write_values,
@@ -78,7 +79,9 @@ def encode_binary(elf: Elf, symbols: Mapping[int, tuple[bytes, int]], salt: int)
     found = discover(go, sites.target, addrs)
     labels = _cut(found, sites, symbols)
     labels.salt, labels.machine = salt, machine
-    return _Encoding(found, labels, sites, symbols).run()
+    encoding = _Encoding(found, labels, sites, symbols)
+    del found, go  # thousands of small objects, which the rest does without
+    return encoding.run()
 
 
 def _code_sites(elf: Elf, entries: Int64s, machine: int) -> _Sites:
@@ -87,9 +90,7 @@ def _code_sites(elf: Elf, entries: Int64s, machine: int) -> _Sites:
     if section is None or not section.in_file:
         raise FormatError("no .text section")
     text = elf.bytes_of(section)
-    found = find_candidates(text, machine)
-    if machine == AMD64:
-        found = found.select(np.isin(found.pos, disassemble(text, section.addr)))
+    found = find_sites(text, section.addr, machine)
     target = read_targets(np.frombuffer(text, np.uint8), 0, found, section.addr)
     function = np.searchsorted(entries, found.pos + section.addr, side="right") - 1
     local = np.searchsorted(entries, target, side="right") - 1 == function
@@ -104,11 +105,10 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     objects = dict(found.objects)
     for addr, (_, extent) in symbols.items():
         objects.setdefault(addr, (extent, P_PLAIN))
-    addrs = np.array(sorted(objects), np.int64)
-    sizes = np.array([objects[a][0] for a in addrs.tolist()], np.int64)
+    addrs, sizes, _ = _columns(objects)
     region_addr = np.array([r.addr for r in found.regions], np.int64)
     region_end = region_addr + np.array([r.size for r in found.regions], np.int64)
-    starts = np.unique(
+    starts = distinct(
         np.concatenate(
             [
                 target,
@@ -162,6 +162,15 @@ def _is_writable(found: Discovery, region: Region) -> bool:
     return bool(section.flags & SHF_WRITE)
 
 
+def _columns(objects: Mapping[int, tuple[int, int]]) -> tuple[Int64s, Int64s, Int64s]:
+    """Addresses ascending, sizes and patterns."""
+    count = len(objects)
+    addrs = np.fromiter(objects, np.int64, count)
+    rest = np.fromiter(chain.from_iterable(objects.values()), np.int64, 2 * count)
+    order = np.argsort(addrs)
+    return addrs[order], rest[0::2][order], rest[1::2][order]
+
+
 def _spread_objects(
     found: Discovery,
     objects: Mapping[int, tuple[int, int]],
@@ -177,14 +186,15 @@ def _spread_objects(
     text = np.array([r.is_text for r in found.regions])[region]
     pattern[text & is_end] = P_FUNCTION
     real = np.flatnonzero(~is_end)
-    addrs = np.array(sorted(objects), np.int64)
+    addrs, sizes, patterns = _columns(objects)
     at = np.searchsorted(starts[real], addrs)
     at[at == len(real)] = 0
-    for addr, index in zip(addrs.tolist(), real[at].tolist(), strict=True):
-        if starts[index] != addr:
-            continue
+    place = real[at]
+    behind = np.minimum(place + 1, len(starts) - 1)
+    exact = starts[place] == addrs
+    cut = exact & (starts[behind] < addrs + sizes) & ~is_end[behind]  # few objects have parts
+    for addr, index in zip(addrs[cut].tolist(), place[cut].tolist(), strict=True):
         extent, which = objects[addr]
-        pattern[index] = which
         part = index + 1
         while extent and part < len(starts) and starts[part] < addr + extent and not is_end[part]:
             if int(starts[part]) in objects and rule[part] != model.RULE_CONT and which == P_PLAIN:
@@ -195,6 +205,7 @@ def _spread_objects(
                 pattern[part] = found.pattern(_shift(whole, int(starts[part]) - addr))
                 keys = list(found.patterns)
             part += 1
+    pattern[place[exact]] = patterns[exact]
     # a cut inside a function goes on that function
     inner = text & ~is_end & (pattern != P_FUNCTION)
     head = np.maximum.accumulate(np.where(pattern == P_FUNCTION, np.arange(len(starts)), -1))
@@ -243,8 +254,8 @@ class _Encoding:
         self._clear_derived(self.body)
         clear_measures(labels, self.body)
         masked = self.body.copy()
-        model.write_u32(masked, self.fields.pos, np.zeros(len(self.fields.pos), np.int64))
-        model.write_u64(masked, self.word_pos, np.zeros(len(self.word_pos), np.int64))
+        model.clear(masked, self.fields.pos, 4)
+        model.clear(masked, self.word_pos, 8)
         model.write_u32(
             self.body, self.fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64)
         )
@@ -311,4 +322,4 @@ class _Encoding:
             write_values(self.body, offset, sites.select(~fine), original[~fine])
             sites, label, original = sites.select(fine), label[fine], original[fine]
         written = sites.pos + offset
-        return written, hit_pos[~np.isin(hit_pos, written)]
+        return written, hit_pos[~is_in(hit_pos, written)]

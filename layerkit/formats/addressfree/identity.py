@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
 from layerkit.formats.addressfree.rewriting import write_ids
+from layerkit.formats.packed import count_nonzero
+from layerkit.formats.sets import distinct, is_in
 
 __all__ = ["References", "choose_ids"]
 
@@ -150,9 +152,9 @@ class _Choice:
         self._seed_by_users()
         self._seed_by_surroundings()
         self._list(self.seeds)
+        labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
-        labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         _write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
         return self.ids
 
@@ -190,7 +192,7 @@ class _Choice:
         self.first_use[label] = first
         addr = refs.site_addr[used]
         owner = self.head[np.maximum(np.searchsorted(labels.start, addr, side="right") - 1, 0)]
-        pairs = np.unique(self.used_label * labels.count + owner) // max(1, labels.count)
+        pairs = distinct(self.used_label * labels.count + owner) // max(1, labels.count)
         self.user_count = np.bincount(pairs, minlength=labels.count)
         self.user: Int64s = owner
 
@@ -201,7 +203,7 @@ class _Choice:
         keyed = self.key_size != self.sizes
         named = np.zeros(labels.count, bool)
         symbols = np.fromiter(self.symbols.keys(), np.int64, len(self.symbols))
-        named[np.isin(labels.start, symbols)] = True
+        named[is_in(labels.start, symbols)] = True
         pointer = self.is_pointer
         thin = (self.solid < THIN) & ~keyed
         points = self.reference_count > 0
@@ -220,11 +222,7 @@ class _Choice:
         backed = np.flatnonzero((self.offsets >= 0) & (self.labels.size > 0))
         if not len(backed):
             return count
-        order = backed[np.argsort(self.offsets[backed], kind="stable")]
-        begin = self.offsets[order]
-        # what lies between two labels counts for the first: only headers, and the file's tail
-        solid = self.masked != 0
-        count[order] = np.add.reduceat(solid.view(np.uint8), begin, dtype=np.int64)
+        count[backed] = count_nonzero(self.masked, self.offsets[backed], self.labels.size[backed])
         total = count.copy()
         np.add.at(total, self.head[self.cont], count[self.cont])
         return total
@@ -244,7 +242,7 @@ class _Choice:
         chosen: Int64s = place[first]
         if self.taken:
             gone = np.fromiter(self.taken, np.int64, len(self.taken))
-            chosen = chosen[~np.isin(ids[chosen], gone)]
+            chosen = chosen[~is_in(ids[chosen], gone)]
         return np.sort(chosen)
 
     def _name_functions(self) -> None:
@@ -270,7 +268,7 @@ class _Choice:
         first = np.concatenate(([True], ranked[1:] != ranked[:-1])) if len(order) else ranked > 0
         chosen = np.zeros(len(functions), bool)
         chosen[order[first]] = True
-        chosen &= ~np.isin(value, np.fromiter(self.taken, np.int64, len(self.taken)))
+        chosen &= ~is_in(value, np.fromiter(self.taken, np.int64, len(self.taken)))
         self.ids[functions[chosen]] = value[chosen]
         self._settle(functions[chosen])
         rest = np.flatnonzero(~chosen)
@@ -306,7 +304,7 @@ class _Choice:
             chosen = self._primaries(ready, value)
             self.ids[chosen] = value[chosen]
             self._settle(chosen)
-            left = ready[~np.isin(ready, chosen)]
+            left = ready[~is_in(ready, chosen)]
             labels.rule[left] = model.RULE_NONE
             self.listed.update(left.tolist())
         return open_
@@ -326,7 +324,7 @@ class _Choice:
         for at, (seed, value) in enumerate(zip(ranked, values, strict=True)):
             while value in self.taken:
                 seed = (seed + 0x1_0000_0001) & 0xFFFFFFFFFFFFFFFF
-                value = int(model.fold_id(np.array([seed], np.uint64), LISTED_SALT)[0])
+                value = model.fold_one(seed, LISTED_SALT)
             self.taken.add(value)
             self.ids[label[at]] = value
         self.labels.rule[label] = model.RULE_EXPLICIT
@@ -342,7 +340,7 @@ class _Choice:
         is_listed[list(self.listed)] = True
         for label in sorted(self.listed):
             if name := self.symbols.get(int(self.labels.start[label])):
-                self.seeds[label] = _hash_bytes(name)
+                self.seeds[label] = model.hash_bytes(name)
         chosen = np.flatnonzero(is_listed[self.used_label])
         owner = self.user[chosen]
         use = self._uses(chosen)
@@ -416,34 +414,31 @@ class _Choice:
         self.seeds.update(zip(label.tolist(), mixed.tolist(), strict=True))
 
     def _settle_continuations(self) -> None:
-        """Where a continuation has somebody's id, its object gets a listed one. It stays a
-        continuation: contents and the count of functions follow from where objects begin."""
+        """An object gets a listed id when a label that goes it on has somebody's: the label itself
+        cannot, or it would be an object of its own."""
         labels, ids = self.labels, self.ids
-        changed = np.zeros(labels.count, bool)
+        moved = np.zeros(labels.count, bool)
         for _ in range(ROUNDS):
             live = np.flatnonzero(ids)
             order = live[np.argsort(ids[live], kind="stable")]
             same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-            one, other = order[same], order[same + 1]
-            chosen = np.where(self.cont[other], other, one)
-            objects = np.unique(self.head[chosen[self.cont[chosen]]])
-            fixed = np.isin(labels.rule[objects], (model.RULE_START, model.RULE_END))
-            objects = objects[~fixed]
-            if not len(objects):
+            if not len(same):
                 break
             self.taken.update(ids[live].tolist())
-            self._list({label: int(ids[label]) for label in objects.tolist()})
-            changed[objects] = True
+            one, other = order[same], order[same + 1]
+            head = self.head[np.where(self.cont[one], one, other)]
+            moved[head] = True
+            self._list({label: int(ids[label]) for label in head.tolist()})
             model.continue_ids(labels, ids)
-        if not changed.any():
+        if not moved.any():
             return
-        # who is known by pointing there keeps its id, but no rule gives it any more
-        bad = np.concatenate(([0], np.cumsum(changed[self.head[self.ref_target]])))
+        # who follows from such an id keeps its own, but no rule gives it any more
+        moved = moved[self.head]
+        functions, names = self.function_names
+        renamed = functions[moved[names]]
+        labels.rule[renamed[labels.rule[renamed] == model.RULE_NAME]] = model.RULE_EXPLICIT
+        bad = np.concatenate(([0], np.cumsum(moved[self.ref_target])))
         low = np.searchsorted(self.ref_pos, self.key_start)
         high = np.searchsorted(self.ref_pos, self.key_start + self.key_size)
         labels.rule[(labels.rule == model.RULE_FULL) & (bad[high] > bad[low])] = model.RULE_EXPLICIT
-
-
-def _hash_bytes(name: bytes) -> int:
-    data = np.frombuffer(name, np.uint8)
-    return int(model.hash_content(data, np.array([0]), np.array([len(name)]))[0])
+        labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)

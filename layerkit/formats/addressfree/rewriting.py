@@ -18,6 +18,7 @@ from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.measures import clear_measures
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
+from layerkit.formats.sets import is_in
 from layerkit.formats.sites import (
     BRANCH26,
     Candidates,
@@ -171,7 +172,7 @@ def rewrite(labels: Labels, data: Bytes8, exceptions: Exceptions) -> Bytes8:
     for sites, at, label, far in _sites_by_rule(labels, data):
         if not len(at):
             continue
-        chosen = np.flatnonzero((label >= 0) & (far ^ np.isin(at, changed)))
+        chosen = np.flatnonzero((label >= 0) & (far ^ is_in(at, changed)))
         value = ids[label[chosen]]
         value = np.where(sites.kind[chosen] == BRANCH26, branch_values(value), value)
         write_values(body, int(at[0] - sites.pos[0]), sites.select(chosen), value)
@@ -181,8 +182,8 @@ def rewrite(labels: Labels, data: Bytes8, exceptions: Exceptions) -> Bytes8:
 def _words(labels: Labels, data: Bytes8, turned: Int64s) -> tuple[Int64s, Int64s]:
     """The words to rewrite: the rule's, with the exceptions turned around."""
     pos, label = _words_by_rule(labels, data)
-    keep = ~np.isin(pos, turned)
-    if not np.isin(turned, pos).all():
+    keep = ~is_in(pos, turned)
+    if not is_in(turned, pos).all():
         raise FormatError("labels: an exception is no word that the binary has")
     return pos[keep], label[keep]
 

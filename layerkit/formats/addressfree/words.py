@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from layerkit.formats.addressfree.model import Int64s, Region, read_u32
 from layerkit.formats.elf import SHF_EXECINSTR, SHF_WRITE
 from layerkit.formats.golang import GoTables
+from layerkit.formats.sets import is_in
 
 __all__ = ["MODULEDATA_SIZE", "accept_words", "candidate_words"]
 
@@ -73,7 +74,7 @@ def accept_words(go: GoTables, pos: Int64s, target: Int64s, known: Int64s) -> Bo
     edges = np.concatenate([addrs, addrs + sizes, go.entries])
     own, into = holds[source], np.where(inside, kinds[home], -1)
     aligned = target % 8 == 0
-    believed: Bools = np.isin(target, known) | np.isin(target, edges)
+    believed: Bools = is_in(target, known) | is_in(target, edges)
     believed &= own != NO_POINTERS
     believed |= _in_moduledata(go, pos) | (own == TABLES)
     # variables of every type; a pointer may go anywhere but into the middle of code
@@ -84,13 +85,13 @@ def accept_words(go: GoTables, pos: Int64s, target: Int64s, known: Int64s) -> Bo
     # without pointers by their type: only the linker's own objects hold addresses, which are init
     # tasks, lists and slices of them, and pointers to moduledata
     believed |= (own == NO_POINTERS) & (into == DATA) & aligned & _in_list(pos, home)
-    believed |= (own == NO_POINTERS) & (np.isin(target, addrs) | (target == go.moduledata_addr))
+    believed |= (own == NO_POINTERS) & (is_in(target, addrs) | (target == go.moduledata_addr))
     believed |= (own == NO_POINTERS) & (into == DATA) & aligned & _is_slice(go, pos)
-    believed |= _init_tasks(go, pos, (own == NO_POINTERS) & np.isin(target, go.entries))
+    believed |= _init_tasks(go, pos, (own == NO_POINTERS) & is_in(target, go.entries))
     # jump tables: several words in a row into one function
     function = np.searchsorted(go.entries, target, side="right")
     believed |= (own == READ_ONLY) & (into == TEXT) & _in_list(pos, function)
-    return believed & (inside | np.isin(target, edges))
+    return believed & (inside | is_in(target, edges))
 
 
 def _holds(name: str, flags: int) -> int:
