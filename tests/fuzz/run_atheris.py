@@ -31,6 +31,7 @@ ROOT = HERE.parent.parent
 RESULTS = ROOT / "bench" / "results" / "fuzz.json"
 KEEP_SIZE = 25 << 10  # bytes of corpus kept for one target; eleven targets stay under 300 KB
 SLOW_INPUT = 20  # seconds for one input: a finding
+FINDINGS = ("Uncaught Python exception", "libFuzzer: timeout", "libFuzzer: deadly signal")
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
@@ -46,7 +47,9 @@ def fuzz(name: str, arguments: list[str]) -> None:
     for seed in targets.TARGETS[name].seeds():
         run(seed)  # loads what is loaded on first use
     limit_memory()
-    atheris.Setup([sys.argv[0], *arguments], run)
+    # a merge starts the first argument again, through a shell
+    command = f"{sys.executable} {Path(__file__).resolve()} {name} --child"
+    atheris.Setup([command, *arguments], run)
     atheris.Fuzz()
 
 
@@ -117,8 +120,11 @@ def run(name: str, seconds: int, work: Path, found: Path) -> tuple[int, str, dic
         "executions": last_number(r"stat::number_of_executed_units:\s*(\d+)", said)
         or last_number(r"#(\d+)\s", said),
         "features": last_number(r"\bft: (\d+)", said),
-        "findings": len(list(found.iterdir())),
+        "findings": sum(said.count(mark) for mark in FINDINGS),
     }
+    if not row["findings"]:  # libFuzzer ran out of memory itself
+        for path in found.iterdir():
+            path.unlink()
     return status, said, row
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from targets import CORPUS, KNOWN_BUGS, TARGETS, corpus_of
 from trust import TrustCases
 
 HERE = Path(__file__).parent
+MEMORY_LIMIT = 64 << 20  # bytes that an input of a few kilobytes may take
 KEPT_SIZE = 300_000  # bytes of corpus in the repository, at most
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=5)
 DAMAGED = {name: 150 for name in TARGETS} | {"encode": 60, "form": 60, "label-table": 120}
@@ -68,7 +70,12 @@ def _waits(path: str, why: str) -> object:
 
 @pytest.mark.parametrize("path", [_waits(*bug) for bug in KNOWN_BUGS.items()])
 def test_known_bugs_are_mended(path: str) -> None:
-    TARGETS[path.partition("/")[0]].run((CORPUS / path).read_bytes())
+    tracemalloc.start()
+    try:
+        TARGETS[path.partition("/")[0]].run((CORPUS / path).read_bytes())
+        assert tracemalloc.get_traced_memory()[1] <= MEMORY_LIMIT
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_kept_corpus_is_small() -> None:
