@@ -15,6 +15,7 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.deflate import compress, compression_by_name
+from layerkit.formats.formpack import PACKED_TYPE, pack
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.protocol import pack_form
 from layerkit.formats.reference import Reference
@@ -35,6 +36,7 @@ def publish_image(
     compression: str = "gzip",
     chunks: bool = True,
     recipe: bool = True,
+    packs: bool = False,
 ) -> oci.Descriptor:
     """Put an image with one layer a role into a layout; `files` is role -> path -> bytes."""
     layout = Layout(path)
@@ -52,10 +54,10 @@ def publish_image(
             diff_id = sha256_digest(tar)
             diff_ids.append(diff_id)
             manifest = build_chunk_manifest(tar, "raw", diff_id, len(tar), ROLE_CODES[role])
-            for data, kind in (
-                (serialize_chunk_manifest(manifest), oci.CHUNK_MANIFEST),
-                (pack_form(tar, 3), oci.FORM_ZSTD),
-            ):
+            forms = [(pack_form(tar, 3), oci.FORM_ZSTD)]
+            if packs:
+                forms.append((pack(tar), PACKED_TYPE))
+            for data, kind in ((serialize_chunk_manifest(manifest), oci.CHUNK_MANIFEST), *forms):
                 parts.append(layout.put_blob(data, kind, {oci.ANNOTATION_LAYER: str(diff_id)}))
         config = oci.ImageConfig(AMD64, tuple(diff_ids), ("/app/hello",))
         top = layout.put_blob(

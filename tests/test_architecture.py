@@ -43,7 +43,10 @@ FORMATS = {
     "reference": ("digest", ""),
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
-    "image": ("digest oci deflate layer chunkmanifest protocol layerform addressfree", ""),
+    "image": (
+        "digest oci deflate layer chunkmanifest formpack protocol layerform addressfree",
+        "",
+    ),
 }
 EDGES = {
     "disk": ("", "fcntl"),

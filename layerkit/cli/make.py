@@ -68,6 +68,9 @@ def init(context: click.Context, /, folder: Path, template: str) -> None:
     help="Of layers; Debian 12's docker cannot load zstd.",
 )
 @option("--strict-cgo", is_flag=True, help="Refuse packages that merely fall back without cgo.")
+@option(
+    "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
+)
 @json_option
 @click.pass_context
 def build(
@@ -79,6 +82,7 @@ def build(
     platforms: str,
     compression: str,
     strict_cgo: bool,
+    pack: bool,
 ) -> None:
     """Build the Go function in DIR into an OCI image, with its chunks beside it.
 
@@ -97,6 +101,7 @@ def build(
         platforms=[parse_platform(text.strip()) for text in platforms.split(",")],
         compression=compression,
         strict_cgo=strict_cgo,
+        packs=pack,
         warn=state.console.warn,
     )
     if state.as_json:

@@ -1,9 +1,9 @@
 """Packed form: a layer's form as few bytes as practical, for nodes that hold nothing near.
 
 LZMA over the form, with the ids of its binaries as numbers of labels (`addressfree.packing`). It
-takes seconds to make, so a server makes it once and aside; the form blob is the quick way. What was
-packed is unpacked and compared. Pure. Spec: docs/format.md "Packed form". Bounded; raises only
-FormatError.
+takes seconds to make, so it is made once: by the build, if it is told to, or by a server, aside.
+The form blob is the quick way. What was packed is unpacked and compared. Pure. Bounded; raises only
+FormatError. Spec: docs/format.md "Packed form".
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ from layerkit.formats.addressfree import packing
 from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.layerform import PART_BINARY, join_parts, split_parts
 
-__all__ = ["PACKED_TYPE", "pack", "unpack"]
+__all__ = ["ANNOTATION_PACKED", "PACKED_TYPE", "pack", "unpack", "worth_packing"]
 
 PACKED_TYPE: Final = "application/vnd.layerkit.packed-form.v0"
+# on an artifact in a server's list of referrers: digests of the form blobs that it has packed
+ANNOTATION_PACKED: Final = "dev.layerkit.packed"
 MAGIC: Final = b"LKPF"
 MAJOR: Final = 0
 MINOR: Final = 0
+MIN_BLOB_SIZE: Final = 256 << 10  # bytes of a form blob below which packing gains too little
 MAX_FORM_SIZE: Final = 1 << 28  # bytes: larger ones travel as form blobs
 AS_IS: Final = 0  # the content is the form itself
 PARTS: Final = 1  # the content is the parts of a layer form, and of these
 PART_NUMBERED: Final = 2  # is a binary's form with numbers
 # preset 9e makes 0.04 % less of a 6 MB form in twice the time
 FILTERS: Final = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24}]
+
+
+def worth_packing(blob_size: int, form_size: int) -> bool:
+    """Is a form of `form_size` bytes, of `blob_size` as a form blob, one to pack?"""
+    return blob_size >= MIN_BLOB_SIZE and form_size <= MAX_FORM_SIZE
 
 
 def pack(form: bytes) -> bytes:
@@ -94,7 +102,7 @@ def _number(form: bytes) -> bytes | None:
         return None
     out, numbered = Writer(), False
     for kind, data in parts:
-        made = packing.split(bytes(data)) if kind == PART_BINARY else None
+        made = _split(bytes(data)) if kind == PART_BINARY else None
         body = packing.number_ids(*made) if made is not None else None
         if made is None or body is None:
             out.u8(kind)
@@ -109,6 +117,14 @@ def _number(form: bytes) -> bytes | None:
         out.sized(made[0])
         out.sized(body.body)
     return out.getvalue() if numbered else None
+
+
+def _split(form: bytes) -> tuple[bytes, bytes] | None:
+    """Labels and body of a binary's form; None for one of another version."""
+    try:
+        return packing.split(form)
+    except FormatError:
+        return None
 
 
 def _restore(reader: Reader, form_size: int) -> bytes:

@@ -28,6 +28,14 @@ class LayerWant:
     chunk_manifest: ChunkManifest | None = None  # None: not known yet, or the server has none
     form: Descriptor | None = None
     listed: Descriptor | None = None  # the published chunk manifest
+    packed: Descriptor | None = None  # the form in fewer bytes, where it was published so
+    is_packed: bool = False  # or where the server says that it has it
+
+    @property
+    def form_size(self) -> int:
+        """Bytes that the whole form moves, at most; there is one."""
+        assert self.form is not None
+        return min(self.form.size, self.packed.size) if self.packed else self.form.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ def plan_pull(wants: Sequence[LayerWant], have: Collection[Digest]) -> Plan:
     for want in wants:
         manifest = want.chunk_manifest
         if manifest is None:  # nothing near is held: whole, and no ids travel
-            method, size = ("form", want.form.size) if want.form else ("blob", want.blob.size)
+            method, size = ("form", want.form_size) if want.form else ("blob", want.blob.size)
             layers.append(LayerPlan(want, method, (), size))
             continue
         missing = []
@@ -87,9 +95,9 @@ def _plan_layer(want: LayerWant, manifest: ChunkManifest, missing: tuple[Chunk, 
         return LayerPlan(want, "chunks", missing, size + CHUNK_COST * len(missing))
     ratio = min(1.0, LOOSE * want.form.size / max(1, manifest.form_size))
     chunks_size = int(size * ratio) + CHUNK_COST * len(missing)
-    if chunks_size < want.form.size:
+    if chunks_size < want.form_size:
         return LayerPlan(want, "chunks", missing, chunks_size)
-    return LayerPlan(want, "form", missing, want.form.size)
+    return LayerPlan(want, "form", missing, want.form_size)
 
 
 def batch_chunks(chunks: Iterable[Chunk], count: int, size: int) -> Iterator[list[Chunk]]:

@@ -118,6 +118,7 @@ def build(
     platforms: Sequence[oci.Platform] = (DEFAULT_PLATFORM,),
     compression: str = deflate.DEFAULT_COMPRESSION,
     strict_cgo: bool = False,
+    packs: bool = False,
     version: str = "",
     warn: Callable[[str], None] = lambda text: None,
     disk: Disk | None = None,
@@ -126,6 +127,7 @@ def build(
 
     Args:
         env: the user's environment; only what says where things are reaches Go.
+        packs: publish packed forms, too: 3 s for 6 MB, and a sixth less for a node with nothing.
         version: of the function, for `org.opencontainers.image.version`; "" leaves it out.
         warn: gets one line for each package that has cgo files but a fallback.
     Raises: BuildError, CgoError, ToolMissingError, UsageError, NotFoundError, StoreFullError.
@@ -147,7 +149,8 @@ def build(
     for text in warnings:
         warn(text)
     hints = {sha256_digest(linked.binary): linked.hints for _, _, linked in built}
-    top = _publish(Layout(layout_path, disk), ref, [packed for packed, _, _ in built], hints)
+    images = [packed for packed, _, _ in built]
+    top = _publish(Layout(layout_path, disk), ref, images, hints, packs)
     return BuildResult(
         str(ref.pinned(top.digest)),
         str(replace(ref.tagged, digest=None)),
@@ -411,10 +414,11 @@ def _publish(
     ref: Reference,
     images: Sequence[image.PackedImage],
     hints: Mapping[Digest, Hints],
+    packs: bool,
 ) -> oci.Descriptor:
     """Write blobs, then artifacts, then the one commit point. Nothing stays if a write fails."""
     blobs = [blob for packed in images for blob in packed.blobs()]
-    artifacts = [image.pack_chunks_artifact(packed, hints) for packed in images]
+    artifacts = [image.pack_chunks_artifact(packed, hints, packs) for packed in images]
     blobs += [blob for artifact in artifacts for blob in artifact]
     top = images[0].manifest
     if len(images) > 1:

@@ -8,18 +8,27 @@ about 200 bytes for each chunk listed by the layout's chunk manifests.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest
 from layerkit.edges.http import RunningServer, make_app, run_server, start_server
-from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError, UsageError
+from layerkit.errors import (
+    FormatError,
+    IntegrityError,
+    LayerkitError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
 from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
 from layerkit.formats.chunksync import (
     Have,
@@ -28,7 +37,7 @@ from layerkit.formats.chunksync import (
     parse_places,
     serialize_change,
 )
-from layerkit.formats.formpack import pack
+from layerkit.formats.formpack import ANNOTATION_PACKED, PACKED_TYPE, pack, worth_packing
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
     ANNOTATION_REF_NAME,
@@ -56,6 +65,8 @@ UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
 CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
 PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
+PACKING_PAUSE: Final = 0.5  # seconds between two looks for new tags: one stat of a file
+PACKING_NICENESS: Final = 15
 MAX_KEPT_COUNT: Final = 4096
 _log = logging.getLogger(__name__)
 DIFF_COUNT: Final = 2  # deltas made at once: each takes a core, and 300 MiB at most for a window
@@ -123,8 +134,7 @@ class LayoutSource:
         self._updates = _Kept(UPDATES_SIZE)
         self._diffing = threading.BoundedSemaphore(DIFF_COUNT)
         self._changes = _Kept(CHANGES_SIZE)
-        self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: not (yet)
-        self._packing = threading.Lock()
+        self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: it does not pack
         self._view()  # a folder that is no layout is an error now, not at the first request
 
     def has_repository(self, name: str) -> bool:
@@ -148,7 +158,19 @@ class LayoutSource:
         return path
 
     def list_referrers(self, name: str, digest: Digest) -> Sequence[Descriptor]:
-        return self._repository(name).referrers.get(digest, [])
+        """Those of an image; a chunks artifact with what of it is packed here."""
+        found = self._repository(name).referrers.get(digest, [])
+        with self._lock:
+            packed = {form for form, raw in self._packed.items() if raw}
+        return [self._with_packed(entry, packed) if packed else entry for entry in found]
+
+    def _with_packed(self, entry: Descriptor, packed: set[Digest]) -> Descriptor:
+        if entry.artifact_type != CHUNKS_ARTIFACT:
+            return entry
+        blobs = parse_manifest(self._read_document(entry.digest)).layers
+        names = ",".join(str(blob.digest) for blob in blobs if blob.digest in packed)
+        more = {ANNOTATION_PACKED: names} if names else {}
+        return replace(entry, annotations={**entry.annotations, **more})
 
     def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
         for digest, form in self._repository(name).chunk_lists.items():
@@ -195,36 +217,68 @@ class LayoutSource:
         return serialize_chunk_batch(chunks, len(indexes), level, dictionary)
 
     def read_packed(self, name: str, digest: Digest) -> bytes:
-        """The packed form of a form blob. The first who asks sets a thread to work and, like all
-        until it is done, takes the form blob: nobody waits seconds for a tenth of the bytes."""
-        lists = self._repository(name).chunk_lists
-        found = next(((one, form) for one, form in lists.items() if form.digest == digest), None)
-        if found is None:
+        """The packed form of a form blob, where there is one: `list_referrers` says so."""
+        if all(form.digest != digest for form in self._repository(name).chunk_lists.values()):
             raise NotFoundError(f"form {digest.short} is not in repository {name}")
         with self._lock:
             raw = self._packed.get(digest)
-            begin = digest not in self._packed
-            if begin:
-                self._packed[digest] = b""
-        if begin:
-            threading.Thread(target=self._pack, args=found, daemon=True).start()
         if not raw:
             raise NotFoundError(f"form {digest.short} is not packed")
         return raw
 
-    def _pack(self, listed: Digest, form: Descriptor) -> None:
-        """One at a time; a form that does not pack stays listed as empty."""
-        with self._packing:
+    def pack_tagged(self, stop: threading.Event | None = None) -> int:
+        """Pack the forms of all images that a tag names, the newest first, until PACKED_SIZE bytes
+        are kept; those that were published packed are left alone. Returns how many were packed.
+        3 s for 6 MB; nobody waits for it."""
+        count = 0
+        for listed, form in self._list_unpacked():
+            with self._lock:
+                full = sum(map(len, self._packed.values())) >= PACKED_SIZE
+            if full or (stop is not None and stop.is_set()):
+                break
+            raw = b""
             try:
-                raw = pack(self._read_form(form, self._find_places(listed)[0]))
-            except (FormatError, StoreError) as exc:
+                form_size = self._find_places(listed.digest)[0]
+                if worth_packing(form.size, form_size):
+                    raw = pack(self._read_form(form, form_size))
+            except LayerkitError as exc:
                 _log.warning("form %s is not packed: %s", form.digest.short, exc.message)
-                return
+            with self._lock:
+                self._packed[form.digest] = raw if len(raw) < form.size else b""
+            count += bool(raw)
+        return count
+
+    def _list_unpacked(self) -> list[tuple[Descriptor, Descriptor]]:
+        """Chunk manifest and form of each layer of the tagged images that is still to be packed."""
+        found: dict[Digest, tuple[Descriptor, Descriptor]] = {}
+        for repository in self._view().values():
+            images = set(repository.tags.values())
+            for top in repository.tags.values():
+                if repository.manifests[top].media_type in INDEX_TYPES:
+                    children = parse_index(self._read_document(top)).manifests
+                    images |= {child.digest for child in children}
+            for image, referrers in repository.referrers.items():
+                for entry in referrers if image in images else ():
+                    if entry.artifact_type == CHUNKS_ARTIFACT:
+                        found |= _unpacked(parse_manifest(self._read_document(entry.digest)))
         with self._lock:
-            if len(raw) < form.size:
-                self._packed[form.digest] = raw
-            while sum(map(len, self._packed.values())) > PACKED_SIZE and len(self._packed) > 1:
-                self._packed.popitem(last=False)
+            return [parts for form, parts in found.items() if form not in self._packed]
+
+    def keep_packing(self, stop: threading.Event) -> None:
+        """Until `stop`: pack what is tagged, and what gets a tag from now on. Gives way to who
+        answers requests."""
+        with contextlib.suppress(OSError):  # of this thread alone, as Linux has it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKING_NICENESS)
+        seen = None
+        while not stop.is_set():
+            try:
+                self._view()
+                if seen != self._seen:
+                    seen = self._seen
+                    self.pack_tagged(stop)
+            except LayerkitError as exc:
+                _log.warning("nothing is packed: %s", exc.message)
+            stop.wait(PACKING_PAUSE)
 
     def _read_gone(self, near: Digest, new: ChunkManifest) -> bytes:
         """What stood at the places of the missing chunks in the node's own form."""
@@ -493,6 +547,19 @@ class LayoutSource:
             return data
 
 
+def _unpacked(artifact: Manifest) -> dict[Digest, tuple[Descriptor, Descriptor]]:
+    """Chunk manifest and form of each layer in a chunks artifact that has no packed form, by the
+    form's digest."""
+    parts: dict[str, dict[str, Descriptor]] = {}
+    for blob in artifact.layers:
+        parts.setdefault(blob.annotations.get(ANNOTATION_LAYER, ""), {})[blob.media_type] = blob
+    return {
+        part[FORM_ZSTD].digest: (part[CHUNK_MANIFEST], part[FORM_ZSTD])
+        for part in parts.values()
+        if CHUNK_MANIFEST in part and FORM_ZSTD in part and PACKED_TYPE not in part
+    }
+
+
 def parse_listen(text: str) -> tuple[str, int]:
     """``host:port``, ``[v6]:port`` or ``:port`` (loopback)."""
     host, colon, raw_port = text.rpartition(":")
@@ -502,11 +569,18 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def serve(layout: Path, listen: str, ready: Callable[[str], None]) -> None:
-    """Serve `layout` until a signal; `ready` gets the URL once the port is bound."""
+    """Serve `layout` until a signal, and pack its forms aside; `ready` gets the URL once the port
+    is bound."""
     host, port = parse_listen(listen)
-    run_server(make_app(LayoutSource(layout)), host, port, ready)
+    source, stop = LayoutSource(layout), threading.Event()
+    packing = threading.Thread(target=source.keep_packing, args=(stop,), daemon=True)
+    packing.start()
+    try:
+        run_server(make_app(source), host, port, ready)
+    finally:
+        stop.set()
 
 
 def start(layout: Path, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
-    """Serve `layout` from a thread; `.url`, `.stop()`, or as a context."""
+    """Serve `layout` from a thread; `.url`, `.stop()`, or as a context. Packs nothing."""
     return start_server(make_app(LayoutSource(layout)), host, port)

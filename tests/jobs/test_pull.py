@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +22,7 @@ from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
 from layerkit.formats.chunksync import Have
-from layerkit.formats.formpack import pack
+from layerkit.formats.formpack import ANNOTATION_PACKED
 from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
@@ -230,45 +232,83 @@ def repetitive() -> bytes:
     return b"".join(words[8 * at : 8 * at + 8] for at in noise(200_000, 2))
 
 
-class PackingSource(LayoutSource):
-    """Packs at once, so that the first who asks gets it; damaged at one byte if asked to."""
+class PackedSource(LayoutSource):
+    """Has packed its forms; damages them at one byte if asked to."""
 
     def __init__(self, layout: Path, damaged: bool) -> None:
         super().__init__(layout)
         self._damaged, self.sizes = damaged, list[int]()
+        assert self.pack_tagged() == 1
 
     def read_packed(self, name: str, digest: Digest) -> bytes:
-        lists = self._view()[name].chunk_lists
-        listed, form = next((one, form) for one, form in lists.items() if form.digest == digest)
-        raw = bytearray(pack(self._read_form(form, self._find_places(listed)[0])))
+        raw = bytearray(super().read_packed(name, digest))
         raw[len(raw) // 2] ^= self._damaged
         self.sizes.append(len(raw))
         return bytes(raw)
 
 
+def repetitive_layout(path: Path) -> Path:
+    publish_image(path, REF, hello_files(repetitive()))
+    return path
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_packed_form_is_taken_where_there_is_one(
-    layout: Path, store: Store, damaged: bool
+    tmp_path: Path, store: Store, damaged: bool
 ) -> None:
-    publish_image(layout, REF, hello_files(repetitive()))
-    source = PackingSource(layout, damaged)
+    source = PackedSource(repetitive_layout(tmp_path / "packed"), damaged)
     with start_server(make_app(source)) as running:
         result = run(running, store)
     assert store.verify().good and len(source.sizes) == 1
     assert (result.moved_size < source.sizes[0] + 40_000) is not damaged
 
 
-def test_the_server_packs_a_form_after_the_first_who_asks(layout: Path, tmp_path: Path) -> None:
-    publish_image(layout, REF, hello_files(repetitive()))
-    moved = []
-    source = LayoutSource(layout)
+def test_a_server_that_has_packed_nothing_is_not_asked_for_it(tmp_path: Path, store: Store) -> None:
+    asked = []
+
+    class Source(LayoutSource):
+        def read_packed(self, name: str, digest: Digest) -> bytes:
+            asked.append(digest)
+            return super().read_packed(name, digest)
+
+    with start_server(make_app(Source(repetitive_layout(tmp_path / "packed")))) as running:
+        run(running, store)
+    assert asked == []
+
+
+def test_a_server_packs_what_gets_a_tag_while_it_runs(layout: Path, store: Store) -> None:
+    source, stop = LayoutSource(layout), threading.Event()
+    packing = threading.Thread(target=source.keep_packing, args=(stop,))
+    packing.start()
+    try:
+        publish_image(layout, "team/new:v1", hello_files(repetitive()))
+        digest = next(iter(source._view()["team/new"].referrers))
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            entries = source.list_referrers("team/new", digest)
+            if any(ANNOTATION_PACKED in entry.annotations for entry in entries):
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("not packed within 30 seconds")
+        with start_server(make_app(source)) as running:
+            moved = run(running, store, "team/new:v1").moved_size
+    finally:
+        stop.set()
+        packing.join()
+    with start(layout) as running, Store(store.path.parent / "other", Disk()) as other:
+        assert moved < run(running, other, "team/new:v1").moved_size
+
+
+def test_a_form_packed_by_the_build_comes_as_a_blob(tmp_path: Path, store: Store) -> None:
+    publish_image(tmp_path / "packed", REF, hello_files(repetitive()), packs=True)
+    publish_image(tmp_path / "other", REF, hello_files(repetitive()))
+    source = LayoutSource(tmp_path / "packed")
+    assert source.pack_tagged() == 0  # it is there already
     with start_server(make_app(source)) as running:
-        for name in "ab":
-            with Store(tmp_path / name, Disk()) as own:
-                moved.append(run(running, own).moved_size)
-            with source._packing:  # until it is done
-                pass
-    assert moved[1] < moved[0]
+        moved = run(running, store).moved_size
+    with start(tmp_path / "other") as running, Store(tmp_path / "own", Disk()) as own:
+        assert moved < run(running, own).moved_size
 
 
 def test_a_server_that_forgot_the_old_image_gets_the_names_of_runs(

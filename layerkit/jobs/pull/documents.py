@@ -19,6 +19,7 @@ from layerkit.formats import oci
 from layerkit.formats.chunker import DEFAULT_PROFILE
 from layerkit.formats.chunkmanifest import ANNOTATION_CHUNKER, ROLE_CODES, parse_chunk_manifest
 from layerkit.formats.chunksync import MAX_RUN_COUNT, Have, change_olds, parse_change, short_id
+from layerkit.formats.formpack import ANNOTATION_PACKED, PACKED_TYPE
 from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import check_manifest
@@ -44,6 +45,7 @@ class WantedImage:
     artifact: oci.Manifest | None = None
     near: dict[Digest, dict[Digest, bytes]] = field(default_factory=dict)  # by diff_id
     blobs: dict[Digest, tuple[bytes, str]] = field(default_factory=dict)  # to commit: data, kind
+    packed_here: frozenset[str] = frozenset()  # form blobs that the server has packed
     _manifest: oci.Manifest | None = None
 
     @property
@@ -147,6 +149,9 @@ class WantedImage:
                 _log.warning("chunks artifact %s is refused: %s", entry.digest, exc.message)
                 continue
             if found.subject is not None and found.subject.digest == self.image.digest:
+                self.packed_here = frozenset(
+                    entry.annotations.get(ANNOTATION_PACKED, "").split(",")
+                )
                 return found
         return None
 
@@ -161,10 +166,12 @@ class WantedImage:
         listed, form = parts.get(oci.CHUNK_MANIFEST), parts.get(oci.FORM_ZSTD)
         if listed is None:
             return LayerWant(blob, diff_id)
+        packed = parts.get(PACKED_TYPE)
+        is_packed = form is not None and str(form.digest) in self.packed_here
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
         near = {} if known else self._list_near(blob, listed)
         if form is not None and not near and not known:
-            return LayerWant(blob, diff_id, None, form, listed)
+            return LayerWant(blob, diff_id, None, form, listed, packed, is_packed)
         try:
             if near:
                 self._fetch_change(listed, near)
@@ -176,7 +183,7 @@ class WantedImage:
             self.blobs.pop(listed.digest, None)
             return LayerWant(blob, diff_id)
         self.near[diff_id] = near
-        return LayerWant(blob, diff_id, manifest, form, listed)
+        return LayerWant(blob, diff_id, manifest, form, listed, packed, is_packed)
 
     def _list_near(self, blob: oci.Descriptor, listed: oci.Descriptor) -> dict[Digest, bytes]:
         """Chunk manifests of such layers that are held."""

@@ -44,7 +44,6 @@ __all__ = ["Fetcher", "Progress"]
 BATCH_COUNT: Final = 1 << 14  # ids a request: 512 KiB of body
 BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cost at most
 MAX_ROUNDS: Final = 8  # times that the rest of a cut batch is asked for
-MIN_PACKED_SIZE: Final = 256 << 10  # bytes of a form blob: below it a request more does not pay
 MAX_SINGLE_COUNT: Final = 64  # wrong chunks fetched again one by one; with more, the server lies
 _log = logging.getLogger(__name__)
 
@@ -115,33 +114,46 @@ class Fetcher:
     def fetch_whole(self, want: LayerWant) -> NewLayer:
         """A layer by its form alone: it is cut here, and no ids travel."""
         assert want.form is not None
-        made = self._fetch_packed(want, want.form)
-        if made is None:
-            raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
-            made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
+        form = self._fetch_packed(want, want.form)
+        if form is not None:
+            try:
+                made = check_form(form, want.blob, want.diff_id, want.listed)
+                self.put_form(made.chunk_manifest, made.form)
+                return made
+            except (FormatError, IntegrityError) as exc:
+                _log.warning("packed form of %s is refused: %s", want.form.digest, exc.message)
+        raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
+        made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
         self.put_form(made.chunk_manifest, made.form)
         return made
 
-    def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> NewLayer | None:
-        """The layer by its packed form, where the server has it and it is what it should be."""
-        if form.size < MIN_PACKED_SIZE:
-            return None
+    def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> bytes | None:
+        """The form by its packed form, where it was published or the server says that it has it.
+        Not verified, and asked for only where it is known to be."""
         try:
-            raw = self.remote.fetch_packed(self.name, form.digest, form.size)
-            made = check_form(formpack.unpack(raw), want.blob, want.diff_id, want.listed)
+            if want.packed is not None and want.packed.size < form.size:
+                raw = self.remote.fetch_blob(self.name, want.packed.digest, want.packed.size)
+            elif want.is_packed:
+                raw = self.remote.fetch_packed(self.name, form.digest, form.size)
+            else:
+                return None
+            data = formpack.unpack(raw)
         except (FormatError, IntegrityError, NotFoundError, RemoteError) as exc:
             _log.info("no packed form %s: %s", form.digest.short, exc.message)
             return None
         self._advance(form.size)
-        return made
+        return data
 
     def fetch_form(self, layer: LayerPlan) -> list[Chunk]:
         """The whole form; returns the chunks that are still to be fetched (all, if it is bad)."""
         want = layer.want
         assert want.form is not None and want.chunk_manifest is not None
         try:
-            raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size)
-            form = memoryview(unpack_form(raw, want.chunk_manifest.form_size))
+            data = self._fetch_packed(want, want.form)
+            if data is None or len(data) != want.chunk_manifest.form_size:
+                raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size)
+                data = unpack_form(raw, want.chunk_manifest.form_size)
+            form = memoryview(data)
         except (IntegrityError, FormatError, NotFoundError) as exc:
             _log.warning("form %s is refused: %s", want.form.digest.short, exc.message)
             return list(layer.chunks)

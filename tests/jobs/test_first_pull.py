@@ -1,0 +1,305 @@
+"""The first pull of a function onto a node that holds others: one request, a delta against them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import urllib3
+import zstandard
+from builders import AMD64, hello_files, noise, publish_image
+
+from layerkit.digest import Digest, sha256_digest
+from layerkit.edges import held
+from layerkit.edges.disk import Disk
+from layerkit.edges.http import RunningServer, make_app, start_server
+from layerkit.edges.remote import Remote
+from layerkit.edges.store import Store
+from layerkit.formats import updating
+from layerkit.formats.reference import Reference
+from layerkit.formats.update import MAX_HAVE_COUNT, parse_update, update_old
+from layerkit.jobs.build import build
+from layerkit.jobs.pull import PullResult, pull
+from layerkit.jobs.serve import LayoutSource, start
+
+COMMON = noise(150_000, 1)  # what all functions have, as of a Go release
+A = COMMON + noise(60_000, 2)
+B = COMMON[:100_000] + noise(90_000, 3)
+C = noise(500, 4) + COMMON + A[160_000:190_000] + B[120_000:170_000]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    for name, binary in {"team/a": A, "team/b": B, "other/c": C}.items():
+        publish_image(tmp_path / "layout", f"{name}:v1", hello_files(binary))
+    return tmp_path / "layout"
+
+
+@pytest.fixture
+def server(layout: Path) -> Iterator[RunningServer]:
+    with start(layout) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store", Disk()) as opened:
+        yield opened
+
+
+def run(server: RunningServer, store: Store, ref: str, **options: object) -> PullResult:
+    with Remote(server.url, pauses=(0.01, 0.01)) as remote:
+        return pull(Reference.parse(ref), remote, store, platform=AMD64, **options)  # type: ignore[arg-type]
+
+
+def hold_others(server: RunningServer, store: Store) -> None:
+    for name in ("team/a", "team/b"):
+        run(server, store, f"{name}:v1")
+
+
+def test_it_is_one_request_for_a_few_percent(
+    server: RunningServer, store: Store, tmp_path: Path
+) -> None:
+    hold_others(server, store)
+    result = run(server, store, "other/c:v1", rootfs=tmp_path / "root")
+    assert result.request_count == 1
+    assert result.moved_size < 0.02 * result.whole_size  # of two old forms: either alone is 0.2
+    assert (tmp_path / "root/app/hello").read_bytes() == C
+    assert store.verify().good and store.find_image("other/c:v1") == result.digest
+
+
+def test_a_dry_run_says_what_it_moves(server: RunningServer, store: Store) -> None:
+    hold_others(server, store)
+    planned = run(server, store, "other/c:v1", dry_run=True).planned_size
+    assert planned == run(server, store, "other/c:v1").moved_size
+
+
+def test_the_same_image_under_another_name_moves_nothing(
+    layout: Path, server: RunningServer, store: Store
+) -> None:
+    run(server, store, "team/a:v1")
+    publish_image(layout, "other/twin:v1", hello_files(A))
+    result = run(server, store, "other/twin:v1")
+    assert (result.request_count, result.moved_size, result.up_to_date) == (1, 0, True)
+    assert store.find_image("other/twin:v1") == result.digest
+
+
+def test_a_server_that_knows_none_of_them_answers_as_to_a_new_node(
+    layout: Path, store: Store, tmp_path: Path
+) -> None:
+    for name, binary in {"team/a": A, "team/b": B}.items():
+        publish_image(tmp_path / "foreign", f"{name}:v1", hello_files(binary))
+    publish_image(tmp_path / "own", "other/c:v1", hello_files(C))
+    with start(tmp_path / "foreign") as running:
+        hold_others(running, store)
+    with start(tmp_path / "own") as running:
+        result = run(running, store, "other/c:v1")
+    assert result.request_count > 1 and store.verify().good
+
+
+def test_functions_that_share_nothing_are_no_help(
+    layout: Path, server: RunningServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_image(layout, "other/far:v1", {"code": {"app/hello": noise(1_200_000, 9)}})
+    hold_others(server, store)
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a delta was made")
+
+    monkeypatch.setattr(updating.delta, "diff", refuse)
+    assert run(server, store, "other/far:v1").request_count > 1
+    assert store.verify().good
+
+
+def test_a_repository_that_may_not_be_read_is_not_built_on(layout: Path, store: Store) -> None:
+    class Source(LayoutSource):
+        def _may_read(self, name: str) -> bool:
+            return name != "team/a"
+
+    with start_server(make_app(Source(layout))) as running:
+        run(running, store, "team/a:v1")
+        assert run(running, store, "other/c:v1").request_count > 1
+        run(running, store, "team/b:v1")
+    assert store.verify().good
+
+
+def test_only_images_that_were_named_are_built_on(layout: Path) -> None:
+    source, held_a = LayoutSource(layout), LayoutSource(layout)._view()["team/a"].tags["v1"]
+    _, raw = source.read_update("other/c", "v1", [held_a], AMD64)
+    assert raw is not None and update_old(raw) == held_a
+    documents = source._documents(source._view()["team/a"], held_a, AMD64)
+    assert documents is not None
+    a_forms = {
+        source._read_form(form, source._find_places(listed)[0])
+        for listed, form in source._view()["team/a"].chunk_lists.items()
+    }
+    named = {
+        digest
+        for one in parse_update(raw, documents.as_list()).deltas
+        for digest in updating.delta.read_digests(one)[0]
+    }
+    assert named <= {sha256_digest(form).raw[:16] for form in a_forms}
+
+
+def ask(server: RunningServer, names: list[str], platform: str = "linux/amd64") -> int:
+    query = f"from={quote(','.join(names), safe=':,')}&platform={platform}"
+    path = f"{server.url}/v1/other/c/updates/v1?{query}"
+    return urllib3.request("GET", path, retries=False).status
+
+
+UNKNOWN = [str(sha256_digest(bytes([seed]))) for seed in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (UNKNOWN[:MAX_HAVE_COUNT], 404),
+        (UNKNOWN[: MAX_HAVE_COUNT + 1], 400),
+        (["team/a:v1"], 400),
+        (["../../etc/passwd"], 400),
+        ([""], 400),
+        (["sha256:" + "0" * 63], 400),
+        (["b3:" + "0" * 64], 400),
+        (["sha256:" + "0" * 64, "sha256:" + "A" * 64], 400),
+    ],
+)
+def test_names_that_are_none_or_too_many(
+    server: RunningServer, names: list[str], status: int
+) -> None:
+    assert ask(server, names) == status
+
+
+def test_digests_of_what_is_no_image_are_not_built_on(layout: Path) -> None:
+    source = LayoutSource(layout)
+    repository = source._view()["team/a"]
+    image = repository.tags["v1"]
+    others = [digest for digest in sorted(repository.blobs) if digest != image]
+    assert source.read_update("other/c", "v1", others[:MAX_HAVE_COUNT], AMD64)[1] is None
+
+
+def test_an_update_is_made_once_for_all_who_hold_the_same(
+    layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = LayoutSource(layout)
+    view = source._view()
+    have = [view["team/a"].tags["v1"], view["team/b"].tags["v1"]]
+    made, diff = [], updating.delta.diff
+
+    def count(olds: list[bytes], new: bytes) -> bytes:
+        made.append(len(olds))
+        return diff(olds, new)
+
+    monkeypatch.setattr(updating.delta, "diff", count)
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(source.read_update, "other/c", "v1", have, AMD64) for _ in range(6)]
+        answers = {one.result()[1] for one in asked}
+    assert made == [2] and len(answers) == 1
+
+
+def test_when_too_many_are_made_at_once_the_node_goes_the_plain_way(
+    layout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerkit.jobs.serve.DIFF_WAIT", 0.0)
+    source = LayoutSource(layout)
+    with start_server(make_app(source)) as running:
+        hold_others(running, store)
+        while source._diffing.acquire(blocking=False):
+            pass
+        assert run(running, store, "other/c:v1").request_count > 1
+        source._diffing.release()
+        publish_image(layout, "other/c:v2", hello_files(C + b"more"))
+        assert run(running, store, "other/c:v2").request_count == 1
+
+
+@pytest.mark.parametrize("at", [4, 20, 60, 400, -1])
+def test_a_damaged_one_means_another_way(layout: Path, store: Store, at: int) -> None:
+    class Source(LayoutSource):
+        def read_update(self, *arguments: object) -> tuple[Digest, bytes | None]:
+            top, raw = super().read_update(*arguments)  # type: ignore[arg-type]
+            if raw is not None:
+                raw = raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at:][1:]
+            return top, raw
+
+    with start_server(make_app(Source(layout))) as running:
+        hold_others(running, store)
+        result = run(running, store, "other/c:v1")
+    assert result.request_count > 1 and store.verify().good
+
+
+def test_a_node_names_one_image_a_repository_and_the_largest_of_many(
+    tmp_path: Path, store: Store
+) -> None:
+    path = tmp_path / "many"
+    for index in range(MAX_HAVE_COUNT + 3):
+        binary = COMMON[: 20_000 + 2_000 * index] + noise(200, 50 + index)
+        publish_image(path, f"many/f{index}:v1", hello_files(binary))
+        publish_image(path, f"many/f{index}:v2", hello_files(binary + b"."))
+    with start(path) as running:
+        for index in range(MAX_HAVE_COUNT + 3):
+            run(running, store, f"many/f{index}:v1")
+        run(running, store, "many/f5:v2")
+        named = held.list_held(store, Reference.parse("many/f0:v1"))
+    tops = {store.find_image(f"many/f{index}:v1"): index for index in range(MAX_HAVE_COUNT + 3)}
+    found = [tops.get(digest) for digest in named]
+    assert len(named) == MAX_HAVE_COUNT and found[0] == 0
+    assert {1, 2, 3}.isdisjoint(found) and 5 not in found  # 5 by its v2
+
+
+# --- real functions --------------------------------------------------------------------------
+
+
+@pytest.mark.go
+def test_a_go_function_beside_others_of_the_release(
+    go_toolchain: Path, tmp_path: Path, store: Store
+) -> None:
+    caches = subprocess.run(
+        [go_toolchain, "env", "GOCACHE", "GOMODCACHE"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    env |= {"GOCACHE": caches[0], "GOMODCACHE": caches[1]}
+    for name in ("hello", "echo"):
+        source = tmp_path / name
+        source.mkdir()
+        (source / "go.mod").write_text(f"module example.com/{name}\n\ngo 1.24\n")
+        (source / "main.go").write_text(SOURCES[name])
+        build(source, Reference.parse(f"{name}:v1"), layout_path=tmp_path / "go", env=env)
+    with start(tmp_path / "go") as running:
+        run(running, store, "hello:v1")
+        result = run(running, store, "echo:v1", rootfs=tmp_path / "root")
+    binary = (tmp_path / "root/app/echo").read_bytes()
+    assert result.request_count == 1
+    assert result.moved_size <= 0.05 * len(zstandard.ZstdCompressor(level=19).compress(binary))
+
+
+SOURCES = {
+    "hello": """package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() { fmt.Fprintln(os.Stdout, "hello") }
+""",
+    "echo": """package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+)
+
+func main() {
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		fmt.Println(strings.ToUpper(lines.Text()))
+	}
+}
+""",
+}
