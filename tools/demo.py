@@ -181,9 +181,9 @@ class Demo:
             }
         )
 
-    def build(self, tag: str) -> None:
+    def build(self, tag: str, *more: str) -> None:
         start = time.perf_counter()
-        line = layerkit("build", self.source, "-t", f"hello:{tag}", "-o", self.layout)
+        line = layerkit("build", self.source, "-t", f"hello:{tag}", "-o", self.layout, *more)
         say(f"  {line}  ({time.perf_counter() - start:.1f} s)")
 
     def edit(self) -> None:
@@ -196,8 +196,8 @@ class Demo:
         main.write_text(new, encoding="utf-8")
 
     def run(self) -> None:
-        say("1. build examples/hello into an OCI layout, with its chunks beside it")
-        self.build("v1")
+        say("1. build examples/hello into an OCI layout, with its chunks and packed forms beside it")
+        self.build("v1", "--pack")
         serve = [*LAYERKIT, "serve", str(self.layout), "--listen", "127.0.0.1:0"]
         with running(serve) as server:
             assert server.stdout is not None
