@@ -35,15 +35,25 @@ __all__ = ["Discovery", "discover"]
     K_INLINE_NAME,
     K_PCTAB,
     K_CU,
-    K_FUNCDATA,
     K_FILE,
     K_TYPE,
     K_TEXT,
     K_RODATA,
     K_RECORD_ENTRY,
+    K_FUNCDATA,  # and one more for each further group
 ) = range(12)
 P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
 FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
+STACK_OBJECTS = Pattern(start=8, stride=16, repeated=((12, K_RODATA),))
+INLINE_TREE = Pattern(stride=16, repeated=((4, K_INLINE_NAME),))
+WRAP_INFO = Pattern(fixed=((0, K_TEXT),))
+# Funcdata by index: what lies there, and a mark that keeps equal patterns apart. The linker lays
+# each group out in the order of the functions; the two stack maps (0, 1) go in turns.
+FUNCDATA_GROUPS: Final = (
+    (Pattern(), 3), (STACK_OBJECTS, 0), (INLINE_TREE, 0), (Pattern(), 4), (Pattern(), 5),
+    (Pattern(), 6), (WRAP_INFO, 0), (Pattern(), 7),
+)  # fmt: skip
+FIRST_FUNCDATA_COUNTER: Final = 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
 FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
@@ -192,13 +202,21 @@ def _make_kinds(found: Discovery) -> None:
         kind(found.regions[names].addr),
         kind(found.regions[pctab].addr, 3, pctab),
         kind(found.regions[cus].addr, 5, cus, shift=2),
-        kind(go.gofunc),
         kind(found.regions[files].addr, 6, files),
         kind(go.types),
         kind(go.text),
         kind(go.rodata),
         kind(go.text, 4, text, P_FUNCTION),
+        *(
+            kind(go.gofunc, counter, found.region_at(go.gofunc), found.pattern(*group))
+            for counter, group in enumerate(FUNCDATA_GROUPS, FIRST_FUNCDATA_COUNTER)
+        ),
     )
+
+
+def _funcdata_group(index: int) -> int:
+    """Which of FUNCDATA_GROUPS a funcdata index belongs to."""
+    return min(max(0, index - 1), len(FUNCDATA_GROUPS) - 1)
 
 
 def _functions(found: Discovery) -> None:
@@ -234,6 +252,9 @@ def _functions(found: Discovery) -> None:
     for index in range(int(funcdata.max(initial=0))):
         value = distinct(model.read_u32(data, (first + 4 * index)[funcdata > index]))
         value = value[value != NO_FUNCDATA]
+        group = found.pattern(*FUNCDATA_GROUPS[_funcdata_group(index)])
+        for addr in (value + go.gofunc).tolist():
+            found.objects.setdefault(addr, (0, group))
         found.targets.append(value + go.gofunc)
         _inside_funcdata(found, index, value + go.gofunc)
     size = go.pclntab.end_addr - go.findfunctab
@@ -282,7 +303,9 @@ def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
     ]
     fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in range(pcdata)]
     first = FUNC_SIZE + 4 * pcdata
-    fixed += [(first + 4 * index, K_FUNCDATA) for index in range(funcdata)]
+    fixed += [
+        (first + 4 * index, K_FUNCDATA + _funcdata_group(index)) for index in range(funcdata)
+    ]
     return Pattern(fixed=tuple(fixed))
 
 
@@ -294,16 +317,16 @@ def _inside_funcdata(found: Discovery, index: int, addrs: Int64s) -> None:
         return
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
     if index == FUNCDATA_INLINE_TREE:
-        tree = found.pattern(Pattern(stride=16, repeated=((4, K_INLINE_NAME),)))
+        tree = found.pattern(INLINE_TREE)
         found.objects.update(dict.fromkeys(addrs.tolist(), (0, tree)))
         return
     if index == FUNCDATA_WRAP_INFO:
-        info = found.pattern(Pattern(fixed=((0, K_TEXT),)))
+        info = found.pattern(WRAP_INFO)
         found.objects.update(dict.fromkeys(addrs.tolist(), (4, info)))
         return
     if index != FUNCDATA_STACK_OBJECTS:
         return
-    records = found.pattern(Pattern(start=8, stride=16, repeated=((12, K_RODATA),)))
+    records = found.pattern(STACK_OBJECTS)
     for addr in addrs.tolist():
         at = addr - home.addr
         if at + 8 > len(raw):
@@ -344,7 +367,7 @@ def _cu_table(found: Discovery) -> None:
 def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
     """Name offsets in all inline trees; a tree runs to the next funcdata object."""
     go = found.go
-    tree = found.pattern(Pattern(stride=16, repeated=((4, K_INLINE_NAME),)))
+    tree = found.pattern(INLINE_TREE)
     starts = np.array(sorted(a for a, (_, p) in found.objects.items() if p == tree), np.int64)
     home = next((s for s in go.elf.sections if s.addr <= go.gofunc < s.end_addr), None)
     if home is None or not len(starts):
