@@ -23,6 +23,7 @@ from typing import Any
 
 import ours
 import peers
+import pulls
 import report
 from build import BENCH, EDITS, GO, TOOLS, Built, build_release, build_workload, others
 from floor import floor
@@ -80,12 +81,11 @@ def chunks() -> Table:
 def first_pulls() -> Table:
     """A node that holds nothing, and one that holds all the other functions."""
     held = {name: ours.form_of(build_workload(name)) for name in others()}
+    product = pulls.measure(WANTED, sorted(held))
     table: Table = {"held": sorted(held), "pulls": {}}
     for name in WANTED:
         built = build_workload(name)
         form = ours.form_of(built)
-        sizes = {one: len(ours.delta_of([old], form)) for one, old in held.items()}
-        near = sorted(sizes, key=lambda one: (sizes[one], one))
         manifests = {one: ours.chunk_manifest(old) for one, old in held.items()}
         wanted = {chunk.id for chunk in ours.chunk_manifest(form).chunks}
         shared = sorted(
@@ -99,8 +99,7 @@ def first_pulls() -> Table:
             "form_lzma": ours.xz(form),
             "form_packed": ours.packed(form),
             "held_chunks": ours.chunks_moved(olds, form),
-            "best_delta": {"size": sizes[near[0]], "old": near[0]},
-            "delta_of_three": len(ours.delta_of([held[one] for one in near[:3]], form)),
+            "product": product[name],
         }
         say(f"first pull {name}: {table['pulls'][name]}")
     return table
