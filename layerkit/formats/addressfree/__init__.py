@@ -79,10 +79,11 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
             for salt in range(TRIES):
                 made = encoder.encode_binary(elf, hints.symbols if hints else {}, salt)
                 labels = wire.serialize_labels(made.labels, made.skip)
-                form = _serialize(KIND_GO, labels, made.body)
                 blob = wire.serialize_blob(labels, len(binary), made.exceptions)
-                if decode(form) == binary and rebuild(binary, blob) == form:
-                    return Encoded(blob, form)
+                body, found = made.body, made.found
+                del made
+                if _comes_back(binary, body, blob, found):
+                    return Encoded(blob, _serialize(KIND_GO, labels, body))
             why = "does not come back bit for bit"
         except FormatError as exc:
             why = exc.message
@@ -92,6 +93,19 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
     none = Exceptions(np.zeros(0, np.int64), np.zeros(0, np.int64))
     blob = wire.serialize_blob(b"", len(binary), none)
     return Encoded(blob, _serialize(KIND_RAW, b"", binary), why)
+
+
+def _comes_back(binary: bytes, body: bytes, blob: bytes, found: rewriting.Found) -> bool:
+    """Whether the serialized labels give the body from the binary, and the binary from the body;
+    `found` spares a second look at the binary."""
+    labels, _, exceptions = wire.parse_blob(blob)
+    table, skip = wire.parse_labels(labels, len(binary))
+    data = np.frombuffer(binary, np.uint8)
+    rebuilt = rewriting.rewrite(table, data, exceptions, found)
+    if not np.array_equal(rebuilt, np.frombuffer(body, np.uint8)):
+        return False
+    del found, rebuilt
+    return decoder.restore(table, body, skip) == binary
 
 
 def rebuild(binary: bytes, labels: bytes | memoryview) -> bytes:

@@ -21,7 +21,7 @@ from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery
 from layerkit.formats.addressfree.identity import Patterns, References, choose_ids
 from layerkit.formats.addressfree.measures import clear_measures
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
-from layerkit.formats.addressfree.rewriting import Exceptions
+from layerkit.formats.addressfree.rewriting import Exceptions, Found
 from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sets import distinct, is_in
@@ -56,6 +56,7 @@ class Encoded:
     body: bytes
     skip: Int64s
     exceptions: Exceptions
+    found: Found  # what the rules for words and sites find in the binary
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +239,15 @@ class _Encoding:
         self.data: Bytes8 = np.frombuffer(found.go.elf.data, np.uint8)
         self.fields = model.expand_fields(labels)
         value = model.read_u32(self.data, self.fields.pos)
-        self.field_target = rewriting.field_targets(labels, self.fields, value)
-        word_label = rewriting.find_labels(labels, found.word_target)
+        self.starts = rewriting.find_starts(labels)
+        self.field_target = rewriting.field_targets(labels, self.starts, self.fields, value)
+        del value
+        word_label = self.starts.find(found.word_target)
         self.word_pos = found.word_pos[word_label >= 0]
         self.word_label = word_label[word_label >= 0]
         self.sites = sites
         pclntab = found.go.pclntab
-        self.site_label = rewriting.find_labels(labels, sites.target)
+        self.site_label = self.starts.find(sites.target)
         self.site_label[(sites.target >= pclntab.addr) & (sites.target < pclntab.end_addr)] = -1
 
     def run(self) -> Encoded:
@@ -274,8 +277,9 @@ class _Encoding:
             labels, references, masked, self.body, self.names, self.known, self.writable
         )
         sites, skip = self._write_sites(ids)
-        exceptions = rewriting.exceptions_of(labels, self.data, self.word_pos, sites)
-        return Encoded(labels, self.body.tobytes(), skip, exceptions)
+        seen = rewriting.look(labels, self.data, self.starts)
+        exceptions = rewriting.exceptions_of(seen, self.word_pos, sites)
+        return Encoded(labels, self.body.tobytes(), skip, exceptions, seen)
 
     def _masked_code(self) -> Bytes8:
         """The text with every site zero."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
-from layerkit.formats.addressfree.rewriting import write_ids
+from layerkit.formats.addressfree.rewriting import content_ids, write_ids
 from layerkit.formats.packed import count_nonzero
 from layerkit.formats.sets import distinct, is_in
 
@@ -74,18 +74,8 @@ class Patterns:
     owned: Collection[int]
 
 
-def _write_ids(body: Bytes8, references: References, ids: Int64s, ready: Bools) -> None:
-    """Put ids into the fields and words whose targets are ready."""
-    refs = references
-    now = refs.by_id.copy()
-    now[now] = ready[refs.field_target[now]]
-    words = ready[refs.word_label]
-    chosen = (refs.word_pos[words], refs.word_label[words])
-    write_ids(body, refs.fields.pos[now], refs.field_target[now], chosen, ids)
-
-
 class _Choice:
-    """One run. `final` says which labels have their id, `taken` which ids are gone."""
+    """One run. `final` says which labels have their id."""
 
     def __init__(
         self,
@@ -99,6 +89,8 @@ class _Choice:
     ) -> None:
         self.labels = labels
         self.references = references
+        by_id = np.flatnonzero(references.by_id)
+        self.by_id = (references.fields.pos[by_id], references.field_target[by_id])
         self.masked, self.body = masked, body
         self.symbols = symbols
         self.is_pointer = np.isin(labels.pattern, sorted(patterns.pointers))
@@ -111,8 +103,8 @@ class _Choice:
         self.head: Int64s = np.maximum.accumulate(
             np.where(self.cont, 0, np.arange(labels.count, dtype=np.int64))
         )
-        self.taken: set[int] = set()
         self.final = np.zeros(labels.count, bool)
+        self.written = self.final.copy()  # whose ids `body` has
         self.listed: set[int] = set()  # open labels that no rule fits
         self.seeds: dict[int, int] = {}
         none = np.zeros(0, np.int64)
@@ -155,7 +147,7 @@ class _Choice:
         labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
-        _write_ids(self.body, self.references, self.ids, np.ones(labels.count, bool))
+        self._write_ids(np.ones(labels.count, bool))
         return self.ids
 
     # --- who refers to what
@@ -163,33 +155,42 @@ class _Choice:
     def _referred(self) -> Bools:
         labels, refs = self.labels, self.references
         referred = np.zeros(labels.count, bool)
-        referred[refs.field_target[refs.by_id]] = True
+        referred[self.by_id[1]] = True
         referred[refs.word_label] = True
         referred[refs.site_label[refs.site_label >= 0]] = True
         # names give functions their ids; a continuation needs its head
-        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
-        named = refs.field_target[np.isin(refs.fields.kind, names)]
+        named = refs.field_target[self._is_name()]
         referred[named[named >= 0]] = True
         referred[self.head[self.cont & referred]] = True
         return referred
+
+    def _is_name(self) -> Bools:
+        """Which fields name a function."""
+        is_name = np.array([k.is_name for k in self.labels.kinds], bool)
+        named: Bools = is_name[self.references.fields.kind]
+        return named
 
     def _sort_references(self) -> None:
         """References inside data in file order, how many each object holds, and where code first
         uses each object."""
         refs, labels = self.references, self.labels
-        pos = np.concatenate([refs.fields.pos[refs.by_id], refs.word_pos])
-        target = np.concatenate([refs.field_target[refs.by_id], refs.word_label])
+        pos = np.concatenate([self.by_id[0], refs.word_pos])
+        target = np.concatenate([self.by_id[1], refs.word_label])
         order = np.argsort(pos, kind="stable")
         self.ref_pos, self.ref_target = pos[order], target[order]
         low = np.searchsorted(self.ref_pos, self.offsets)
         high = np.searchsorted(self.ref_pos, self.offsets + self.sizes)
         self.reference_count = np.where(self.offsets >= 0, high - low, 0)
+        self.key_low, self.key_high = low, high
+        keyed = np.flatnonzero(self.key_size != self.sizes)
+        begin, size = self.key_start[keyed], self.key_size[keyed]
+        self.key_low[keyed] = np.searchsorted(self.ref_pos, begin)
+        self.key_high[keyed] = np.searchsorted(self.ref_pos, begin + size)
         used = np.flatnonzero(refs.site_label >= 0)
         self.used = used
         self.used_label = self.head[refs.site_label[used]]
         self.first_use = np.full(labels.count, NO_PLACE, np.int64)
-        label, first = np.unique(self.used_label, return_index=True)
-        self.first_use[label] = first
+        np.minimum.at(self.first_use, self.used_label, np.arange(len(used)))
         addr = refs.site_addr[used]
         owner = self.head[np.maximum(np.searchsorted(labels.start, addr, side="right") - 1, 0)]
         pairs = distinct(self.used_label * labels.count + owner) // max(1, labels.count)
@@ -229,29 +230,34 @@ class _Choice:
 
     # --- rules
 
+    def _write_ids(self, ready: Bools) -> None:
+        """Put ids into the fields and words of the body whose targets are ready."""
+        refs = self.references
+        pos, target = self.by_id
+        now, words = ready[target], ready[refs.word_label]
+        chosen = (refs.word_pos[words], refs.word_label[words])
+        write_ids(self.body, pos[now], target[now], chosen, self.ids)
+
     def _settle(self, label: Int64s) -> None:
         self.final[label] = True
-        self.taken.update(self.ids[label].tolist())
 
     def _primaries(self, label: Int64s, ids: Int64s) -> Int64s:
         """Of labels with equal ids the one that code uses first: code that is added comes behind
         the packages that it imports, so the older one mostly keeps its id."""
-        place = label[np.lexsort((label, self.first_use[label], ids[label]))]
+        equal = is_in(ids[label], _repeated(ids[label]))
+        alone, several = label[~equal], label[equal]
+        place = several[np.lexsort((several, self.first_use[several], ids[several]))]
         value = ids[place]
         first = np.concatenate(([True], value[1:] != value[:-1])) if len(place) else value > 0
-        chosen: Int64s = place[first]
-        if self.taken:
-            gone = np.fromiter(self.taken, np.int64, len(self.taken))
-            chosen = chosen[~is_in(ids[chosen], gone)]
-        return np.sort(chosen)
+        chosen = np.concatenate([alone, place[first]])
+        return np.sort(chosen[~is_in(ids[chosen], self.ids[self.final])])
 
     def _name_functions(self) -> None:
         """Functions by name. Of several with one name (the wrapper of another calling convention,
         cmd/compile/internal/ssagen/abi.go) the largest has it, the others are listed."""
         labels, refs = self.labels, self.references
         functions = np.flatnonzero(labels.rule == model.RULE_NAME)
-        names = [i for i, k in enumerate(labels.kinds) if k.is_name]
-        target = refs.field_target[np.isin(refs.fields.kind, names)]
+        target = refs.field_target[self._is_name()]
         if (target < 0).any():
             labels.rule[functions] = model.RULE_NONE
             self.listed.update(functions.tolist())
@@ -259,7 +265,7 @@ class _Choice:
         label = target[decoder.functions_by_name_field(labels, functions, len(target))]
         self.function_names = (functions, label)
         # a name that is the equal of another needs an id before its function can have one
-        if len(again := np.unique(label[self.ids[label] == 0])):
+        if len(again := distinct(label[self.ids[label] == 0])):
             found = model.hash_content(self.masked, self.offsets[again], self.sizes[again])
             self._list(dict(zip(again.tolist(), found.tolist(), strict=True)))
         value = model.name_ids(labels, self.ids[label])
@@ -268,7 +274,7 @@ class _Choice:
         first = np.concatenate(([True], ranked[1:] != ranked[:-1])) if len(order) else ranked > 0
         chosen = np.zeros(len(functions), bool)
         chosen[order[first]] = True
-        chosen &= ~is_in(value, np.fromiter(self.taken, np.int64, len(self.taken)))
+        chosen &= ~is_in(value, self.ids[self.final])
         self.ids[functions[chosen]] = value[chosen]
         self._settle(functions[chosen])
         rest = np.flatnonzero(~chosen)
@@ -286,25 +292,22 @@ class _Choice:
         for _ in range(ROUNDS):
             model.continue_ids(labels, self.ids)
             reach = self.final | (self.cont & self.final[self.head])
-            _write_ids(self.body, self.references, self.ids, reach)
+            self._write_ids(reach & ~self.written)
+            self.written = reach
             bad = np.concatenate(([0], np.cumsum(~reach[self.ref_target])))
-            low = np.searchsorted(self.ref_pos, self.key_start[open_])
-            high = np.searchsorted(self.ref_pos, self.key_start[open_] + self.key_size[open_])
+            low, high = self.key_low[open_], self.key_high[open_]
             is_ready = (high > low) & (bad[high] == bad[low])
             ready = open_[is_ready]
             if not len(ready):
                 return open_
             open_ = open_[~is_ready]
             labels.rule[ready] = model.RULE_FULL
-            only = np.where(self.cont, model.RULE_CONT, model.RULE_NONE)
-            only[ready] = model.RULE_FULL
-            rule, labels.rule = labels.rule, only
-            value = model.derive_ids(labels, self.masked, self.body)
-            labels.rule = rule
+            value = np.zeros(labels.count, np.int64)
+            value[ready] = content_ids(labels, ready, self.body, self.key_start, self.key_size)
             chosen = self._primaries(ready, value)
             self.ids[chosen] = value[chosen]
             self._settle(chosen)
-            left = ready[~is_in(ready, chosen)]
+            left = ready[~self.final[ready]]
             labels.rule[left] = model.RULE_NONE
             self.listed.update(left.tolist())
         return open_
@@ -320,13 +323,17 @@ class _Choice:
         for seed in seeds.values():
             ranks[seed] = rank = ranks.get(seed, 0) + 1
             ranked.append((seed * 1_000_003 + rank) & 0xFFFFFFFFFFFFFFFF)
-        values = model.fold_id(np.array(ranked, np.uint64), LISTED_SALT).tolist()
-        for at, (seed, value) in enumerate(zip(ranked, values, strict=True)):
-            while value in self.taken:
-                seed = (seed + 0x1_0000_0001) & 0xFFFFFFFFFFFFFFFF
-                value = model.fold_one(seed, LISTED_SALT)
-            self.taken.add(value)
-            self.ids[label[at]] = value
+        values = model.fold_id(np.array(ranked, np.uint64), LISTED_SALT)
+        others = self.ids[self.final]
+        gone: set[int] = set(values[is_in(values, others)].tolist())
+        for at, (seed, value) in enumerate(zip(ranked, values.tolist(), strict=True)):
+            if value in gone:
+                while value in gone or (others == value).any():
+                    seed = (seed + 0x1_0000_0001) & 0xFFFFFFFFFFFFFFFF
+                    value = model.fold_one(seed, LISTED_SALT)
+                values[at] = value
+            gone.add(value)
+        self.ids[label] = values
         self.labels.rule[label] = model.RULE_EXPLICIT
         self.final[label] = True
         self.listed -= seeds.keys()
@@ -360,8 +367,8 @@ class _Choice:
 
     def _seed_by_records(self) -> None:
         """Seeds from the name of the first function whose record refers to an object."""
-        labels, fields = self.labels, self.references.fields
-        is_name = np.array([k.is_name for k in labels.kinds], bool)[fields.kind]
+        fields = self.references.fields
+        is_name = self._is_name()
         target = self.references.field_target
         places = fields.pos[is_name]
         wanted = np.flatnonzero((target >= 0) & self.is_owned[target])
@@ -420,11 +427,12 @@ class _Choice:
         moved = np.zeros(labels.count, bool)
         for _ in range(ROUNDS):
             live = np.flatnonzero(ids)
-            order = live[np.argsort(ids[live], kind="stable")]
-            same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-            if not len(same):
+            clash = live[is_in(ids[live], _repeated(ids[live]))]
+            if not len(clash):
                 break
-            self.taken.update(ids[live].tolist())
+            self.final[live] = True
+            order = clash[np.argsort(ids[clash], kind="stable")]
+            same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
             one, other = order[same], order[same + 1]
             head = self.head[np.where(self.cont[one], one, other)]
             moved[head] = True
@@ -438,7 +446,12 @@ class _Choice:
         renamed = functions[moved[names]]
         labels.rule[renamed[labels.rule[renamed] == model.RULE_NAME]] = model.RULE_EXPLICIT
         bad = np.concatenate(([0], np.cumsum(moved[self.ref_target])))
-        low = np.searchsorted(self.ref_pos, self.key_start)
-        high = np.searchsorted(self.ref_pos, self.key_start + self.key_size)
-        labels.rule[(labels.rule == model.RULE_FULL) & (bad[high] > bad[low])] = model.RULE_EXPLICIT
+        follows = (labels.rule == model.RULE_FULL) & (bad[self.key_high] > bad[self.key_low])
+        labels.rule[follows] = model.RULE_EXPLICIT
         labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
+
+
+def _repeated(values: Int64s) -> Int64s:
+    """Those that are there more than once, ascending."""
+    ranked = np.sort(values)
+    return distinct(ranked[1:][ranked[1:] == ranked[:-1]])

@@ -9,6 +9,7 @@ a node with another way to find them makes the same form.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,13 @@ from layerkit.formats.sites import (
 
 __all__ = [
     "Exceptions",
+    "Found",
+    "Starts",
+    "content_ids",
     "exceptions_of",
     "field_targets",
-    "find_labels",
+    "find_starts",
+    "look",
     "new_fields",
     "rewrite",
     "write_ids",
@@ -49,15 +54,27 @@ class Exceptions:
     sites: Int64s
 
 
-def find_labels(labels: Labels, addr: Int64s) -> Int64s:
-    """The label that starts at each address, the last of several; -1: none."""
-    if not labels.count:
-        return np.full(len(addr), -1, np.int64)
-    at = np.searchsorted(labels.start, addr, side="right") - 1
-    return np.where((at >= 0) & (labels.start[at] == addr), at, -1)
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Which label starts at an address, the last of several."""
+
+    base: int  # ids of the lookup are distances from here: none is 0
+    lookup: decoder.Lookup
+
+    def find(self, addr: Int64s) -> Int64s:
+        """The label that starts at each address; -1: none."""
+        return self.lookup.find(addr - self.base)
 
 
-def field_targets(labels: Labels, fields: Fields, value: Int64s) -> Int64s:
+def find_starts(labels: Labels) -> Starts:
+    """All places where labels start."""
+    start = labels.start
+    base = int(start[0]) - 1 if labels.count else 0
+    last = np.append(start[1:] != start[:-1], True) if labels.count else start > 0
+    return Starts(base, decoder.make_lookup(np.where(last, start - base, 0)))
+
+
+def field_targets(labels: Labels, starts: Starts, fields: Fields, value: Int64s) -> Int64s:
     """The label that each field of the binary names; -1: it is a number. Zero and all ones mean
     "none", but for fields that count through their zone from its start."""
     kinds, regions = labels.kinds, labels.regions
@@ -67,7 +84,7 @@ def field_targets(labels: Labels, fields: Fields, value: Int64s) -> Int64s:
         [k.counter >= 0 and k.zone == k.base_region and k.zone_pattern >= 0 for k in kinds], bool
     )
     kind = fields.kind
-    target = find_labels(labels, base[kind] + (value << shift[kind]))
+    target = starts.find(base[kind] + (value << shift[kind]))
     nothing = (value == 0xFFFFFFFF) | ((value == 0) & ~zoned[kind])
     return np.where(nothing, -1, target)
 
@@ -76,7 +93,9 @@ def new_fields(labels: Labels, fields: Fields, target: Int64s) -> Bools:
     """Fields that name the next label of their zone (see `model.resolve_new`)."""
     is_new = np.zeros(len(fields.pos), bool)
     for members, zone, pattern in decoder.counters(labels):
-        chosen = np.flatnonzero(np.isin(fields.kind, members))
+        member = np.zeros(len(labels.kinds), bool)
+        member[members] = True
+        chosen = np.flatnonzero(member[fields.kind])
         _, ordinal_of = decoder.zone_ordinals(labels, zone, pattern)
         named = target[chosen]
         ordinal = np.where(named >= 0, ordinal_of[named], -1)
@@ -97,16 +116,44 @@ def write_ids(
 # --- words and sites by rule
 
 
-def exceptions_of(labels: Labels, data: Bytes8, word_pos: Int64s, site_pos: Int64s) -> Exceptions:
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """Candidates of one region of code whose target is a label, and whether each leaves its
+    function."""
+
+    offset: int  # of the region in the file
+    sites: Candidates
+    label: Int64s
+    far: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the rules find in a binary: words with the label that each names, and code."""
+
+    starts: Starts
+    word_pos: Int64s
+    word_label: Int64s
+    code: tuple[_Code, ...]
+
+
+def look(labels: Labels, data: Bytes8, starts: Starts) -> Found:
+    """Words and sites by rule."""
+    pos, label = _words_by_rule(labels, data, starts)
+    return Found(starts, pos, label, tuple(_code_by_rule(labels, data, starts)))
+
+
+def exceptions_of(found: Found, word_pos: Int64s, site_pos: Int64s) -> Exceptions:
     """Where the encoder's words and sites (file positions) differ from the rule's."""
-    words, _ = _words_by_rule(labels, data)
-    sites = np.concatenate(
-        [np.zeros(0, np.int64), *(pos[far] for _, pos, _, far in _sites_by_rule(labels, data))]
+    none = np.zeros(0, np.int64)
+    sites = np.concatenate([none, *(c.sites.pos[c.far] + c.offset for c in found.code)])
+    return Exceptions(
+        np.setxor1d(found.word_pos, word_pos, assume_unique=True),
+        np.setxor1d(sites, site_pos, assume_unique=True),
     )
-    return Exceptions(np.setxor1d(words, word_pos), np.setxor1d(sites, site_pos))
 
 
-def _words_by_rule(labels: Labels, data: Bytes8) -> tuple[Int64s, Int64s]:
+def _words_by_rule(labels: Labels, data: Bytes8, starts: Starts) -> tuple[Int64s, Int64s]:
     """Positions of the aligned words that hold the address of a label, and the labels."""
     none = np.zeros(0, np.int64)
     pos_parts, label_parts = [none], [none]
@@ -115,9 +162,10 @@ def _words_by_rule(labels: Labels, data: Bytes8) -> tuple[Int64s, Int64s]:
             continue
         first = region.offset + (-region.addr) % 8
         pos = first + 8 * np.arange(max(0, (region.offset + region.size - first) // 8))
-        label = find_labels(labels, model.read_u64(data, pos))
-        pos_parts.append(pos[label >= 0])
-        label_parts.append(label[label >= 0])
+        label = starts.find(model.read_u64(data, pos))
+        hit = np.flatnonzero(label >= 0)
+        pos_parts.append(pos[hit])
+        label_parts.append(label[hit])
     pos, label = np.concatenate(pos_parts), np.concatenate(label_parts)
     order = np.argsort(pos, kind="stable")
     return pos[order], label[order]
@@ -128,32 +176,34 @@ def _heads(labels: Labels) -> Int64s:
     return np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count, dtype=np.int64)))
 
 
-def _sites_by_rule(labels: Labels, data: Bytes8) -> list[tuple[Candidates, Int64s, Int64s, Bools]]:
-    """For each region of code: its candidates with the file position and label of each (-1: none),
-    and whether it leaves its function."""
-    found = []
+def _code_by_rule(labels: Labels, data: Bytes8, starts: Starts) -> Iterator[_Code]:
     heads = _heads(labels)
     for region in labels.regions:
         if not region.is_text or region.offset < 0:
             continue
         code = data[region.offset : region.offset + region.size]
         sites = find_candidates(code, labels.machine)
-        label = find_labels(labels, read_targets(code, 0, sites, region.addr))
+        label = starts.find(read_targets(code, 0, sites, region.addr))
+        hit = np.flatnonzero(label >= 0)
+        sites, label = sites.select(hit), label[hit]
         own = heads[np.searchsorted(labels.start, sites.pos + region.addr, side="right") - 1]
-        far = (label >= 0) & (heads[label] != own)
-        found.append((sites, sites.pos + region.offset, label, far))
-    return found
+        yield _Code(region.offset, sites, label, heads[label] != own)
 
 
 # --- the body
 
 
-def rewrite(labels: Labels, data: Bytes8, exceptions: Exceptions) -> Bytes8:
-    """The form's body. Raises FormatError where the table is not one of this binary."""
+def rewrite(
+    labels: Labels, data: Bytes8, exceptions: Exceptions, found: Found | None = None
+) -> Bytes8:
+    """The form's body. `found`: what `look` finds, where the caller knows it. Raises FormatError
+    where the table is not one of this binary."""
+    if found is None:
+        found = look(labels, data, find_starts(labels))
     fields = model.expand_fields(labels)
-    target = field_targets(labels, fields, model.read_u32(data, fields.pos))
+    target = field_targets(labels, found.starts, fields, model.read_u32(data, fields.pos))
     is_new = new_fields(labels, fields, target)
-    words = _words(labels, data, exceptions.words)
+    words = _words(found, exceptions.words)
     body = data.copy()
     for _, place, derived in list(decoder.derived_bytes(labels, data)):
         if data[place : place + len(derived)].tobytes() != derived.tobytes():
@@ -168,24 +218,32 @@ def rewrite(labels: Labels, data: Bytes8, exceptions: Exceptions) -> Bytes8:
     pos, named = fields.pos[by_id], target[by_id]
     ids = _ids(labels, fields, target, masked, body, (pos, named), words)
     write_ids(body, pos, named, words, ids)
-    changed = exceptions.sites
-    for sites, at, label, far in _sites_by_rule(labels, data):
-        if not len(at):
-            continue
-        chosen = np.flatnonzero((label >= 0) & (far ^ is_in(at, changed)))
-        value = ids[label[chosen]]
-        value = np.where(sites.kind[chosen] == BRANCH26, branch_values(value), value)
-        write_values(body, int(at[0] - sites.pos[0]), sites.select(chosen), value)
+    for code in found.code:
+        turned = is_in(code.sites.pos + code.offset, exceptions.sites)
+        chosen = np.flatnonzero(code.far ^ turned)
+        sites, value = code.sites.select(chosen), ids[code.label[chosen]]
+        value = np.where(sites.kind == BRANCH26, branch_values(value), value)
+        write_values(body, code.offset, sites, value)
     return body
 
 
-def _words(labels: Labels, data: Bytes8, turned: Int64s) -> tuple[Int64s, Int64s]:
+def _words(found: Found, turned: Int64s) -> tuple[Int64s, Int64s]:
     """The words to rewrite: the rule's, with the exceptions turned around."""
-    pos, label = _words_by_rule(labels, data)
-    keep = ~is_in(pos, turned)
-    if not is_in(turned, pos).all():
+    if not is_in(turned, found.word_pos).all():
         raise FormatError("labels: an exception is no word that the binary has")
-    return pos[keep], label[keep]
+    keep = ~is_in(found.word_pos, turned)
+    return found.word_pos[keep], found.word_label[keep]
+
+
+def content_ids(labels: Labels, label: Int64s, data: Bytes8, start: Int64s, size: Int64s) -> Int64s:
+    """Ids of some labels by the content that each has in `data`, as `model.derive_ids` gives them;
+    `start` and `size` are all labels' `model.key_ranges`."""
+    hashes = np.zeros(len(label), np.uint64)
+    backed = np.flatnonzero(labels.offsets()[label] >= 0)
+    hashes[backed] = model.hash_content(data, start[label[backed]], size[label[backed]])
+    space = np.array([r.space for r in labels.regions], np.uint64)[labels.region_of[label]]
+    hashes = np.where(space > 0, model.mix(hashes, space), hashes)
+    return model.fold_id(hashes, labels.salt)
 
 
 def _ids(
@@ -214,19 +272,19 @@ def _ids(
     start, size = model.key_ranges(labels)
     low, high = np.searchsorted(pos, start), np.searchsorted(pos, start + size)
     open_ = np.flatnonzero(full)
+    written = np.zeros(labels.count, bool)
     while len(open_):
         known = ids[heads] != 0
-        write_ids(body, by_id[0], by_id[1], words, ids)
+        fresh = known & ~written
+        now, then = fresh[by_id[1]], fresh[words[1]]
+        write_ids(body, by_id[0][now], by_id[1][now], (words[0][then], words[1][then]), ids)
+        written = known
         missing = np.concatenate(([0], np.cumsum(~known[named])))
         ready = missing[high[open_]] == missing[low[open_]]
         if not ready.any():
             raise FormatError("labels: objects that are what they point to point in a circle")
         now, open_ = open_[ready], open_[~ready]
-        hashed = np.isin(rules, (model.RULE_CONTENT, model.RULE_FULL))
-        labels.rule = np.where(hashed, model.RULE_NONE, rules)
-        labels.rule[now] = model.RULE_FULL
-        ids[now] = model.derive_ids(labels, masked, body)[now]
-        labels.rule = rules
+        ids[now] = content_ids(labels, now, body, start, size)
         model.continue_ids(labels, ids)
     return ids
 
