@@ -55,6 +55,7 @@ FUNCDATA_GROUPS: Final = (
 )  # fmt: skip
 FIRST_FUNCDATA_COUNTER: Final = 7
 NO_FUNCDATA: Final = 0xFFFFFFFF
+STACK_OBJECT_LIMIT: Final = 4096  # of one function; above, it is no such table
 FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
 PCHEADER_SIZE: Final = 72  # bytes: debug/gosym/pclntab.go, go1.20 to go1.27
@@ -230,14 +231,13 @@ def _functions(found: Discovery) -> None:
     found.objects[base + go.func_off] = (8 * go.func_count + 4, found.pattern(table))
 
     pcdata, funcdata = _func_counts(go)
-    shapes: dict[tuple[int, int], int] = {}
     data = np.frombuffer(go.pcln, np.uint8)
-    for record, npc, nfd in zip(
-        go.records.tolist(), pcdata.tolist(), funcdata.tolist(), strict=True
-    ):
-        if (npc, nfd) not in shapes:
-            shapes[npc, nfd] = found.pattern(_record_pattern(npc, nfd))
-        found.objects[base + record] = (0, shapes[npc, nfd])  # padding goes with the record
+    shapes, first, which = np.unique(pcdata << 8 | funcdata, return_index=True, return_inverse=True)
+    made = np.zeros(len(shapes), np.int64)
+    for index in np.argsort(first).tolist():
+        made[index] = found.pattern(_record_pattern(*divmod(int(shapes[index]), 256)))
+    rows = zip(repeat(0), made[which].tolist(), strict=False)  # padding goes with the record
+    found.objects.update(zip((go.records + base).tolist(), rows, strict=True))
 
     pctab = base + go.pctab_off
     offsets = [_func_u32(go, at) for at in (16, 20, 24)]
@@ -246,8 +246,8 @@ def _functions(found: Discovery) -> None:
     tables = distinct(np.concatenate(offsets))
     tables = tables[tables > 0]
     ends = table_ends(data[go.pctab_off : go.func_off], tables)
-    sized = zip((ends - tables).tolist(), repeat(P_PLAIN))
-    found.objects.update(zip((tables + pctab).tolist(), sized, strict=False))
+    sized = zip((ends - tables).tolist(), repeat(P_PLAIN), strict=False)
+    found.objects.update(zip((tables + pctab).tolist(), sized, strict=True))
     first = go.records + FUNC_SIZE + 4 * pcdata
     for index in range(int(funcdata.max(initial=0))):
         value = distinct(model.read_u32(data, (first + 4 * index)[funcdata > index]))
@@ -303,9 +303,7 @@ def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
     ]
     fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in range(pcdata)]
     first = FUNC_SIZE + 4 * pcdata
-    fixed += [
-        (first + 4 * index, K_FUNCDATA + _funcdata_group(index)) for index in range(funcdata)
-    ]
+    fixed += [(first + 4 * index, K_FUNCDATA + _funcdata_group(index)) for index in range(funcdata)]
     return Pattern(fixed=tuple(fixed))
 
 
@@ -327,17 +325,19 @@ def _inside_funcdata(found: Discovery, index: int, addrs: Int64s) -> None:
     if index != FUNCDATA_STACK_OBJECTS:
         return
     records = found.pattern(STACK_OBJECTS)
-    for addr in addrs.tolist():
-        at = addr - home.addr
-        if at + 8 > len(raw):
-            continue
-        count = int.from_bytes(raw[at : at + 8].tobytes(), "little")
-        if count < 4096 and at + 8 + 16 * count <= len(raw):
-            found.objects[addr] = (8 + 16 * count, records)
-            record = at + 8 + 16 * np.arange(count)
-            _pointer_masks(
-                found, model.read_u32(raw, record + 12) + go.rodata, model.read_u32(raw, record + 8)
-            )
+    addrs = addrs[addrs + 8 <= home.addr + len(raw)]
+    at = addrs - home.addr
+    count = model.read_u64(raw, at)
+    fine = (count >= 0) & (count < STACK_OBJECT_LIMIT)
+    fine[fine] = (at + 8 + 16 * count)[fine] <= len(raw)
+    addrs, at, count = addrs[fine], at[fine], count[fine]
+    rows = zip((8 + 16 * count).tolist(), repeat(records), strict=False)
+    found.objects.update(zip(addrs.tolist(), rows, strict=True))
+    step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    record = np.repeat(at + 8, count) + 16 * step
+    _pointer_masks(
+        found, model.read_u32(raw, record + 12) + go.rodata, model.read_u32(raw, record + 8)
+    )
 
 
 def _pointer_masks(found: Discovery, addrs: Int64s, pointer_bytes: Int64s) -> None:
@@ -356,8 +356,8 @@ def _cu_table(found: Discovery) -> None:
     pattern = found.pattern(Pattern(stride=4, repeated=((0, K_FILE),)))
     found.objects[base + go.cu_off] = (0, pattern)
     found.owned.add(pattern)
-    for addr in (distinct(_func_u32(go, 32)) * 4 + base + go.cu_off).tolist():
-        found.objects[addr] = (0, pattern)
+    units = distinct(_func_u32(go, 32)) * 4 + base + go.cu_off
+    found.objects.update(dict.fromkeys(units.tolist(), (0, pattern)))
     names = np.frombuffer(go.pcln, np.uint8)
     inline = _inline_names(found, names)
     if len(inline):

@@ -103,10 +103,10 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     """The label table: cut at every object and every target."""
     pclntab = found.go.pclntab
     target = sites.target[(sites.target < pclntab.addr) | (sites.target >= pclntab.end_addr)]
-    objects = dict(found.objects)
     for addr, (_, extent) in symbols.items():
-        objects.setdefault(addr, (extent, P_PLAIN))
-    addrs, sizes, _ = _columns(objects)
+        found.objects.setdefault(addr, (extent, P_PLAIN))
+    objects = _columns(found.objects)
+    addrs, sizes, _ = objects
     region_addr = np.array([r.addr for r in found.regions], np.int64)
     region_end = region_addr + np.array([r.size for r in found.regions], np.int64)
     starts = distinct(
@@ -125,17 +125,17 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     keep = (region >= 0) & (starts < region_end[region])
     starts, region = starts[keep], region[keep]
     # every region ends with an empty label
-    order_addr = np.concatenate([starts, region_end])
-    order_region = np.concatenate([region, np.arange(len(region_addr))])
-    is_end = np.concatenate([np.zeros(len(starts), bool), np.ones(len(region_addr), bool)])
-    order = np.lexsort((is_end, order_addr, order_region))
-    starts, region, is_end = order_addr[order], order_region[order], is_end[order]
+    number = np.arange(len(region_addr))
+    behind = np.searchsorted(region, number, side="right")
+    starts = np.insert(starts, behind, region_end)
+    is_end = np.insert(np.zeros(len(region), bool), behind, True)
+    region = np.insert(region, behind, number)
     size: Int64s = np.where(is_end, 0, np.append(starts[1:], starts[-1]) - starts)
     rule = np.where(is_end, model.RULE_END, model.RULE_CONTENT).astype(np.int64)
     first = np.concatenate(([True], region[1:] != region[:-1]))
     table = np.array([_is_table(found, r) for r in found.regions])
     rule[first & ~is_end & table[region]] = model.RULE_START
-    pattern = _spread_objects(found, objects, starts, size, rule, is_end, region)
+    pattern = _spread_objects(found, objects, starts, rule, is_end, region)
     patterns = tuple(key for key, _ in found.patterns)
     return Labels(
         tuple(found.regions), found.kinds, patterns, region, starts, size, pattern, rule,
@@ -174,31 +174,37 @@ def _columns(objects: Mapping[int, tuple[int, int]]) -> tuple[Int64s, Int64s, In
 
 def _spread_objects(
     found: Discovery,
-    objects: Mapping[int, tuple[int, int]],
+    objects: tuple[Int64s, Int64s, Int64s],
     starts: Int64s,
-    size: Int64s,
     rule: Int64s,
     is_end: Bools,
     region: Int64s,
 ) -> Int64s:
-    """Patterns of labels; the later parts of a sized object become its continuation."""
+    """Patterns of labels; the later parts of a sized object become its continuation. `objects`: as
+    `_columns` gives them."""
     keys = list(found.patterns)
     pattern = np.zeros(len(starts), np.int64)
     text = np.array([r.is_text for r in found.regions])[region]
     pattern[text & is_end] = P_FUNCTION
     real = np.flatnonzero(~is_end)
-    addrs, sizes, patterns = _columns(objects)
+    addrs, sizes, patterns = objects
     at = np.searchsorted(starts[real], addrs)
     at[at == len(real)] = 0
     place = real[at]
     behind = np.minimum(place + 1, len(starts) - 1)
     exact = starts[place] == addrs
     cut = exact & (starts[behind] < addrs + sizes) & ~is_end[behind]  # few objects have parts
-    for addr, index in zip(addrs[cut].tolist(), place[cut].tolist(), strict=True):
-        extent, which = objects[addr]
+    for addr, extent, which, index in zip(
+        addrs[cut].tolist(), sizes[cut].tolist(), patterns[cut].tolist(), place[cut].tolist(),
+        strict=True,
+    ):  # fmt: skip
         part = index + 1
         while extent and part < len(starts) and starts[part] < addr + extent and not is_end[part]:
-            if int(starts[part]) in objects and rule[part] != model.RULE_CONT and which == P_PLAIN:
+            if (
+                int(starts[part]) in found.objects
+                and rule[part] != model.RULE_CONT
+                and which == P_PLAIN
+            ):
                 break
             rule[part] = model.RULE_CONT
             whole = keys[which][0]
