@@ -55,13 +55,13 @@ EXPORT int64_t lk_count_fields(const int64_t *at, const int64_t *size, const int
     return total;
 }
 
-/* The fields in file order, at most `capacity`. NO_ORDER when labels and patterns do not give them
- * in that order by themselves. The rows are those that lk_count_fields took. */
+/* The fields label by label, in each the fixed ones as listed and then the repeated ones, at most
+ * `capacity`. NO_ORDER when the labels are not in file order by themselves. The rows are those that lk_count_fields took. */
 EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const int64_t *pattern,
                                 int64_t label_count, const PatternRow *rows, int64_t row_count,
                                 const int64_t *offset, const uint16_t *kind, int64_t field_count,
                                 int64_t *pos, uint16_t *pos_kind, int64_t capacity) {
-    int64_t made = 0, last = -1;
+    int64_t made = 0, end = 0;
     for (int64_t r = 0; r < row_count; r++)
         if (!is_small(&rows[r], offset, field_count)) return REFUSE;
     for (int64_t i = 0; i < label_count; i++) {
@@ -69,10 +69,12 @@ EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const in
         if (at[i] >= SMALL || pattern[i] < 0 || pattern[i] >= row_count) return REFUSE;
         if (size[i] < 0 || size[i] >= SMALL) return REFUSE;
         const PatternRow *row = &rows[pattern[i]];
+        if (at[i] < end) return NO_ORDER;
+        end = at[i] + size[i];
         for (int64_t f = row->fixed_low; f < row->fixed_high; f++) {
             if (offset[f] + 4 > size[i]) continue;
-            if (made == capacity || at[i] + offset[f] <= last) return NO_ORDER;
-            pos[made] = last = at[i] + offset[f];
+            if (made == capacity) return NO_ORDER;
+            pos[made] = at[i] + offset[f];
             pos_kind[made++] = kind[f];
         }
         if (row->stride <= 0) continue;
@@ -80,8 +82,8 @@ EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const in
             any = 0;
             for (int64_t f = row->repeated_low; f < row->repeated_high; f++) {
                 if (base + offset[f] + 4 > size[i]) continue;
-                if (made == capacity || at[i] + base + offset[f] <= last) return NO_ORDER;
-                pos[made] = last = at[i] + base + offset[f];
+                if (made == capacity) return NO_ORDER;
+                pos[made] = at[i] + base + offset[f];
                 pos_kind[made++] = kind[f];
                 any = 1;
             }

@@ -44,6 +44,7 @@ __all__ = ["Discovery", "discover"]
 ) = range(12)
 P_PLAIN, P_FUNCTION, P_FUNCTION_NAME = 0, 1, 2
 FUNCDATA_STACK_OBJECTS, FUNCDATA_INLINE_TREE, FUNCDATA_WRAP_INFO = 2, 3, 7
+PCDATA_INLINE: Final = 2
 STACK_OBJECTS = Pattern(start=8, stride=16, repeated=((12, K_RODATA),))
 INLINE_TREE = Pattern(stride=16, repeated=((4, K_INLINE_NAME),))
 WRAP_INFO = Pattern(fixed=((0, K_TEXT),))
@@ -301,7 +302,10 @@ def _record_pattern(pcdata: int, funcdata: int) -> Pattern:
         (24, K_PCTAB),
         (32, K_CU),
     ]
-    fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in range(pcdata)]
+    # in the order in which the linker lays the tables out: generatePctab in
+    # src/cmd/link/internal/ld/pcln.go, go1.20 to go1.27
+    order = sorted(range(pcdata), key=lambda index: index == PCDATA_INLINE)
+    fixed += [(FUNC_SIZE + 4 * index, K_PCTAB) for index in order]
     first = FUNC_SIZE + 4 * pcdata
     fixed += [(first + 4 * index, K_FUNCDATA + _funcdata_group(index)) for index in range(funcdata)]
     return Pattern(fixed=tuple(fixed))

@@ -164,7 +164,8 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """All pattern fields of a file, in file order."""
+    """All pattern fields of a file: label by label, in each the fixed ones as listed, then the
+    repeated ones. Counters go through them in this order."""
 
     pos: Int64s  # file position
     kind: Uint16s
@@ -204,6 +205,8 @@ def _expand_by_pattern(labels: Labels, offsets: Int64s, left: int) -> Fields:
     none = np.zeros(0, np.int64)
     pos_parts: list[Int64s] = [none]
     kind_parts: list[Int64s] = [none]
+    home_parts: list[Int64s] = [none]  # file position of the field's label
+    turn_parts: list[Int64s] = [none]  # the field's turn in its label
     for index, pattern in enumerate(labels.patterns):
         chosen = by_pattern[bounds[index] : bounds[index + 1]]
         if not len(chosen) or not (pattern.fixed or pattern.repeated):
@@ -217,7 +220,9 @@ def _expand_by_pattern(labels: Labels, offsets: Int64s, left: int) -> Fields:
             fits = offset + 4 <= size[:, None]
             pos_parts.append((at[:, None] + offset)[fits])
             kind_parts.append(np.broadcast_to(kind, fits.shape)[fits])
-        for one, one_kind in pattern.repeated:
+            home_parts.append(np.broadcast_to(at[:, None], fits.shape)[fits])
+            turn_parts.append(np.broadcast_to(np.arange(len(offset)), fits.shape)[fits])
+        for place, (one, one_kind) in enumerate(pattern.repeated):
             room = size - pattern.start - one - 4
             count = (
                 np.where(room < 0, 0, room // pattern.stride + 1) if pattern.stride else room * 0
@@ -228,8 +233,10 @@ def _expand_by_pattern(labels: Labels, offsets: Int64s, left: int) -> Fields:
             step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
             pos_parts.append(np.repeat(at + pattern.start + one, count) + step * pattern.stride)
             kind_parts.append(np.full(total, one_kind, np.int64))
+            home_parts.append(np.repeat(at, count))
+            turn_parts.append(len(pattern.fixed) + step * len(pattern.repeated) + place)
     pos, kinds = np.concatenate(pos_parts), np.concatenate(kind_parts)
-    order = np.argsort(pos, kind="stable")
+    order = np.lexsort((np.concatenate(turn_parts), np.concatenate(home_parts)))
     return Fields(pos[order], kinds[order].astype(np.uint16))
 
 
