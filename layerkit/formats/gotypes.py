@@ -35,6 +35,7 @@ MASK_SPAN: Final = 1 << 13  # bytes of pointers that a mask in the file covers a
 (ARRAY, CHAN, FUNC, INTERFACE, MAP, POINTER, SLICE, STRUCT) = (17, 18, 19, 20, 21, 22, 23, 25)
 _SIZES: Final = {ARRAY: 72, CHAN: 64, FUNC: 56, INTERFACE: 80, POINTER: 56, SLICE: 56, STRUCT: 80}
 _METHOD_LIMIT: Final = 1 << 14
+NO_ROWS: Final = (0, 0)  # where rows begin, and how many there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class _Walk:
         self._low = min(s.addr for s in loaded)
         self._high = max(s.end_addr for s in loaded)
         self._names: dict[int, tuple[int, int, bool] | None] = {}
+        self._shapes: dict[
+            tuple[int, tuple[int, int], tuple[int, int]], tuple[tuple[int, int], ...]
+        ] = {}
 
     def run(self, seeds: Iterable[int]) -> list[TypeObject]:
         work = [a for a in self._likely(seeds) if self._looks_right(a)]
@@ -125,37 +129,59 @@ class _Walk:
     def _read(self, addr: int) -> tuple[TypeObject, list[int]]:
         at = addr - self._addr
         row = _TYPE.unpack_from(self._data, at)
-        kind, tflag, to_this = row[6] & 31, row[3], row[10]
-        fields = [(40, NAME), (44, TYPE)]
-        named = [self._types + to_this] if to_this else []
+        kind, tflag = row[6] & 31, row[3]
         extra = self._map_size if kind == MAP else _SIZES.get(kind, 48)
-        end = extra
-        if tflag & TFLAG_UNCOMMON:
-            end = self._methods(at, extra, fields, named)
+        uncommon = bool(tflag & TFLAG_UNCOMMON)
+        behind = extra + (16 if uncommon else 0)
+        end, has_path, methods = self._methods(at, extra) if uncommon else (extra, False, NO_ROWS)
+        members = NO_ROWS
         if kind == FUNC:
             inputs, outputs = struct.unpack_from("<HH", self._data, at + 48)
-            first = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
-            end = max(end, first + 8 * (inputs + (outputs & 0x7FFF)))
+            end = max(end, behind + 8 * (inputs + (outputs & 0x7FFF)))
         elif kind in (INTERFACE, STRUCT):
-            behind = extra + (16 if tflag & TFLAG_UNCOMMON else 0)
-            end = max(end, self._members(at, addr, kind, behind, fields, named))
+            last, members = self._members(at, addr, kind, behind)
+            end = max(end, last)
+        places, types = [row[9]], [row[10]]
+        if has_path:
+            places.append(self._i32(at + extra))
+        for (first, count), width in ((methods, 4), (members, 2)):
+            if count:
+                values = struct.unpack_from(f"<{width * count}i", self._data, at + first)
+                places += values[0::width]
+                types += values[1::width]
         names = []
-        for offset, what in fields:
-            if what == NAME:
-                place = self._i32(at + offset)
-                if place not in self._names:  # a name has many users, and equal names are one
-                    self._names[place] = self._name(place)
-                if found := self._names[place]:
-                    names.append(found)
+        for place in places:
+            if place not in self._names:  # a name has many users, and equal names are one
+                self._names[place] = self._name(place)
+            if found := self._names[place]:
+                names.append(found)
         # GCData is a mask of PtrBytes/8 bits, unless built on demand (tflag 1<<4, go1.24)
         mask = row[8] if row[1] and not tflag & TFLAG_GC_ON_DEMAND and row[1] <= MASK_SPAN else 0
-        size = min(end, len(self._data) - at)
-        methods = _SLICE.unpack_from(self._data, at + 56)[1] if kind == INTERFACE else 0
-        mask_size = (row[1] // 8 + 7) // 8
         made = TypeObject(
-            addr, size, tuple(fields), mask, mask_size, tuple(names), kind, row[2], methods
-        )
-        return made, named
+            addr, min(end, len(self._data) - at),
+            self._fields(extra if has_path else 0, methods, members), mask,
+            (row[1] // 8 + 7) // 8, tuple(names), kind, row[2],
+            _SLICE.unpack_from(self._data, at + 56)[1] if kind == INTERFACE else 0,
+        )  # fmt: skip
+        return made, [self._types + offset for offset in types if offset]
+
+    def _fields(
+        self, path: int, methods: tuple[int, int], members: tuple[int, int]
+    ) -> tuple[tuple[int, int], ...]:
+        """The fields of one shape of descriptor; types of one shape share them."""
+        shape = (path, methods, members)
+        if shape not in self._shapes:
+            fields = [(40, NAME), (44, TYPE)]
+            if path:
+                fields.append((path, NAME))
+            for index in range(methods[1]):
+                q = methods[0] + 16 * index
+                fields += [(q, NAME), (q + 4, TYPE), (q + 8, TEXT), (q + 12, TEXT)]
+            for index in range(members[1]):
+                q = members[0] + 8 * index
+                fields += [(q, NAME), (q + 4, TYPE)]
+            self._shapes[shape] = tuple(fields)
+        return self._shapes[shape]
 
     def _name(self, offset: int) -> tuple[int, int, bool] | None:
         """A name's address and size: flag byte, varint length, text, and the same for a tag."""
@@ -181,43 +207,26 @@ class _Walk:
             return None
         return self._types + offset, size, bool(flags & 4)
 
-    def _methods(self, at: int, extra: int, fields: list[tuple[int, int]], named: list[int]) -> int:
-        """The uncommon part at `extra` and its methods; returns the end."""
+    def _methods(self, at: int, extra: int) -> tuple[int, bool, tuple[int, int]]:
+        """The end of the uncommon part at `extra` and its methods, whether it is one, and where
+        the methods begin and how many there are."""
         if at + extra + 16 > len(self._data):
-            return extra
+            return extra, False, NO_ROWS
         _, count, exported, first = _UNCOMMON.unpack_from(self._data, at + extra)
         end = extra + first + 16 * count
         if exported > count or count > _METHOD_LIMIT or at + end > len(self._data):
-            return extra
-        fields.append((extra, NAME))
-        for index in range(count):
-            q = extra + first + 16 * index
-            fields += [(q, NAME), (q + 4, TYPE), (q + 8, TEXT), (q + 12, TEXT)]
-            if method_type := self._i32(at + q + 4):
-                named.append(self._types + method_type)
-        return end if count else extra + 16
+            return extra, False, NO_ROWS
+        return end if count else extra + 16, True, (extra + first, count)
 
-    def _members(
-        self,
-        at: int,
-        addr: int,
-        kind: int,
-        end: int,
-        fields: list[tuple[int, int]],
-        named: list[int],
-    ) -> int:
-        """Interface methods or struct fields, when they lie right behind the descriptor."""
+    def _members(self, at: int, addr: int, kind: int, end: int) -> tuple[int, tuple[int, int]]:
+        """The end of interface methods or struct fields, when they lie right behind the
+        descriptor, and where the methods begin and how many there are."""
         pointer, count = _SLICE.unpack_from(self._data, at + 56)
         width = 8 if kind == INTERFACE else 24
         first = pointer - addr
         if not count or count > _METHOD_LIMIT or not end <= first <= end + 16 * _METHOD_LIMIT:
-            return end
+            return end, NO_ROWS
         if at + first + width * count > len(self._data):
-            return end
-        if kind == INTERFACE:
-            for index in range(count):
-                q = first + 8 * index
-                fields += [(q, NAME), (q + 4, TYPE)]
-                if method_type := self._i32(at + q + 4):
-                    named.append(self._types + method_type)
-        return int(first + width * count)
+            return end, NO_ROWS
+        rows = (int(first), int(count)) if kind == INTERFACE else NO_ROWS
+        return int(first + width * count), rows

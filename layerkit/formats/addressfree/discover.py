@@ -411,22 +411,25 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
     every = every[(every >= home.addr) & (every < home.end_addr)]
     kinds = {NAME: K_TYPE, TYPE: K_TYPE}
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
-    spots: list[int] = []
-    bases: list[int] = []
+    spots: list[int] = []  # offsets in the section of what names a type or a name
+    texts: list[int] = []  # and of what names code
     masks: list[int] = []
     types = walk_types(go, home, every.tolist())
-    shapes: dict[tuple[tuple[int, int], ...], tuple[int, list[int], list[int]]] = {}
+    shapes: dict[int, tuple[int, list[int], list[int]]] = {}  # by the identity of shared fields
     paths: dict[int, int] = {}  # size of a name with a package path -> its pattern
     for made in types:
-        if made.fields not in shapes:
+        if id(made.fields) not in shapes:
             fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
-            shapes[made.fields] = (
+            shapes[id(made.fields)] = (
                 found.pattern(Pattern(fixed=fixed, key=TYPE_HASH)),
-                [offset - home.addr for offset, _ in fixed],
-                [go.types if kind == K_TYPE else -1 for _, kind in fixed],
+                [offset for offset, kind in fixed if kind == K_TYPE],
+                [offset for offset, kind in fixed if kind == K_TEXT],
             )
-        shape, places, starts = shapes[made.fields]
+        shape, places, code = shapes[id(made.fields)]
         found.objects[made.addr] = (made.size, shape)
+        at = made.addr - home.addr
+        spots += [at + place for place in places]
+        texts += [at + place for place in code]
         if made.mask:
             found.objects.setdefault(made.mask, (made.mask_size, P_PLAIN))
             masks.append(made.mask)
@@ -438,15 +441,12 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
                     paths[size] = found.pattern(Pattern(fixed=((size - 4, K_TYPE),)))
                 path = paths[size]
                 spots.append(addr - home.addr + size - 4)
-                bases.append(go.types)
             found.objects.setdefault(addr, (size, path))
-        spots += [made.addr + place for place in places]
-        bases += starts
-    spot, base = np.array(spots, np.int64), np.array(bases, np.int64)
+    spot = np.array(spots, np.int64)
     value = model.read_u32(raw, np.minimum(spot, len(raw) - 4))
-    wanted = (base >= 0) & (value > 0)
-    found.targets.append(distinct(value[wanted] + go.types))
+    found.targets.append(distinct(value[value > 0] + go.types))
     # a field pair can look like an address; it is none
+    spot = np.concatenate([spot, np.array(texts, np.int64)])
     taken = distinct((spot + home.offset) // 8 * 8)
     taken += 0 if home.offset % 8 == home.addr % 8 else home.offset % 8
     # and so can a mask: it is less than eight bytes with zeros behind

@@ -92,10 +92,15 @@ def field_targets(labels: Labels, starts: Starts, fields: Fields, value: Int64s)
 def new_fields(labels: Labels, fields: Fields, target: Int64s) -> Bools:
     """Fields that name the next label of their zone (see `model.resolve_new`)."""
     is_new = np.zeros(len(fields.pos), bool)
-    for members, zone, pattern in decoder.counters(labels):
-        member = np.zeros(len(labels.kinds), bool)
-        member[members] = True
-        chosen = np.flatnonzero(member[fields.kind])
+    counters = decoder.counters(labels)
+    counter_of = np.full(len(labels.kinds), len(counters), np.uint16)
+    for index, (members, _, _) in enumerate(counters):
+        counter_of[members] = index
+    own = counter_of[fields.kind]
+    order = np.argsort(own, kind="stable")
+    bounds = np.searchsorted(own[order], np.arange(len(counters) + 1))
+    for index, (_, zone, pattern) in enumerate(counters):
+        chosen = order[bounds[index] : bounds[index + 1]]
         _, ordinal_of = decoder.zone_ordinals(labels, zone, pattern)
         named = target[chosen]
         ordinal = np.where(named >= 0, ordinal_of[named], -1)
