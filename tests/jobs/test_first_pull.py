@@ -73,6 +73,18 @@ def test_it_is_one_request_for_a_few_percent(
     assert store.verify().good and store.find_image("other/c:v1") == result.digest
 
 
+def test_a_small_layer_that_is_like_none_held_travels_whole_in_it(
+    layout: Path, server: RunningServer, store: Store
+) -> None:
+    files = hello_files(C)
+    files["deps"] = {"app/new.dat": noise(5_000, 30)}
+    publish_image(layout, "other/d:v1", files)
+    hold_others(server, store)
+    result = run(server, store, "other/d:v1")
+    assert result.request_count == 1 and 5_000 < result.moved_size < 5_000 + 0.03 * len(C)
+    assert store.verify().good
+
+
 def test_a_dry_run_says_what_it_moves(server: RunningServer, store: Store) -> None:
     hold_others(server, store)
     planned = run(server, store, "other/c:v1", dry_run=True).planned_size
