@@ -11,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ AMD64 = oci.Platform("linux", "amd64")
 ROUNDS = 5
 
 
-def publish(names: Sequence[str]) -> Path:
-    """A layout of these functions, each in a repository of its own; made once for a version of the
-    formats."""
+def publish(names: Sequence[str], packs: Collection[str]) -> Path:
+    """A layout of these functions, each in a repository of its own, those of `packs` with packed
+    forms; made once for a version of the formats."""
     path = WORK / "ours" / ours.formats_key() / "layout"
     layout, recipe = Layout(path), compression_by_name("gzip")
     entries, made_from = read_base()
@@ -55,7 +55,7 @@ def publish(names: Sequence[str]) -> Path:
         )
         packed = image.pack_image([base, code], image.ImageSettings(AMD64, ("/app/fn",), "65532"))
         hints = {sha256_digest(built.binary): addressfree.read_hints(parse_elf(built.named))}
-        artifact = image.pack_chunks_artifact(packed, hints, True)
+        artifact = image.pack_chunks_artifact(packed, hints, name in packs)
         with layout.batch():
             for blob in (*packed.blobs(), *artifact):
                 layout.put_blob(blob.data, blob.descriptor.media_type)
@@ -79,7 +79,7 @@ def measure(wanted: Sequence[str], others: Sequence[str]) -> dict[str, dict[str,
     """For each function: what moves onto an empty node and onto one that holds the others, requests
     and seconds (on the held one the first includes the making of the delta); and the seconds that
     unpacking and decoding take."""
-    layout = publish([*others, *wanted])
+    layout = publish([*others, *wanted], wanted)
     table: dict[str, dict[str, Any]] = {}
     with start(layout) as server, tempfile.TemporaryDirectory() as scratch:
         full = Path(scratch) / "full"

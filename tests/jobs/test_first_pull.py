@@ -244,21 +244,22 @@ def test_a_damaged_one_means_another_way(layout: Path, store: Store, at: int) ->
 
 
 def test_a_node_names_one_image_a_repository_and_the_largest_of_many(
-    tmp_path: Path, store: Store
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "many"
-    for index in range(MAX_HAVE_COUNT + 3):
+    monkeypatch.setattr(held, "MAX_HAVE_COUNT", 6)
+    path, count = tmp_path / "many", 9
+    for index in range(count):
         binary = COMMON[: 20_000 + 2_000 * index] + noise(200, 50 + index)
         publish_image(path, f"many/f{index}:v1", hello_files(binary))
         publish_image(path, f"many/f{index}:v2", hello_files(binary + b"."))
     with start(path) as running:
-        for index in range(MAX_HAVE_COUNT + 3):
+        for index in range(count):
             run(running, store, f"many/f{index}:v1")
         run(running, store, "many/f5:v2")
-        named = held.list_held(store, Reference.parse("many/f0:v1"))
-    tops = {store.find_image(f"many/f{index}:v1"): index for index in range(MAX_HAVE_COUNT + 3)}
+    named = held.list_held(store, Reference.parse("many/f0:v1"))
+    tops = {store.find_image(f"many/f{index}:v1"): index for index in range(count)}
     found = [tops.get(digest) for digest in named]
-    assert len(named) == MAX_HAVE_COUNT and found[0] == 0
+    assert len(named) == 6 and found[0] == 0
     assert {1, 2, 3}.isdisjoint(found) and 5 not in found  # 5 by its v2
 
 
