@@ -243,11 +243,7 @@ class _Encoding:
         self.known = Patterns(found.pointers, found.owned)
         self.writable = np.array([_is_writable(found, region) for region in found.regions])
         self.data: Bytes8 = np.frombuffer(found.go.elf.data, np.uint8)
-        self.fields = model.expand_fields(labels)
-        value = model.read_u32(self.data, self.fields.pos)
         self.starts = rewriting.find_starts(labels)
-        self.field_target = rewriting.field_targets(labels, self.starts, self.fields, value)
-        del value
         word_label = self.starts.find(found.word_target)
         self.word_pos = found.word_pos[word_label >= 0]
         self.word_label = word_label[word_label >= 0]
@@ -258,34 +254,46 @@ class _Encoding:
 
     def run(self) -> Encoded:
         labels = self.labels
-        is_new = rewriting.new_fields(labels, self.fields, self.field_target)
+        references, masked = self._refer()
+        ids = choose_ids(
+            labels, references, masked, self.body, self.names, self.known, self.writable
+        )
+        del references, masked
+        sites, skip = self._write_sites(ids)
+        seen = rewriting.look(labels, self.data, self.starts)
+        exceptions = rewriting.exceptions_of(seen, self.word_pos, sites)
+        return Encoded(labels, self.body.tobytes(), skip, exceptions, seen)
+
+    def _refer(self) -> tuple[References, Bytes8]:
+        """All references but those of code, and the file with its fields and words zero; makes
+        the body, in which counting fields are written."""
+        labels = self.labels
+        fields = model.expand_fields(labels)
+        value = model.read_u32(self.data, fields.pos)
+        target = rewriting.field_targets(labels, self.starts, fields, value)
+        del value
+        is_new = rewriting.new_fields(labels, fields, target)
         self.body = self.data.copy()
         self._clear_derived(self.body)
         clear_measures(labels, self.body)
         masked = self.body.copy()
-        model.clear(masked, self.fields.pos, 4)
+        model.clear(masked, fields.pos, 4)
         model.clear(masked, self.word_pos, 8)
         model.write_u32(
-            self.body, self.fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64)
+            self.body, fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64)
         )
+        owned = np.isin(labels.pattern, sorted(self.known.owned))
+        to_owned = np.flatnonzero((target >= 0) & owned[target])
         references = References(
-            self.fields,
-            self.field_target,
-            (self.field_target >= 0) & ~is_new,
-            self.word_pos,
-            self.word_label,
+            rewriting.find_places(labels, fields, target, is_new, (self.word_pos, self.word_label)),
+            fields.pos[to_owned],
+            target[to_owned],
             self.sites.found.pos + self.sites.addr,
             self.site_label,
             self._masked_code(),
             self.sites.addr,
         )
-        ids = choose_ids(
-            labels, references, masked, self.body, self.names, self.known, self.writable
-        )
-        sites, skip = self._write_sites(ids)
-        seen = rewriting.look(labels, self.data, self.starts)
-        exceptions = rewriting.exceptions_of(seen, self.word_pos, sites)
-        return Encoded(labels, self.body.tobytes(), skip, exceptions, seen)
+        return references, masked
 
     def _masked_code(self) -> Bytes8:
         """The text with every site zero."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerkit.formats.addressfree import decoder, model
-from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels
-from layerkit.formats.addressfree.rewriting import content_ids, write_ids
+from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
+from layerkit.formats.addressfree.rewriting import Places, content_ids, write_ids
 from layerkit.formats.packed import count_nonzero
 from layerkit.formats.sets import distinct, is_in
 
@@ -39,11 +39,9 @@ BEFORE_USE, BEHIND_USE = 12, 12  # bytes of code that tell one use in a function
 class References:
     """All that refers to a label: pattern fields, address words, code."""
 
-    fields: Fields
-    field_target: Int64s  # label, -1: none
-    by_id: Bools  # fields that hold an id (the others count, or hold a number)
-    word_pos: Int64s
-    word_label: Int64s
+    places: Places
+    owned_pos: Int64s  # fields that name an object which belongs to a function
+    owned_target: Int64s
     site_addr: Int64s  # ascending
     site_label: Int64s  # label, -1: not rewritten
     code: Bytes8  # the text with all sites zero
@@ -89,8 +87,6 @@ class _Choice:
     ) -> None:
         self.labels = labels
         self.references = references
-        by_id = np.flatnonzero(references.by_id)
-        self.by_id = (references.fields.pos[by_id], references.field_target[by_id])
         self.masked, self.body = masked, body
         self.symbols = symbols
         self.is_pointer = np.isin(labels.pattern, sorted(patterns.pointers))
@@ -147,7 +143,7 @@ class _Choice:
         labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
-        self._write_ids(np.ones(labels.count, bool))
+        write_ids(self.body, self.references.places, self.ids)
         return self.ids
 
     # --- who refers to what
@@ -155,29 +151,19 @@ class _Choice:
     def _referred(self) -> Bools:
         labels, refs = self.labels, self.references
         referred = np.zeros(labels.count, bool)
-        referred[self.by_id[1]] = True
-        referred[refs.word_label] = True
+        referred[refs.places.target] = True
         referred[refs.site_label[refs.site_label >= 0]] = True
         # names give functions their ids; a continuation needs its head
-        named = refs.field_target[self._is_name()]
+        named = refs.places.name_target
         referred[named[named >= 0]] = True
         referred[self.head[self.cont & referred]] = True
         return referred
-
-    def _is_name(self) -> Bools:
-        """Which fields name a function."""
-        is_name = np.array([k.is_name for k in self.labels.kinds], bool)
-        named: Bools = is_name[self.references.fields.kind]
-        return named
 
     def _sort_references(self) -> None:
         """References inside data in file order, how many each object holds, and where code first
         uses each object."""
         refs, labels = self.references, self.labels
-        pos = np.concatenate([self.by_id[0], refs.word_pos])
-        target = np.concatenate([self.by_id[1], refs.word_label])
-        order = np.argsort(pos, kind="stable")
-        self.ref_pos, self.ref_target = pos[order], target[order]
+        self.ref_pos, self.ref_target = refs.places.pos, refs.places.target
         low = np.searchsorted(self.ref_pos, self.offsets)
         high = np.searchsorted(self.ref_pos, self.offsets + self.sizes)
         self.reference_count = np.where(self.offsets >= 0, high - low, 0)
@@ -230,14 +216,6 @@ class _Choice:
 
     # --- rules
 
-    def _write_ids(self, ready: Bools) -> None:
-        """Put ids into the fields and words of the body whose targets are ready."""
-        refs = self.references
-        pos, target = self.by_id
-        now, words = ready[target], ready[refs.word_label]
-        chosen = (refs.word_pos[words], refs.word_label[words])
-        write_ids(self.body, pos[now], target[now], chosen, self.ids)
-
     def _settle(self, label: Int64s) -> None:
         self.final[label] = True
 
@@ -257,7 +235,7 @@ class _Choice:
         cmd/compile/internal/ssagen/abi.go) the largest has it, the others are listed."""
         labels, refs = self.labels, self.references
         functions = np.flatnonzero(labels.rule == model.RULE_NAME)
-        target = refs.field_target[self._is_name()]
+        target = refs.places.name_target
         if (target < 0).any():
             labels.rule[functions] = model.RULE_NONE
             self.listed.update(functions.tolist())
@@ -292,7 +270,7 @@ class _Choice:
         for _ in range(ROUNDS):
             model.continue_ids(labels, self.ids)
             reach = self.final | (self.cont & self.final[self.head])
-            self._write_ids(reach & ~self.written)
+            write_ids(self.body, self.references.places, self.ids, reach & ~self.written)
             self.written = reach
             bad = np.concatenate(([0], np.cumsum(~reach[self.ref_target])))
             low, high = self.key_low[open_], self.key_high[open_]
@@ -367,15 +345,11 @@ class _Choice:
 
     def _seed_by_records(self) -> None:
         """Seeds from the name of the first function whose record refers to an object."""
-        fields = self.references.fields
-        is_name = self._is_name()
-        target = self.references.field_target
-        places = fields.pos[is_name]
-        wanted = np.flatnonzero((target >= 0) & self.is_owned[target])
-        before = np.searchsorted(places, fields.pos[wanted], side="right") - 1
-        names = target[is_name][before]
+        refs = self.references
+        before = np.searchsorted(refs.places.name_pos, refs.owned_pos, side="right") - 1
+        names = refs.places.name_target[before]
         for label, name, has_name in zip(
-            target[wanted].tolist(), names.tolist(), (before >= 0).tolist(), strict=True
+            refs.owned_target.tolist(), names.tolist(), (before >= 0).tolist(), strict=True
         ):
             if label in self.listed and label not in self.seeds and has_name and name >= 0:
                 self.seeds[label] = (int(self.ids[name]) << 8) + RECORD_SEED

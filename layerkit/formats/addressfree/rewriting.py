@@ -32,10 +32,12 @@ from layerkit.formats.sites import (
 __all__ = [
     "Exceptions",
     "Found",
+    "Places",
     "Starts",
     "content_ids",
     "exceptions_of",
     "field_targets",
+    "find_places",
     "find_starts",
     "look",
     "new_fields",
@@ -109,13 +111,41 @@ def new_fields(labels: Labels, fields: Fields, target: Int64s) -> Bools:
     return is_new
 
 
-def write_ids(
-    body: Bytes8, pos: Int64s, target: Int64s, words: tuple[Int64s, Int64s], ids: Int64s
-) -> None:
-    """Put ids into fields, and tagged ids into words (positions, labels)."""
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where ids stand outside code, and what names functions."""
+
+    pos: Int64s  # file positions of fields that hold ids and of words, ascending
+    target: Int64s  # the label that each names
+    word_pos: Int64s
+    word_label: Int64s
+    name_pos: Int64s  # fields that name a function, in their order
+    name_target: Int64s  # label of the name, -1: none
+
+
+def find_places(
+    labels: Labels, fields: Fields, target: Int64s, is_new: Bools, words: tuple[Int64s, Int64s]
+) -> Places:
+    """From the label that each field names (-1: none), which of them count instead, and words
+    (positions, labels)."""
+    by_id = np.flatnonzero((target >= 0) & ~is_new)
+    pos = np.concatenate([fields.pos[by_id], words[0]])
+    named = np.concatenate([target[by_id], words[1]])
+    del by_id
+    order = np.argsort(pos, kind="stable")
+    names = np.flatnonzero(np.array([k.is_name for k in labels.kinds], bool)[fields.kind])
+    return Places(pos[order], named[order], *words, fields.pos[names], target[names])
+
+
+def write_ids(body: Bytes8, places: Places, ids: Int64s, ready: Bools | None = None) -> None:
+    """Put ids into fields, and tagged ids into words: all, or those of the labels that are
+    ready."""
+    pos, target, words = places.pos, places.target, places.word_pos
+    if ready is not None:
+        now = np.flatnonzero(ready[target])
+        pos, target, words = pos[now], target[now], words[ready[places.word_label]]
     model.write_u32(body, pos, ids[target])
-    model.write_u32(body, words[0], ids[words[1]])
-    model.write_u32(body, words[0] + 4, np.full(len(words[0]), model.TAG, np.int64))
+    model.write_u32(body, words + 4, np.full(len(words), model.TAG, np.int64))
 
 
 # --- words and sites by rule
@@ -219,10 +249,11 @@ def rewrite(
     model.clear(masked, fields.pos, 4)
     model.clear(masked, words[0], 8)
     model.write_u32(body, fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64))
-    by_id = (target >= 0) & ~is_new
-    pos, named = fields.pos[by_id], target[by_id]
-    ids = _ids(labels, fields, target, masked, body, (pos, named), words)
-    write_ids(body, pos, named, words, ids)
+    places = find_places(labels, fields, target, is_new, words)
+    del fields, target, is_new, words
+    ids = _ids(labels, places, masked, body)
+    del masked
+    write_ids(body, places, ids)
     for code in found.code:
         turned = is_in(code.sites.pos + code.offset, exceptions.sites)
         chosen = np.flatnonzero(code.far ^ turned)
@@ -251,15 +282,7 @@ def content_ids(labels: Labels, label: Int64s, data: Bytes8, start: Int64s, size
     return model.fold_id(hashes, labels.salt)
 
 
-def _ids(
-    labels: Labels,
-    fields: Fields,
-    target: Int64s,
-    masked: Bytes8,
-    body: Bytes8,
-    by_id: tuple[Int64s, Int64s],
-    words: tuple[Int64s, Int64s],
-) -> Int64s:
+def _ids(labels: Labels, places: Places, masked: Bytes8, body: Bytes8) -> Int64s:
     """All ids. Objects that are what they point to come in rounds, innermost first; `body` gets
     the ids that they need."""
     heads = _heads(labels)
@@ -268,21 +291,16 @@ def _ids(
     labels.rule = np.where(full, model.RULE_NONE, rules)
     ids = model.derive_ids(labels, masked, body)
     labels.rule = rules
-    _function_ids(labels, fields, target, ids)
+    _function_ids(labels, places.name_target, ids)
     model.continue_ids(labels, ids)
-    pos = np.concatenate([by_id[0], words[0]])
-    named = np.concatenate([by_id[1], words[1]])
-    order = np.argsort(pos, kind="stable")
-    pos, named = pos[order], named[order]
+    pos, named = places.pos, places.target
     start, size = model.key_ranges(labels)
     low, high = np.searchsorted(pos, start), np.searchsorted(pos, start + size)
     open_ = np.flatnonzero(full)
     written = np.zeros(labels.count, bool)
     while len(open_):
         known = ids[heads] != 0
-        fresh = known & ~written
-        now, then = fresh[by_id[1]], fresh[words[1]]
-        write_ids(body, by_id[0][now], by_id[1][now], (words[0][then], words[1][then]), ids)
+        write_ids(body, places, ids, known & ~written)
         written = known
         missing = np.concatenate(([0], np.cumsum(~known[named])))
         ready = missing[high[open_]] == missing[low[open_]]
@@ -294,13 +312,11 @@ def _ids(
     return ids
 
 
-def _function_ids(labels: Labels, fields: Fields, target: Int64s, ids: Int64s) -> None:
+def _function_ids(labels: Labels, names: Int64s, ids: Int64s) -> None:
     """Functions by their names, as `decoder.function_ids` does it from the form."""
     functions = np.flatnonzero(labels.rule == model.RULE_NAME)
     if not len(functions):
         return
-    chosen = np.array([k.is_name for k in labels.kinds], bool)[fields.kind]
-    names = target[chosen]
     order = decoder.functions_by_name_field(labels, functions, len(names))
     if (names[order] < 0).any():
         raise FormatError("labels: a function has no name")
