@@ -415,17 +415,19 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
     texts: list[int] = []  # and of what names code
     masks: list[int] = []
     types = walk_types(go, home, every.tolist())
-    shapes: dict[int, tuple[int, list[int], list[int]]] = {}  # by the identity of shared fields
+    # by the identity of the fields, which types of one shape share, and the size
+    shapes: dict[tuple[int, int], tuple[int, list[int], list[int]]] = {}
     paths: dict[int, int] = {}  # size of a name with a package path -> its pattern
     for made in types:
-        if id(made.fields) not in shapes:
+        key = (id(made.fields), made.size)
+        if key not in shapes:
             fixed = tuple((offset, kinds.get(what, K_TEXT)) for offset, what in sorted(made.fields))
-            shapes[id(made.fields)] = (
-                found.pattern(Pattern(fixed=fixed, key=TYPE_HASH)),
+            shapes[key] = (
+                found.pattern(_fold_methods(fixed, made.size)),
                 [offset for offset, kind in fixed if kind == K_TYPE],
                 [offset for offset, kind in fixed if kind == K_TEXT],
             )
-        shape, places, code = shapes[id(made.fields)]
+        shape, places, code = shapes[key]
         found.objects[made.addr] = (made.size, shape)
         at = made.addr - home.addr
         spots += [at + place for place in places]
@@ -453,6 +455,24 @@ def _types(found: Discovery, targets: Int64s, word_pos: Int64s, word_target: Int
     inside = np.array(masks, np.int64) - home.addr + home.offset
     hashes = _itabs(found, types, word_pos, word_target)
     return np.concatenate([taken, inside, hashes])
+
+
+def _fold_methods(fixed: tuple[tuple[int, int], ...], size: int) -> Pattern:
+    """A descriptor's pattern, the methods at its end as repeated fields: types with few methods and
+    with many then share one, and a new type brings no new pattern."""
+    for group in ((K_TYPE, K_TYPE, K_TEXT, K_TEXT), (K_TYPE, K_TYPE)):
+        count, stride = len(group), 4 * len(group)
+        first, end = len(fixed), size
+        while first >= count:
+            begin = fixed[first - count][0]
+            want = tuple((begin + 4 * k, kind) for k, kind in enumerate(group))
+            if begin + stride != end or fixed[first - count : first] != want:
+                break
+            first, end = first - count, begin
+        if first < len(fixed):
+            repeated = tuple((4 * k, kind) for k, kind in enumerate(group))
+            return Pattern(fixed[:first], end, stride, repeated, key=TYPE_HASH)
+    return Pattern(fixed=fixed, key=TYPE_HASH)
 
 
 def _itabs(

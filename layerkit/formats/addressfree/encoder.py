@@ -208,7 +208,7 @@ def _spread_objects(
                 break
             rule[part] = model.RULE_CONT
             whole = keys[which][0]
-            if whole.fixed:
+            if whole.fixed or whole.repeated:
                 pattern[part] = found.pattern(_shift(whole, int(starts[part]) - addr))
                 keys = list(found.patterns)
             part += 1
@@ -223,7 +223,11 @@ def _spread_objects(
 
 def _shift(pattern: Pattern, by: int) -> Pattern:
     """What is left of a pattern `by` bytes into its object."""
-    return Pattern(fixed=tuple((o - by, k) for o, k in pattern.fixed if o >= by))
+    start = pattern.start - by
+    if start < 0:
+        start = start % pattern.stride if pattern.stride else 0
+    fixed = tuple((offset - by, kind) for offset, kind in pattern.fixed if offset >= by)
+    return Pattern(fixed, start, pattern.stride, pattern.repeated)
 
 
 class _Encoding:
