@@ -61,13 +61,12 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class _Sites:
-    """References from the text: where, the address each points to, and the function it is in."""
+    """References from the text: where, and the address each points to."""
 
     offset: int  # of the text in the file
     addr: int
     found: Candidates
     target: Int64s
-    function: Int64s
 
 
 def encode_binary(elf: Elf, symbols: Mapping[int, tuple[bytes, int]], salt: int) -> Encoded:
@@ -96,7 +95,7 @@ def _code_sites(elf: Elf, entries: Int64s, machine: int) -> _Sites:
     function = np.searchsorted(entries, found.pos + section.addr, side="right") - 1
     local = np.searchsorted(entries, target, side="right") - 1 == function
     far = ~(local & (target >= section.addr) & (target < section.end_addr))
-    return _Sites(section.offset, section.addr, found.select(far), target[far], function[far])
+    return _Sites(section.offset, section.addr, found.select(far), target[far])
 
 
 def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int]]) -> Labels:

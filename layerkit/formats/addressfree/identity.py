@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
-from layerkit.formats.addressfree.rewriting import Places, content_ids, write_ids
+from layerkit.formats.addressfree.rewriting import (
+    Places,
+    content_ids,
+    counts_before,
+    write_ids,
+)
 from layerkit.formats.packed import count_nonzero
 from layerkit.formats.sets import distinct, is_in
 
@@ -31,7 +36,7 @@ THIN: Final = 8  # bytes other than zero, fields masked: below it, content is no
 ROUNDS: Final = 16  # how deep objects that are known by what they point to may be nested
 LISTED_SALT: Final = 7  # listed ids do not follow the form's salt
 RECORD_SEED: Final = 2
-NO_PLACE: Final = 1 << 62
+NO_PLACE: Final = (1 << 31) - 1
 BEFORE_USE, BEHIND_USE = 12, 12  # bytes of code that tell one use in a function from another
 
 
@@ -166,8 +171,9 @@ class _Choice:
         self.ref_pos, self.ref_target = refs.places.pos, refs.places.target
         low = np.searchsorted(self.ref_pos, self.offsets)
         high = np.searchsorted(self.ref_pos, self.offsets + self.sizes)
-        self.reference_count = np.where(self.offsets >= 0, high - low, 0)
-        self.key_low, self.key_high = low, high
+        self.key_low, self.key_high = low.astype(np.int32), high.astype(np.int32)
+        self.reference_count = np.where(self.offsets >= 0, self.key_high - self.key_low, 0)
+        del low, high
         keyed = np.flatnonzero(self.key_size != self.sizes)
         begin, size = self.key_start[keyed], self.key_size[keyed]
         self.key_low[keyed] = np.searchsorted(self.ref_pos, begin)
@@ -175,12 +181,12 @@ class _Choice:
         used = np.flatnonzero(refs.site_label >= 0)
         self.used = used
         self.used_label = self.head[refs.site_label[used]]
-        self.first_use = np.full(labels.count, NO_PLACE, np.int64)
-        np.minimum.at(self.first_use, self.used_label, np.arange(len(used)))
+        self.first_use = np.full(labels.count, NO_PLACE, np.int32)
+        np.minimum.at(self.first_use, self.used_label, np.arange(len(used), dtype=np.int32))
         addr = refs.site_addr[used]
         owner = self.head[np.maximum(np.searchsorted(labels.start, addr, side="right") - 1, 0)]
         pairs = distinct(self.used_label * labels.count + owner) // max(1, labels.count)
-        self.user_count = np.bincount(pairs, minlength=labels.count)
+        self.user_count = np.bincount(pairs, minlength=labels.count).astype(np.int32)
         self.user: Int64s = owner
 
     def _plan(self, wanted: Bools) -> tuple[Bools, Bools]:
@@ -272,7 +278,7 @@ class _Choice:
             reach = self.final | (self.cont & self.final[self.head])
             write_ids(self.body, self.references.places, self.ids, reach & ~self.written)
             self.written = reach
-            bad = np.concatenate(([0], np.cumsum(~reach[self.ref_target])))
+            bad = counts_before(~reach[self.ref_target])
             low, high = self.key_low[open_], self.key_high[open_]
             is_ready = (high > low) & (bad[high] == bad[low])
             ready = open_[is_ready]
@@ -419,7 +425,7 @@ class _Choice:
         functions, names = self.function_names
         renamed = functions[moved[names]]
         labels.rule[renamed[labels.rule[renamed] == model.RULE_NAME]] = model.RULE_EXPLICIT
-        bad = np.concatenate(([0], np.cumsum(moved[self.ref_target])))
+        bad = counts_before(moved[self.ref_target])
         follows = (labels.rule == model.RULE_FULL) & (bad[self.key_high] > bad[self.key_low])
         labels.rule[follows] = model.RULE_EXPLICIT
         labels.explicit = ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)

@@ -35,6 +35,7 @@ __all__ = [
     "Places",
     "Starts",
     "content_ids",
+    "counts_before",
     "exceptions_of",
     "field_targets",
     "find_places",
@@ -282,6 +283,13 @@ def content_ids(labels: Labels, label: Int64s, data: Bytes8, start: Int64s, size
     return model.fold_id(hashes, labels.salt)
 
 
+def counts_before(marks: Bools) -> NDArray[np.int32]:
+    """How many marks stand before each place, and before the end."""
+    count = np.zeros(len(marks) + 1, np.int32)
+    np.cumsum(marks, out=count[1:])
+    return count
+
+
 def _ids(labels: Labels, places: Places, masked: Bytes8, body: Bytes8) -> Int64s:
     """All ids. Objects that are what they point to come in rounds, innermost first; `body` gets
     the ids that they need."""
@@ -295,18 +303,19 @@ def _ids(labels: Labels, places: Places, masked: Bytes8, body: Bytes8) -> Int64s
     model.continue_ids(labels, ids)
     pos, named = places.pos, places.target
     start, size = model.key_ranges(labels)
-    low, high = np.searchsorted(pos, start), np.searchsorted(pos, start + size)
     open_ = np.flatnonzero(full)
+    low = np.searchsorted(pos, start[open_])
+    high = np.searchsorted(pos, start[open_] + size[open_])
     written = np.zeros(labels.count, bool)
     while len(open_):
         known = ids[heads] != 0
         write_ids(body, places, ids, known & ~written)
         written = known
-        missing = np.concatenate(([0], np.cumsum(~known[named])))
-        ready = missing[high[open_]] == missing[low[open_]]
+        missing = counts_before(~known[named])
+        ready = missing[high] == missing[low]
         if not ready.any():
             raise FormatError("labels: objects that are what they point to point in a circle")
-        now, open_ = open_[ready], open_[~ready]
+        now, open_, low, high = open_[ready], open_[~ready], low[~ready], high[~ready]
         ids[now] = content_ids(labels, now, body, start, size)
         model.continue_ids(labels, ids)
     return ids
