@@ -340,6 +340,8 @@ def _compile(
             meanwhile()
             linked = strip(unstripped)
             packages, report = checking.result()
+            if linked is None:
+                linked = Linked(link(source, platform, "-s -w"), Hints({}))
         except BaseException:
             source.tools.kill()
             raise
@@ -382,12 +384,12 @@ def _tag_flags(settings: BuildSettings) -> list[str]:
     return [f"-tags={','.join(settings.tags)}"] if settings.tags else []
 
 
-def link(source: _Source, platform: oci.Platform) -> bytes:
-    """Compile and link once, with symbols."""
+def link(source: _Source, platform: oci.Platform, symbols: str = "-w") -> bytes:
+    """Compile and link; `symbols` are the linker's flags for them."""
     output = source.scratch / f"binary-{str(platform).replace('/', '-')}"
     settings = source.settings
     argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
-    argv += [*_tag_flags(settings), f"-ldflags={f'-w -buildid= {settings.ldflags}'.strip()}"]
+    argv += [*_tag_flags(settings), f"-ldflags={f'{symbols} -buildid= {settings.ldflags}'.strip()}"]
     argv += ["-o", str(output), settings.package]
     env = _go_env(source, platform)
     done = source.tools.run(argv, env=env, cwd=source.folder)
@@ -399,11 +401,15 @@ def link(source: _Source, platform: oci.Platform) -> bytes:
     return binary
 
 
-def strip(unstripped: bytes) -> Linked:
+def strip(unstripped: bytes) -> Linked | None:
     """Keep what the symbols say and leave them out. The file is the one that `-s -w -buildid=`
-    gives (a test compares)."""
+    gives (a test compares). None where they cannot be left out, as in some programs of go1.20 and
+    go1.21, whose linker would have to lay the file out anew."""
     elf = parse_elf(unstripped)
-    return Linked(strip_symbols(elf), read_hints(elf))
+    try:
+        return Linked(strip_symbols(elf), read_hints(elf))
+    except FormatError:
+        return None
 
 
 # --- the layout ---

@@ -91,6 +91,20 @@ def test_binary_equals_bare_go_build(
     assert result.images[0].binary_digest == sha256_digest(want)
 
 
+def test_a_binary_that_cannot_be_stripped_is_linked_again(
+    hello: tuple[BuildResult, Layout],
+    env: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As some programs of go1.20 and go1.21: then the linker strips, and only the names are lost."""
+    monkeypatch.setattr("layerkit.jobs.build.strip", lambda unstripped: None)
+    made = build(HELLO, REF, layout_path=tmp_path / "layout", env=env)
+    layout = Layout(tmp_path / "layout")
+    assert binary_of(layout, layout.resolve(REF)) == binary_of(hello[1], hello[1].resolve(REF))
+    assert made.digest == hello[0].digest
+
+
 def test_image_is_the_same_from_another_folder_home_and_shell(
     hello: tuple[BuildResult, Layout], env: dict[str, str], tmp_path: Path
 ) -> None:

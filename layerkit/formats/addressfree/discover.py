@@ -376,9 +376,11 @@ def _inline_names(found: Discovery, pcln: model.Bytes8) -> Int64s:
     home = next((s for s in go.elf.sections if s.addr <= go.gofunc < s.end_addr), None)
     if home is None or not len(starts):
         return np.zeros(0, np.int64)
-    cuts = distinct(np.concatenate([*found.targets, np.array([home.end_addr, go.findfunctab])]))
-    ends = cuts[np.searchsorted(cuts, starts, side="right")]
     raw = np.frombuffer(go.elf.bytes_of(home), np.uint8)
+    limit = home.addr + len(raw)  # addresses in damaged tables lie far outside
+    starts = starts[(starts >= home.addr) & (starts < limit)]
+    cuts = distinct(np.concatenate([*found.targets, np.array([limit, go.findfunctab])]))
+    ends = np.minimum(cuts[np.searchsorted(cuts, starts, side="right")], limit)
     count = (ends - starts) // 16
     step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
     value = model.read_u32(raw, np.repeat(starts - home.addr + 4, count) + 16 * step)

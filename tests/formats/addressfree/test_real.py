@@ -268,24 +268,15 @@ def test_programs_that_are_not_go_are_raw(path: str, trust_cases: TrustCases) ->
     assert made.why_raw
 
 
-WAITS_FOR_A_FIX = pytest.mark.xfail(
-    reason="a mid-function label made explicit counts as a function: raw", strict=True
-)
-
-
 @pytest.mark.slow
 @pytest.mark.trust("the go command and its tools, as they are released")
 @pytest.mark.parametrize(
     "name",
     ["bin/go", "bin/gofmt"]
     + [
-        pytest.param(f"pkg/tool/linux_amd64/{name}", marks=marks)
-        for name, marks in {
-            "asm": (WAITS_FOR_A_FIX,), "compile": (WAITS_FOR_A_FIX,), "link": (WAITS_FOR_A_FIX,),
-            "cgo": (), "cover": (), "vet": (),
-        }.items()
+        f"pkg/tool/linux_amd64/{name}" for name in ("asm", "compile", "link", "cgo", "cover", "vet")
     ],
-)  # fmt: skip
+)
 def test_the_toolchain_itself_has_forms(
     go_toolchain: Path, name: str, trust_cases: TrustCases
 ) -> None:
