@@ -3,7 +3,8 @@
     python bench/speed.py OPERATION ROUNDS OLD NEW [FORM_OLD FORM_NEW NAMED_NEW]
 
 `memory` is the peak over what the process held before it read its files, so inputs and results
-count. Times are those of a warm process: the first round is dropped.
+count. Times are processor time of a warm process, user and system: the first round is dropped, and
+what else runs on the machine counts little.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ def main(operation: str, rounds: int, paths: list[Path]) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
     times = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     peak = peak_memory()
     kept = [round(t, 5) for t in times[1:]]
     print(json.dumps({"seconds": kept, "first": round(times[0], 4), "memory": peak - before}))
