@@ -39,7 +39,7 @@ docs: venv
 	@$(PY) tools/make_docs.py
 
 bench: venv
-	@$(PY) -c "import hdiffpatch" 2>/dev/null || $(PY) -m pip install -q -e ".[bench]"
+	@$(PY) -c "import bsdiff4, hdiffpatch" 2>/dev/null || $(PY) -m pip install -q -e ".[bench]"
 	@nice $(PY) bench/run.py
 	@$(PY) tools/demo.py --record
 	@$(PY) tools/make_docs.py

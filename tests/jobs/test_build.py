@@ -97,7 +97,7 @@ def test_a_binary_that_cannot_be_stripped_is_linked_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As some programs of go1.20 and go1.21: then the linker strips, and only the names are lost."""
+    """As with some programs of go1.20 and go1.21: the linker strips then, and names are lost."""
     monkeypatch.setattr("layerkit.jobs.build.strip", lambda unstripped: None)
     made = build(HELLO, REF, layout_path=tmp_path / "layout", env=env)
     layout = Layout(tmp_path / "layout")
