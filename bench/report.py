@@ -399,8 +399,9 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
         parts += [
             "## Speed and memory",
             f"{rows['case']}, a binary of {number(rows['binary_size'])} bytes; processor time "
-            "of a warm process, median of several. Encode decodes and compares; decode hashes; patch checks all its digests. "
-            "Memory is the peak over the process before it read its files.",
+            "of a warm process, median of several. Encode decodes and compares; decode hashes; "
+            "patch checks all its digests. Memory is the peak over the process with its libraries, "
+            "before it read its files.",
             speeds_table(rows),
         ]
     if rows := tables.get("rebuild"):

@@ -2,8 +2,8 @@
 
     python bench/speed.py OPERATION ROUNDS OLD NEW [FORM_OLD FORM_NEW NAMED_NEW]
 
-`memory` is the peak over what the process held before it read its files, so inputs and results
-count. Times are processor time of a warm process, user and system: the first round is dropped, and
+`memory` is the peak over what the process, its libraries loaded, held before it read its files, so
+inputs and results count. Times are processor time of a warm process, user and system: the first round is dropped, and
 what else runs on the machine counts little.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bsdiff4
+import iced_x86  # noqa: F401  encode loads it when first used; code is not what an operation holds
 import zstandard
 
 from layerkit.formats import addressfree, delta

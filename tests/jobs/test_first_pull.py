@@ -20,6 +20,7 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.http import RunningServer, make_app, start_server
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
+from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats import updating
 from layerkit.formats.reference import Reference
 from layerkit.formats.update import MAX_HAVE_COUNT, parse_update, update_old
@@ -213,19 +214,44 @@ def test_an_update_is_made_once_for_all_who_hold_the_same(
     assert made == [2] and len(answers) == 1
 
 
-def test_when_too_many_are_made_at_once_the_node_goes_the_plain_way(
-    layout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_node_does_not_wait_long_and_the_next_one_gets_what_was_made(
+    layout: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerkit.jobs.serve.DIFF_WAIT", 0.0)
     source = LayoutSource(layout)
-    with start_server(make_app(source)) as running:
-        hold_others(running, store)
+    with start_server(make_app(source)) as running, Store(tmp_path / "b", Disk()) as other:
+        for one in (store, other):
+            hold_others(running, one)
+        monkeypatch.setattr("layerkit.jobs.serve.source.UPDATE_SECONDS", 0.05)
         while source._diffing.acquire(blocking=False):
-            pass
+            pass  # as if that many deltas were being made
         assert run(running, store, "other/c:v1").request_count > 1
+        monkeypatch.setattr("layerkit.jobs.serve.source.UPDATE_SECONDS", 60)
         source._diffing.release()
-        publish_image(layout, "other/c:v2", hello_files(C + b"more"))
-        assert run(running, store, "other/c:v2").request_count == 1
+        assert run(running, other, "other/c:v1").request_count == 1
+        assert store.verify().good and other.verify().good
+
+
+def test_no_more_is_made_at_once_than_the_limit(
+    layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerkit.jobs.serve.kept.MAX_JOB_COUNT", 0)
+    source = LayoutSource(layout)
+    have = [source._view()["team/a"].tags["v1"]]
+    with pytest.raises(NotFoundError, match="too much"):
+        source.read_update("other/c", "v1", have, AMD64)
+
+
+def test_what_fails_is_not_kept(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = LayoutSource(layout)
+    have = [source._view()["team/a"].tags["v1"]]
+
+    def fail(*_: object) -> None:
+        raise StoreError("layout is damaged")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError):
+        patch.setattr("layerkit.jobs.serve.source.make_update", fail)
+        source.read_update("other/c", "v1", have, AMD64)
+    assert source.read_update("other/c", "v1", have, AMD64)[1] is not None
 
 
 @pytest.mark.parametrize("at", [4, 20, 60, 400, -1])

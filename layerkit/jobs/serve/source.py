@@ -1,4 +1,4 @@
-"""`layerkit serve`: an OCI layout folder as a chunk server.
+"""An OCI layout folder as what a chunk server serves.
 
 The layout is read again when its index.json changes; blobs are immutable. A reference name in the
 index is `name:tag`; a bare tag belongs to the repository named like the folder. Chunks are cut out
@@ -13,14 +13,13 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest
-from layerkit.edges.http import RunningServer, make_app, run_server, start_server
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -57,55 +56,22 @@ from layerkit.formats.protocol import BATCH_LEVEL, serialize_chunk_batch, unpack
 from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
 from layerkit.formats.update import serialize_update
 from layerkit.formats.updating import Documents, Olds, choose_olds, make_update
+from layerkit.jobs.serve.kept import Kept
 
-__all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
+__all__ = ["LayoutSource"]
 
-DEFAULT_LISTEN: Final = "127.0.0.1:7420"
 UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
 CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
 PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
 PACKING_PAUSE: Final = 0.5  # seconds between two looks for new tags: one stat of a file
 PACKING_NICENESS: Final = 15
-MAX_KEPT_COUNT: Final = 4096
 _log = logging.getLogger(__name__)
 DIFF_COUNT: Final = 2  # deltas made at once: each takes a core, and 300 MiB at most for a window
-DIFF_WAIT: Final = 10.0  # seconds that an update waits for its turn; then there is none
+UPDATE_SECONDS: Final = 10.0  # how long a node waits for its update; others may get it later
 SMALL_SIZE: Final = 4 << 20  # bytes of dictionary, and
 SMALL_COUNT: Final = 4096  # chunks, up to which a batch is worth SMALL_LEVEL: 0.1 s for 300 chunks
 SMALL_LEVEL: Final = 19
-
-
-class _Kept:
-    """Bytes by key: made once for all who ask at the same time, kept while they fit. None is an
-    answer, too. Safe for threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._made: OrderedDict[Hashable, bytes | None] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._size = 0
-
-    def get(self, key: Hashable, make: Callable[[], bytes | None]) -> bytes | None:
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            with self._lock:
-                if key in self._made:
-                    self._made.move_to_end(key)
-                    return self._made[key]
-            made = make()
-            with self._lock:
-                self._made[key] = made
-                self._size += len(made or b"")
-                while len(self._made) > 1 and (
-                    self._size > self._limit or len(self._made) > MAX_KEPT_COUNT
-                ):
-                    gone, dropped = self._made.popitem(last=False)
-                    self._making.pop(gone, None)
-                    self._size -= len(dropped or b"")
-            return made
 
 
 @dataclass(slots=True)
@@ -131,9 +97,9 @@ class LayoutSource:
         self._forms: OrderedDict[Digest, bytes] = OrderedDict()
         self._forms_size = 0
         self._cache_size = cache_size
-        self._updates = _Kept(UPDATES_SIZE)
+        self._updates = Kept(UPDATES_SIZE)
         self._diffing = threading.BoundedSemaphore(DIFF_COUNT)
-        self._changes = _Kept(CHANGES_SIZE)
+        self._changes = Kept(CHANGES_SIZE)
         self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: it does not pack
         self._view()  # a folder that is no layout is an error now, not at the first request
 
@@ -310,7 +276,7 @@ class LayoutSource:
     ) -> tuple[Digest, bytes | None]:
         """What `ref` names, and the update to it from images of `have`, in whichever repositories
         they are; None if there is none. Made once for all who ask at the same time, and kept while
-        it fits."""
+        it fits. NotFoundError while it is not made within UPDATE_SECONDS."""
         repository = self._repository(name)
         top, _ = self.read_manifest(name, ref)
         new = self._documents(repository, top.digest, platform)
@@ -335,20 +301,17 @@ class LayoutSource:
             return top.digest, None
         old_top, old_documents = known[olds.image]
         forms = tuple(form.digest for _, old in olds.layers for _, form in old)
-        return top.digest, self._updates.get(
+        return top.digest, self._updates.get_soon(
             (old_top, top.digest, platform, forms),
             partial(self._make_update, olds, old_top, old_documents, new),
+            UPDATE_SECONDS,
         )
 
     def _make_update(
         self, olds: Olds, old_top: Digest, old: Documents, new: Documents
     ) -> bytes | None:
-        if not self._diffing.acquire(timeout=DIFF_WAIT):
-            raise NotFoundError("too many updates are being made")  # the node goes the plain way
-        try:
+        with self._diffing:
             made = make_update(olds, new, self._form_of)
-        finally:
-            self._diffing.release()
         return serialize_update(made, old_top, old.as_list()) if made is not None else None
 
     def _may_read(self, name: str) -> bool:
@@ -558,29 +521,3 @@ def _unpacked(artifact: Manifest) -> dict[Digest, tuple[Descriptor, Descriptor]]
         for part in parts.values()
         if CHUNK_MANIFEST in part and FORM_ZSTD in part and PACKED_TYPE not in part
     }
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """``host:port``, ``[v6]:port`` or ``:port`` (loopback)."""
-    host, colon, raw_port = text.rpartition(":")
-    if not colon or not (raw_port.isascii() and raw_port.isdigit()) or int(raw_port) > 65535:
-        raise UsageError(f"{text[:80]!r} is not an address", hint=f"write {DEFAULT_LISTEN}")
-    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(raw_port)
-
-
-def serve(layout: Path, listen: str, ready: Callable[[str], None]) -> None:
-    """Serve `layout` until a signal, and pack its forms aside; `ready` gets the URL once the port
-    is bound."""
-    host, port = parse_listen(listen)
-    source, stop = LayoutSource(layout), threading.Event()
-    packing = threading.Thread(target=source.keep_packing, args=(stop,), daemon=True)
-    packing.start()
-    try:
-        run_server(make_app(source), host, port, ready)
-    finally:
-        stop.set()
-
-
-def start(layout: Path, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
-    """Serve `layout` from a thread; `.url`, `.stop()`, or as a context. Packs nothing."""
-    return start_server(make_app(LayoutSource(layout)), host, port)
