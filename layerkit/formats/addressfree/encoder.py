@@ -80,7 +80,7 @@ def encode_binary(elf: Elf, symbols: Mapping[int, tuple[bytes, int]], salt: int)
     labels = _cut(found, sites, symbols)
     labels.salt, labels.machine = salt, machine
     encoding = _Encoding(found, labels, sites, symbols)
-    del found, go  # thousands of small objects, which the rest does without
+    del found, go, sites, labels  # thousands of small objects, which the rest does without
     return encoding.run()
 
 
@@ -250,7 +250,8 @@ class _Encoding:
         word_label = self.starts.find(found.word_target)
         self.word_pos = found.word_pos[word_label >= 0]
         self.word_label = word_label[word_label >= 0]
-        self.sites = sites
+        self.text_offset, self.text_addr = sites.offset, sites.addr
+        self.sites = sites.found
         pclntab = found.go.pclntab
         self.site_label = self.starts.find(sites.target)
         self.site_label[(sites.target >= pclntab.addr) & (sites.target < pclntab.end_addr)] = -1
@@ -291,19 +292,18 @@ class _Encoding:
             rewriting.find_places(labels, fields, target, is_new, (self.word_pos, self.word_label)),
             fields.pos[to_owned],
             target[to_owned],
-            self.sites.found.pos + self.sites.addr,
+            self.sites.pos + self.text_addr,
             self.site_label,
             self._masked_code(),
-            self.sites.addr,
+            self.text_addr,
         )
         return references, masked
 
     def _masked_code(self) -> Bytes8:
         """The text with every site zero."""
-        region = next(r for r in self.labels.regions if r.is_text and r.addr == self.sites.addr)
+        region = next(r for r in self.labels.regions if r.is_text and r.addr == self.text_addr)
         code = self.data[region.offset : region.offset + region.size].copy()
-        found = self.sites.found
-        write_values(code, 0, found, np.zeros(len(found.pos), np.int64))
+        write_values(code, 0, self.sites, np.zeros(len(self.sites.pos), np.int64))
         return code
 
     def _clear_derived(self, body: Bytes8) -> None:
@@ -320,8 +320,8 @@ class _Encoding:
     def _write_sites(self, ids: Int64s) -> tuple[Int64s, Int64s]:
         """Rewrite code; returns where, and the positions that the decoder must pass over."""
         known = np.flatnonzero(self.site_label >= 0)
-        sites, label = self.sites.found.select(known), self.site_label[known]
-        offset = self.sites.offset
+        sites, label = self.sites.select(known), self.site_label[known]
+        offset = self.text_offset
         value = np.where(sites.kind == BRANCH26, branch_values(ids[label]), ids[label])
         original = read_values(self.data, offset, sites)
         write_values(self.body, offset, sites, value)

@@ -178,16 +178,17 @@ class _Choice:
         begin, size = self.key_start[keyed], self.key_size[keyed]
         self.key_low[keyed] = np.searchsorted(self.ref_pos, begin)
         self.key_high[keyed] = np.searchsorted(self.ref_pos, begin + size)
-        used = np.flatnonzero(refs.site_label >= 0)
+        used = np.flatnonzero(refs.site_label >= 0).astype(np.int32)
         self.used = used
-        self.used_label = self.head[refs.site_label[used]]
+        self.used_label = self.head[refs.site_label[used]].astype(np.int32)
         self.first_use = np.full(labels.count, NO_PLACE, np.int32)
         np.minimum.at(self.first_use, self.used_label, np.arange(len(used), dtype=np.int32))
         addr = refs.site_addr[used]
         owner = self.head[np.maximum(np.searchsorted(labels.start, addr, side="right") - 1, 0)]
-        pairs = distinct(self.used_label * labels.count + owner) // max(1, labels.count)
+        pairs = self.used_label.astype(np.int64) * labels.count + owner
+        pairs = distinct(pairs) // max(1, labels.count)
         self.user_count = np.bincount(pairs, minlength=labels.count).astype(np.int32)
-        self.user: Int64s = owner
+        self.user = owner.astype(np.int32)
 
     def _plan(self, wanted: Bools) -> tuple[Bools, Bools]:
         """Which labels are known by content, and which by what they point to."""

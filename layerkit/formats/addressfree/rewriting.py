@@ -143,7 +143,7 @@ def write_ids(body: Bytes8, places: Places, ids: Int64s, ready: Bools | None = N
     ready."""
     pos, target, words = places.pos, places.target, places.word_pos
     if ready is not None:
-        now = np.flatnonzero(ready[target])
+        now = ready[target]
         pos, target, words = pos[now], target[now], words[ready[places.word_label]]
     model.write_u32(body, pos, ids[target])
     model.write_u32(body, words + 4, np.full(len(words), model.TAG, np.int64))
