@@ -3,8 +3,8 @@
     python bench/speed.py OPERATION ROUNDS OLD NEW [FORM_OLD FORM_NEW NAMED_NEW]
 
 `memory` is the peak over what the process, its libraries loaded, held before it read its files, so
-inputs and results count. Times are processor time of a warm process, user and system: the first round is dropped, and
-what else runs on the machine counts little.
+inputs and results count. Times are processor time of a warm process, user and system: the first
+round is dropped, and what else runs on the machine counts little.
 """
 
 from __future__ import annotations
