@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
 CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
 CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
 PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
+MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
 PACKING_PAUSE: Final = 0.5  # seconds between two looks for new tags: one stat of a file
 PACKING_NICENESS: Final = 15
 _log = logging.getLogger(__name__)
@@ -85,6 +86,16 @@ class _Repository:
     chunk_lists: dict[Digest, Descriptor] = field(default_factory=dict)  # newest first
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """The old forms of an update, the image whose documents the new ones are written against."""
+
+    olds: Olds
+    old_top: Digest
+    old: Documents
+    new: Documents
+
+
 class LayoutSource:
     """The `Source` of a layout folder. Safe for threads."""
 
@@ -98,6 +109,8 @@ class LayoutSource:
         self._forms_size = 0
         self._cache_size = cache_size
         self._updates = Kept(UPDATES_SIZE)
+        self._routes_of: dict[str, _Repository] | None = None
+        self._routes: dict[Hashable, _Route | None] = {}
         self._diffing = threading.BoundedSemaphore(DIFF_COUNT)
         self._changes = Kept(CHANGES_SIZE)
         self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: it does not pack
@@ -279,8 +292,7 @@ class LayoutSource:
         it fits. NotFoundError while it is not made within UPDATE_SECONDS."""
         repository = self._repository(name)
         top, _ = self.read_manifest(name, ref)
-        new = self._documents(repository, top.digest, platform)
-        if new is None or not have or have[0] == top.digest:
+        if not have or have[0] == top.digest:
             return top.digest, None
         own = [(old, repository) for old in have if old in repository.manifests]
         own_digests = {old for old, _ in own}
@@ -289,30 +301,60 @@ class LayoutSource:
             for old in have
             if old not in own_digests and (other := self._find_holder(old)) is not None
         ]
-        known: list[tuple[Digest, Documents]] = []
-        own_count = 0
-        for old, holder in own + others:
-            documents = self._documents(holder, old, platform)
-            if documents is not None:
-                known.append((old, documents))
-                own_count += old in own_digests
-        olds = choose_olds([old for _, old in known], own_count, new, self._places_of)
-        if olds is None:
+        route = self._find_route(repository, top.digest, platform, own, others)
+        if route is None:
             return top.digest, None
-        old_top, old_documents = known[olds.image]
-        forms = tuple(form.digest for _, old in olds.layers for _, form in old)
+        forms = tuple(form.digest for _, old in route.olds.layers for _, form in old)
         return top.digest, self._updates.get_soon(
-            (old_top, top.digest, platform, forms),
-            partial(self._make_update, olds, old_top, old_documents, new),
+            (route.old_top, top.digest, platform, forms),
+            partial(self._make_update, route),
             UPDATE_SECONDS,
         )
 
-    def _make_update(
-        self, olds: Olds, old_top: Digest, old: Documents, new: Documents
-    ) -> bytes | None:
+    def _find_route(
+        self,
+        repository: _Repository,
+        top: Digest,
+        platform: Platform,
+        own: Sequence[tuple[Digest, _Repository]],
+        others: Sequence[tuple[Digest, _Repository]],
+    ) -> _Route | None:
+        """From which images and forms an update starts, if there is one. Kept, for it takes 5 ms an
+        image, and nodes ask again with what others have asked with."""
+        images = tuple(old for old, _ in (*own, *others))
+        key = (id(repository), top, platform, len(own), images)
+        view = self._view()
+        with self._lock:
+            if self._routes_of is not view:  # the index changed
+                self._routes_of, self._routes = view, {}
+            if key in self._routes:
+                return self._routes[key]
+        route = None
+        new = self._documents(repository, top, platform)
+        if new is not None:
+            known: list[tuple[Digest, Documents]] = []
+            own_count = 0
+            for at, (old, holder) in enumerate((*own, *others)):
+                documents = self._documents(holder, old, platform)
+                if documents is not None:
+                    known.append((old, documents))
+                    own_count += at < len(own)
+            olds = choose_olds([old for _, old in known], own_count, new, self._places_of)
+            if olds is not None:
+                route = _Route(olds, *known[olds.image], new)
+        with self._lock:
+            if self._routes_of is view:
+                if len(self._routes) >= MAX_ROUTE_COUNT:
+                    self._routes.clear()
+                self._routes[key] = route
+        return route
+
+    def _make_update(self, route: _Route) -> bytes | None:
         with self._diffing:
-            made = make_update(olds, new, self._form_of)
-        return serialize_update(made, old_top, old.as_list()) if made is not None else None
+            made = make_update(route.olds, route.new, self._form_of)
+        if made is None:
+            return None
+        return serialize_update(made, route.old_top, route.old.as_list())
 
     def _may_read(self, name: str) -> bool:
         """May who asks have bytes of repository `name`? The one place that says so for repositories
