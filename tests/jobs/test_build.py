@@ -27,7 +27,9 @@ from layerkit.errors import (
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.deflate import compress, decompress
+from layerkit.formats.formpack import PACKED_TYPE, unpack
 from layerkit.formats.layer import read_tar
+from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
 from layerkit.jobs.build import BuildResult, build
 
@@ -73,6 +75,24 @@ def binary_of(layout: Layout, descriptor: oci.Descriptor) -> bytes:
     code = layers_of(layout, descriptor)["code"]
     tar = decompress(layout.read_blob(code.digest), code.media_type, 1 << 30)
     return next(bytes(entry.data) for entry in read_tar(tar) if entry.path == "app/hello")
+
+
+def test_pack_publishes_a_smaller_form_and_the_same_image(
+    hello: tuple[BuildResult, Layout], env: dict[str, str], tmp_path: Path
+) -> None:
+    result = build(HELLO, REF, layout_path=tmp_path, env=env, packs=True)
+    assert result.digest == hello[0].digest
+    layout = Layout(tmp_path)
+    artifact = layout.read_manifest(layout.referrers(result.digest)[0].digest)
+    packed = [blob for blob in artifact.layers if blob.media_type == PACKED_TYPE]
+    layer = packed[0].annotations[oci.ANNOTATION_LAYER]
+    form = next(
+        blob
+        for blob in artifact.layers
+        if blob.media_type == oci.FORM_ZSTD and blob.annotations[oci.ANNOTATION_LAYER] == layer
+    )
+    assert unpack(layout.read_blob(packed[0])) == unpack_form(layout.read_blob(form))
+    assert packed[0].size < 0.9 * form.size
 
 
 def test_binary_equals_bare_go_build(
