@@ -63,14 +63,14 @@ def others() -> list[str]:
     return sorted(p.name for p in WORKLOADS.iterdir() if p.is_dir() and p.name not in ISSUE)
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": GO, "GOOS": "linux", "GOARCH": "amd64"}
+def environment(arch: str = "amd64") -> dict[str, str]:
+    return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": GO, "GOOS": "linux", "GOARCH": arch}
 
 
-def build_workload(name: str) -> Built:
+def build_workload(name: str, arch: str = "amd64") -> Built:
     """Build bench/workloads/NAME in a folder called `fn`, as an edit of one function would be."""
     source = WORKLOADS / name
-    key = hashlib.sha256(f"{GO} {FLAGS}".encode())
+    key = hashlib.sha256(f"{GO} {FLAGS}{'' if arch == 'amd64' else ' ' + arch}".encode())
     for path in sorted(source.iterdir()):
         key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     target = WORK / "built" / key.hexdigest()[:24] / "binary"
@@ -78,7 +78,7 @@ def build_workload(name: str) -> Built:
         folder = WORK / "src" / name / "fn"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder)
-        _go_build(folder, ".", target)
+        _go_build(folder, ".", target, arch)
     return Built(name, target)
 
 
@@ -102,9 +102,9 @@ def build_release(module: str, package: str, version: str) -> Built:
     return Built(f"{module} {version}", target)
 
 
-def _go_build(folder: Path, package: str, target: Path) -> None:
+def _go_build(folder: Path, package: str, target: Path, arch: str = "amd64") -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".part")
     argv = ["nice", "go", "build", *FLAGS, "-o", str(temporary), package]
-    subprocess.run(argv, cwd=folder, env=environment(), check=True)
+    subprocess.run(argv, cwd=folder, env=environment(arch), check=True)
     temporary.rename(target)

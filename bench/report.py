@@ -33,6 +33,7 @@ DIFF_GOAL = 0.3  # s for 6 MB
 FLOOR_BUILT, FLOOR_STRIPPED = 0.0005, 0.002
 RELEASE_MEDIAN, RELEASE_WORST = 1 / 20, 1 / 8
 REBUILD_GOAL = 1.15
+ARM_RATIO = 1.5
 RELEASE_PEERS = ("bsdiff4", "hdiffpatch", "ostree static-delta")
 
 
@@ -132,6 +133,15 @@ def chunks_table(rows: Table, delta_rows: Table) -> str:
         )
     head = ["case", "chunks missing", "alone", "as they travel", "manifest change", "moved"]
     return grid([*head, "casync 8K", "goal", "reached"], lines)
+
+
+def machines_table(rows: Table) -> str:
+    lines = []
+    for case, row in rows.items():
+        ratio = row["arm64"] / row["amd64"]
+        cells = [case, number(row["amd64"]), number(row["arm64"]), f"{ratio:.2f}"]
+        lines.append([*cells, verdict(ratio, ARM_RATIO)])
+    return grid(["delta, bytes", "amd64", "arm64", "ratio", f"<= {ARM_RATIO}"], lines)
 
 
 def averages_table(rows: Table) -> str:
@@ -360,6 +370,8 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
     if rows := tables.get("deltas"):
         parts += ["## Updates: one delta", deltas_table(rows), missing_notes(rows)]
         parts += ["What the tools took, one sample, with their own start-up:", times_table(rows)]
+    if rows := tables.get("machines"):
+        parts += ["## Updates on arm64", machines_table(rows)]
     if rows := tables.get("chunks"):
         parts += [
             "## Updates: chunks only",

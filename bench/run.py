@@ -140,6 +140,18 @@ def floors() -> Table:
     return table
 
 
+def machines() -> Table:
+    """Bytes of a delta on both machines."""
+    table: Table = {}
+    for case, names in EDITS.items():
+        table[case] = {}
+        for arch in ("amd64", "arm64"):
+            old, new = (ours.form_of(build_workload(name, arch)) for name in names)
+            table[case][arch] = len(ours.delta_of([old], new))
+        say(f"{case}: {table[case]}")
+    return table
+
+
 def releases_built() -> dict[str, tuple[Built, Built]]:
     return {
         f"{name} {old} -> {new}": (
@@ -177,6 +189,7 @@ def rebuild() -> Table:
 
 TABLES: dict[str, Callable[[], Table]] = {
     "deltas": lambda: deltas(list(peers.PEERS)),
+    "machines": machines,
     "chunks": chunks,
     "first_pulls": first_pulls,
     "speeds": speeds,

@@ -314,20 +314,18 @@ def fips_sum(labels: Labels, out: Bytes8, at: int) -> Bytes8:
     return np.frombuffer(sum_.digest(), np.uint8)
 
 
-def findfunctab(labels: Labels, limit: int) -> Bytes8:
-    """Go's lookup table from pc to function: for each 4096 bytes of text the number of the first
-    function there, and for each 256 bytes of it the distance from that number. Empty when it is
-    over `limit` bytes. Source: src/cmd/link/internal/ld/pcln.go findfunctab, go1.20 to go1.27."""
+def findfunctab(labels: Labels, size: int) -> Bytes8:
+    """Go's lookup table from pc to function, of `size` bytes: for each 4096 bytes of text the
+    number of the first function there, and for each 256 bytes of it the distance from that number.
+    How far the text goes follows from the size: the section may be longer (arm64).
+    Source: src/cmd/link/internal/ld/pcln.go findfunctab, go1.20 to go1.27."""
     text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
     starts = labels.start[text & (labels.rule != model.RULE_CONT) & (labels.rule != model.RULE_END)]
-    ends = labels.start[text & (labels.rule == model.RULE_END)]
-    if not len(starts) or not len(ends):
+    buckets = -(-size // 20)
+    count = size - 4 * buckets
+    if not len(starts) or count <= 0:
         return np.zeros(0, np.uint8)
-    low, span = int(starts[0]), int(ends[-1] - starts[0])
-    count, buckets = -(-span // 256), -(-span // 4096)
-    if span < 0 or 4 * buckets + count > limit:
-        return np.zeros(0, np.uint8)  # not the table of this text
-    first = np.searchsorted(starts, low + 256 * np.arange(count), side="right") - 1
+    first = np.searchsorted(starts, int(starts[0]) + 256 * np.arange(count), side="right") - 1
     table = np.zeros((buckets, 20), np.uint8)
     base = first[::16]
     table[:, :4] = base.astype("<u4").view(np.uint8).reshape(-1, 4)
