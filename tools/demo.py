@@ -196,7 +196,7 @@ class Demo:
         main.write_text(new, encoding="utf-8")
 
     def run(self) -> None:
-        say("1. build examples/hello into an OCI layout, with its chunks and packed forms beside it")
+        say("1. build examples/hello into an OCI layout, its chunks and packed forms beside it")
         self.build("v1", "--pack")
         serve = [*LAYERKIT, "serve", str(self.layout), "--listen", "127.0.0.1:0"]
         with running(serve) as server:

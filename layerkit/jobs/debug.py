@@ -38,7 +38,7 @@ class DebugResult:
 @dataclass(frozen=True, slots=True)
 class EncodeResult:
     """A form that was written. `why_raw` is empty for an address-free one; of a layer it names each
-    binary's reason. `labels_size` counts the label tables in the form."""
+    binary's reason. `labels_size` counts the labels blobs, which make the form from the binary."""
 
     output: Path
     digest: Digest
