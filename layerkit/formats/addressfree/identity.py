@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
 from layerkit.formats.addressfree.rewriting import (
@@ -34,6 +35,7 @@ Uint64s = NDArray[np.uint64]
 
 THIN: Final = 8  # bytes other than zero, fields masked: below it, content is no identity
 ROUNDS: Final = 16  # how deep objects that are known by what they point to may be nested
+LISTED_TRIES: Final = 1000
 LISTED_SALT: Final = 7  # listed ids do not follow the form's salt
 RECORD_SEED: Final = 2
 NO_PLACE: Final = (1 << 31) - 1
@@ -313,9 +315,13 @@ class _Choice:
         gone: set[int] = set(values[is_in(values, others)].tolist())
         for at, (seed, value) in enumerate(zip(ranked, values.tolist(), strict=True)):
             if value in gone:
-                while value in gone or (others == value).any():
+                for _ in range(LISTED_TRIES):
+                    if value not in gone and not (others == value).any():
+                        break
                     seed = (seed + 0x1_0000_0001) & 0xFFFFFFFFFFFFFFFF
                     value = model.fold_one(seed, LISTED_SALT)
+                else:
+                    raise FormatError("more labels than there are ids")
                 values[at] = value
             gone.add(value)
         self.ids[label] = values

@@ -103,6 +103,16 @@ def test_ids_are_unique() -> None:
     assert len(set(labels.explicit.tolist())) == len(labels.explicit)
 
 
+@pytest.mark.parametrize("bits", [5, 7, 9, 12])
+def test_clashing_ids_are_settled(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few bits everything clashes: right all the same, and raw at worst."""
+    monkeypatch.setattr(model, "ID_MASK", (1 << bits) - 1)
+    for binary in (toy_go(), TOY):
+        made = addressfree.encode(binary)
+        assert addressfree.decode(made.form) == binary
+        assert bits < 12 or made.why_raw == ""
+
+
 def test_findfunctab_is_derived() -> None:
     labels = labels_of(TOY)
     assert [p.derived for p in labels.patterns].count(model.DERIVED_FINDFUNCTAB) == 1
