@@ -19,7 +19,7 @@ from build import WORKLOADS, Built, build_workload
 from report import grid, number
 
 from layerkit.formats import delta
-from layerkit.formats.addressfree import _parse
+from layerkit.formats.addressfree.wire import parse_form
 from layerkit.formats.cursor import Reader
 from layerkit.formats.delta import primed
 from layerkit.formats.delta.covers import choose_covers, find_runs, gaps_of, read_covers
@@ -38,7 +38,7 @@ def parts_of(built: Built, form: bytes) -> list[Part]:
     """The form in order: header, labels, then the body by section and subtable of .gopclntab."""
     elf = parse_elf(built.binary)
     go = parse_go_tables(elf)
-    _, labels, body = _parse(form)
+    _, labels, body = parse_form(form)
     start = len(form) - len(body)
     labels_at = form.index(bytes(labels)) if len(labels) else start
     cuts = [("header", 0), ("labels", labels_at), ("ELF header", start)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from build import Built
 
-from layerkit.formats.addressfree import _parse, model, wire
+from layerkit.formats.addressfree import model, wire
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.golang import GoTables, parse_go_tables
 from layerkit.formats.sites import AMD64, disassemble, find_candidates, read_targets
@@ -47,7 +47,7 @@ class Side:
             for s in parse_elf(built.named).symbols()
             if not NUMBERED.search(s.name) and not s.name.endswith(b"*")
         }
-        _, labels, body = _parse(form)
+        _, labels, body = wire.parse_form(form)
         self.labels, _ = wire.parse_labels(labels, len(body))
         self.masked = np.frombuffer(body, np.uint8).copy()
         fields = model.expand_fields(self.labels)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from layerkit.errors import FormatError, VersionError
-from layerkit.formats.addressfree import packing
+from layerkit.formats.addressfree import packing, wire
 from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.layerform import PART_BINARY, join_parts, split_parts
 
@@ -142,5 +142,5 @@ def _restore(reader: Reader, form_size: int) -> bytes:
         labels = bytes(reader.sized(form_size, "labels"))
         body = bytes(reader.sized(form_size, "body"))
         form = packing.restore_ids(labels, packing.NumberedBody(tag, skip, body))
-        parts.append((PART_BINARY, packing.join(labels, form)))
+        parts.append((PART_BINARY, wire.serialize_form(wire.KIND_GO, labels, form)))
     return join_parts(parts)

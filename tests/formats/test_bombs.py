@@ -44,7 +44,7 @@ def test_labels_with_many_counters_are_refused() -> None:
     for value in (0, 0, 0, wire.COUNTER_LIMIT + 1, 1, 0):
         labels.varint(value)
     form = Writer()
-    form.raw(wire.MAGIC + bytes((wire.MAJOR, wire.MINOR, addressfree.KIND_GO)))
+    form.raw(wire.MAGIC + bytes((wire.MAJOR, wire.MINOR, wire.KIND_GO)))
     form.sized(labels.getvalue())
     form.sized(b"")
     with pytest.raises(FormatError, match="counter of a kind is over its limit"):

@@ -108,13 +108,13 @@ def _encoded() -> tuple[_Toy, ...]:
     for toy in _toys():
         made = addressfree.encode(toy)
         assert not made.why_raw
-        _, table, body = addressfree._parse(made.form)
+        _, table, body = addressfree.wire.parse_form(made.form)
         found.append(_Toy(toy, made.labels, made.form, bytes(table), bytes(body)))
     return tuple(found)
 
 
 def _container(labels: bytes, body: bytes) -> bytes:
-    return addressfree._serialize(addressfree.KIND_GO, labels, body)
+    return addressfree.wire.serialize_form(addressfree.wire.KIND_GO, labels, body)
 
 
 def _same_both_ways(call: Callable[[], bytes], limit: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -39,18 +38,6 @@ def layout(tmp_path: Path) -> Path:
     for name, binary in {"team/a": A, "team/b": B, "other/c": C}.items():
         publish_image(tmp_path / "layout", f"{name}:v1", hello_files(binary))
     return tmp_path / "layout"
-
-
-@pytest.fixture
-def server(layout: Path) -> Iterator[RunningServer]:
-    with start(layout) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "store", Disk()) as opened:
-        yield opened
 
 
 def run(server: RunningServer, store: Store, ref: str, **options: object) -> PullResult:

@@ -40,18 +40,6 @@ def layout(tmp_path: Path) -> Path:
     return tmp_path / "layout"
 
 
-@pytest.fixture
-def server(layout: Path) -> Iterator[RunningServer]:
-    with start(layout) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "store", Disk()) as opened:
-        yield opened
-
-
 def run(server: RunningServer, store: Store, ref: str = REF, **options: object) -> PullResult:
     with Remote(server.url, pauses=(0.01, 0.01)) as remote:
         options.setdefault("platform", AMD64)

@@ -23,13 +23,10 @@ import numpy as np
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, encoder, rewriting, wire
 from layerkit.formats.addressfree.rewriting import Exceptions
-from layerkit.formats.cursor import Reader, Writer
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
 
 __all__ = ["Encoded", "Hints", "decode", "encode", "read_hints", "rebuild"]
 
-KIND_RAW: Final = 0
-KIND_GO: Final = 1
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
 
 
@@ -83,7 +80,7 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
                 body, found = made.body, made.found
                 del made
                 if _comes_back(binary, body, blob, found):
-                    return Encoded(blob, _serialize(KIND_GO, labels, body))
+                    return Encoded(blob, wire.serialize_form(wire.KIND_GO, labels, body))
             why = "does not come back bit for bit"
         except FormatError as exc:
             why = exc.message
@@ -92,7 +89,7 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
             why = f"{type(exc).__name__} in Go's tables"
     none = Exceptions(np.zeros(0, np.int64), np.zeros(0, np.int64))
     blob = wire.serialize_blob(b"", len(binary), none)
-    return Encoded(blob, _serialize(KIND_RAW, b"", binary), why)
+    return Encoded(blob, wire.serialize_form(wire.KIND_RAW, b"", binary), why)
 
 
 def _comes_back(binary: bytes, body: bytes, blob: bytes, found: rewriting.Found) -> bool:
@@ -116,46 +113,22 @@ def rebuild(binary: bytes, labels: bytes | memoryview) -> bytes:
     if size != len(binary):
         raise FormatError(f"labels blob: got a binary of {len(binary)} bytes, want {size}")
     if not len(table_bytes):
-        return _serialize(KIND_RAW, b"", binary)
+        return wire.serialize_form(wire.KIND_RAW, b"", binary)
     table, _ = wire.parse_labels(table_bytes, size)
     try:
         body = rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("labels blob: it is not of this binary") from exc
-    return _serialize(KIND_GO, bytes(table_bytes), body.tobytes())
+    return wire.serialize_form(wire.KIND_GO, bytes(table_bytes), body.tobytes())
 
 
 def decode(form: bytes | memoryview) -> bytes:
     """The binary that a form stands for. Raises only FormatError; the caller checks a digest."""
-    kind, labels, body = _parse(form)
-    if kind == KIND_RAW:
+    kind, labels, body = wire.parse_form(form)
+    if kind == wire.KIND_RAW:
         return bytes(body)
     table, skip = wire.parse_labels(labels, len(body))
     try:
         return decoder.restore(table, body, skip)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("form: fields lie outside the file") from exc
-
-
-def _serialize(kind: int, labels: bytes, body: bytes) -> bytes:
-    writer = Writer()
-    writer.raw(wire.MAGIC)
-    writer.u8(wire.MAJOR)
-    writer.u8(wire.MINOR)
-    writer.u8(kind)
-    writer.sized(labels)
-    writer.sized(body)
-    return writer.getvalue()
-
-
-def _parse(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
-    reader = Reader(form, "form")
-    kind = wire.check_header(reader)
-    if kind not in (KIND_RAW, KIND_GO):
-        raise reader.fail(f"kind {kind} is not known")
-    labels = reader.sized(wire.SIZE_LIMIT, "labels")
-    body = reader.sized(wire.SIZE_LIMIT, "body")
-    reader.finish()
-    if kind == KIND_RAW and len(labels):
-        raise reader.fail("a raw form has labels")
-    return kind, labels, body

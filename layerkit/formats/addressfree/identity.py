@@ -103,9 +103,7 @@ class _Choice:
         self.sizes = model.object_sizes(labels)
         self.key_start, self.key_size = model.key_ranges(labels)
         self.cont: Bools = labels.rule == model.RULE_CONT
-        self.head: Int64s = np.maximum.accumulate(
-            np.where(self.cont, 0, np.arange(labels.count, dtype=np.int64))
-        )
+        self.head = model.find_heads(labels)
         self.final = np.zeros(labels.count, bool)
         self.written = self.final.copy()  # whose ids `body` has
         self.listed: set[int] = set()  # open labels that no rule fits

@@ -36,6 +36,7 @@ __all__ = [
     "clear",
     "derive_ids",
     "expand_fields",
+    "find_heads",
     "find_tagged_words",
     "fold_one",
     "hash_bytes",
@@ -297,11 +298,17 @@ def wrap_id(value: Int64s) -> Int64s:
     return (value & ID_MASK) | CONTINUED_TOP
 
 
+def find_heads(labels: Labels) -> Int64s:
+    """The label that begins the object of each: itself, but for RULE_CONT."""
+    own = np.arange(labels.count, dtype=np.int64)
+    head: Int64s = np.maximum.accumulate(np.where(labels.rule == RULE_CONT, 0, own))
+    return head
+
+
 def object_sizes(labels: Labels) -> Int64s:
     """Size of each label together with the RULE_CONT labels that go it on."""
     total = labels.size.copy()
-    cont = labels.rule == RULE_CONT
-    head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
+    cont, head = labels.rule == RULE_CONT, find_heads(labels)
     np.add.at(total, head[cont], labels.size[cont])
     return total
 
@@ -357,8 +364,7 @@ def hash_bytes(data: bytes) -> int:
 
 def continue_ids(labels: Labels, ids: Int64s) -> None:
     """Fill the ids of RULE_CONT labels from the object that they go on."""
-    cont = labels.rule == RULE_CONT
-    head = np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count)))
+    cont, head = labels.rule == RULE_CONT, find_heads(labels)
     ids[cont] = wrap_id(ids[head[cont]] + labels.start[cont] - labels.start[head[cont]])
 
 

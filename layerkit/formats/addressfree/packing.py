@@ -22,13 +22,12 @@ import numpy.typing as npt
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, wire
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
-from layerkit.formats.cursor import Reader, Writer
+from layerkit.formats.cursor import Reader
 from layerkit.formats.packed import read_u32, write_u32
 from layerkit.formats.sites import AMD64, find_candidates
 
-__all__ = ["NumberedBody", "join", "number_ids", "restore_ids", "split"]
+__all__ = ["NumberedBody", "number_ids", "restore_ids", "split"]
 
-KIND_GO: Final = 1  # of a form: labels and body
 NUMBER_BITS: Final = 24  # labels that can be numbered; a binary of 100 MB has a million
 MAX_SKIP_COUNT: Final = 1 << 16  # more false places mean that the rule does not fit this body
 
@@ -47,24 +46,12 @@ class NumberedBody:
 def split(form: bytes) -> tuple[bytes, bytes] | None:
     """Label table and body of a form; None for a raw one."""
     reader = Reader(form, "form")
-    if wire.check_header(reader) != KIND_GO:
+    if wire.check_header(reader) != wire.KIND_GO:
         return None
     labels = bytes(reader.sized(wire.SIZE_LIMIT, "labels"))
     body = bytes(reader.sized(wire.SIZE_LIMIT, "body"))
     reader.finish()
     return labels, body
-
-
-def join(labels: bytes, body: bytes) -> bytes:
-    """The form of a label table and a body."""
-    writer = Writer()
-    writer.raw(wire.MAGIC)
-    writer.u8(wire.MAJOR)
-    writer.u8(wire.MINOR)
-    writer.u8(KIND_GO)
-    writer.sized(labels)
-    writer.sized(body)
-    return writer.getvalue()
 
 
 def number_ids(labels_data: bytes, body: bytes) -> NumberedBody | None:
@@ -178,9 +165,7 @@ def _kept(labels: Labels, size: int) -> Bools:
     by content do, since sites are not masked."""
     text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
     root = (labels.rule == model.RULE_FULL) | (text & (labels.rule == model.RULE_CONTENT))
-    owner = np.maximum.accumulate(
-        np.where(labels.rule != model.RULE_CONT, np.arange(labels.count), 0)
-    )
+    owner = model.find_heads(labels)
     offsets = labels.offsets()
     chosen = np.flatnonzero(root[owner] & (offsets >= 0) & (labels.size > 0))
     edges = np.zeros(size + 1, np.int8)

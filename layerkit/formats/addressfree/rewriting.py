@@ -207,13 +207,8 @@ def _words_by_rule(labels: Labels, data: Bytes8, starts: Starts) -> tuple[Int64s
     return pos[order], label[order]
 
 
-def _heads(labels: Labels) -> Int64s:
-    cont = labels.rule == model.RULE_CONT
-    return np.maximum.accumulate(np.where(cont, 0, np.arange(labels.count, dtype=np.int64)))
-
-
 def _code_by_rule(labels: Labels, data: Bytes8, starts: Starts) -> Iterator[_Code]:
-    heads = _heads(labels)
+    heads = model.find_heads(labels)
     for region in labels.regions:
         if not region.is_text or region.offset < 0:
             continue
@@ -293,7 +288,7 @@ def counts_before(marks: Bools) -> NDArray[np.int32]:
 def _ids(labels: Labels, places: Places, masked: Bytes8, body: Bytes8) -> Int64s:
     """All ids. Objects that are what they point to come in rounds, innermost first; `body` gets
     the ids that they need."""
-    heads = _heads(labels)
+    heads = model.find_heads(labels)
     full = labels.rule == model.RULE_FULL
     rules = labels.rule
     labels.rule = np.where(full, model.RULE_NONE, rules)

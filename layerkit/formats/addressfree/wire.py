@@ -15,11 +15,14 @@ from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.model import Int64s, Kind, Labels, Measure, Pattern, Region
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.cursor import Reader, Writer, unzigzag, zigzag
+from layerkit.formats.packed import read_varints, write_varints
 from layerkit.formats.sites import ARM64
 
 __all__ = ["parse_labels", "read_column", "serialize_labels", "write_column"]
 
 MAGIC: Final = b"LKAF"
+KIND_RAW: Final = 0  # no labels; the body is the binary
+KIND_GO: Final = 1
 BLOB_MAGIC: Final = b"LKLB"
 SIZE_LIMIT: Final = 1 << 31  # bytes of a binary: offsets in Go's own tables are 32 bits
 MAJOR: Final = 1
@@ -34,42 +37,48 @@ RegionRule = tuple[int, int, int, int]  # flags, space, alignment or address, fi
 
 
 def write_column(writer: Writer, values: Int64s) -> None:
-    """A length and LEB128 varints, all values below 2^63. Vectorised: byte k of each value that
-    needs more than k bytes, put where it belongs."""
-    value = values.astype(np.uint64)
-    width = np.ones(len(value), np.int64)
-    for k in range(1, 9):
-        width += value >= np.uint64(1 << (7 * k))
-    start = np.cumsum(width) - width
-    out = np.zeros(int(width.sum()), np.uint8)
-    for k in range(int(width.max(initial=0))):
-        has = width > k
-        byte = (value[has] >> np.uint64(7 * k) & np.uint64(0x7F)).astype(np.uint8)
-        out[start[has] + k] = byte | np.where(width[has] > k + 1, 0x80, 0).astype(np.uint8)
+    """A count, and a sized run of varints, all values below 2^63."""
     writer.varint(len(values))
-    writer.sized(out.tobytes())
+    writer.sized(write_varints(values).tobytes())
 
 
 def read_column(reader: Reader, name: str, limit: int) -> Int64s:
     """The twin of `write_column`; every value is at most `limit`."""
     count = reader.varint(COUNT_LIMIT, f"count of {name}")
     raw = np.frombuffer(reader.sized(COUNT_LIMIT * 9, name), np.uint8)
-    ends = np.flatnonzero(raw < 0x80)
-    if len(ends) != count or (count and ends[-1] != len(raw) - 1) or (not count and len(raw)):
-        raise reader.fail(f"{name} has another count than declared")
-    start = np.concatenate(([0], ends[:-1] + 1)) if count else ends
-    width = ends - start + 1
-    if count and int(width.max()) > 9:
-        raise reader.fail(f"a value in {name} is too long")
-    if ((raw[ends] == 0) & (width > 1)).any():
-        raise reader.fail(f"a value in {name} is not in its shortest form")
-    value = np.zeros(count, np.int64)
-    for k in range(int(width.max(initial=0))):
-        has = width > k
-        value[has] |= (raw[start[has] + k].astype(np.int64) & 0x7F) << (7 * k)
+    try:
+        value = read_varints(raw, count)
+    except FormatError as exc:
+        raise reader.fail(f"{name}: {exc.message}") from exc
     if count and (int(value.max()) > limit or int(value.min()) < 0):
         raise reader.fail(f"a value in {name} is over its limit {limit}")
     return value
+
+
+def serialize_form(kind: int, labels: bytes, body: bytes) -> bytes:
+    """A form of its two parts; a raw one has no labels."""
+    writer = Writer()
+    writer.raw(MAGIC)
+    writer.u8(MAJOR)
+    writer.u8(MINOR)
+    writer.u8(kind)
+    writer.sized(labels)
+    writer.sized(body)
+    return writer.getvalue()
+
+
+def parse_form(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
+    """Kind, label table and body."""
+    reader = Reader(form, "form")
+    kind = check_header(reader)
+    if kind not in (KIND_RAW, KIND_GO):
+        raise reader.fail(f"kind {kind} is not known")
+    labels = reader.sized(SIZE_LIMIT, "labels")
+    body = reader.sized(SIZE_LIMIT, "body")
+    reader.finish()
+    if kind == KIND_RAW and len(labels):
+        raise reader.fail("a raw form has labels")
+    return kind, labels, body
 
 
 def serialize_labels(labels: Labels, skip: Int64s) -> bytes:

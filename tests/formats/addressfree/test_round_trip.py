@@ -32,11 +32,11 @@ def assert_comes_back(binary: bytes, about: str = "") -> addressfree.Encoded:
 def labels_of(binary: bytes) -> Labels:
     made = addressfree.encode(binary)
     assert not made.why_raw
-    return wire.parse_labels(addressfree._parse(made.form)[1], len(binary))[0]
+    return wire.parse_labels(wire.parse_form(made.form)[1], len(binary))[0]
 
 
 def body_of(form: bytes) -> bytes:
-    return bytes(addressfree._parse(form)[2])
+    return bytes(wire.parse_form(form)[2])
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
