@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from layerkit.digest import sha256_digest
-from layerkit.formats import delta, layerform, update
+from layerkit.digest import raw_chunk_id, sha256_digest
+from layerkit.formats import delta, layerform, shelf, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.addressfree.model import Kind, Labels, Measure, Pattern, Region
 from layerkit.formats.cursor import Writer, zigzag
@@ -231,6 +231,18 @@ def _update() -> Pieces:
     ]
 
 
+def _shelf_entry() -> Pieces:
+    made = shelf.serialize_entry("a key", b"bytes")
+    return [
+        (b"LKSE", "magic"),
+        (b"\0\0\x50\0", "major, minor, header size"),
+        (raw_chunk_id(b"a key"), "BLAKE3 of the key"),
+        (raw_chunk_id(b"bytes"), "BLAKE3 of the bytes"),
+        (made[72:80], "their size"),
+        (b"bytes", "the bytes"),
+    ]
+
+
 def cases() -> Iterator[Case]:
     forms = (
         ("addressfree/minimal.txt", "a function, a string, two references", "Address-free form",
@@ -238,6 +250,7 @@ def cases() -> Iterator[Case]:
         ("delta/primed.txt", "a near match", "Delta", _primed_delta(), 4),
         ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
         ("update/documents.txt", "four documents and a delta", "Update", _update(), 4),
+        ("shelf/entry.txt", "five bytes under a key", "Shelf entry", _shelf_entry(), 4),
     )  # fmt: skip
     for path, name, spec, pieces, major_at in forms:
         case = Case(path, name, spec, pieces)

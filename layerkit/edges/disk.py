@@ -181,6 +181,10 @@ class Disk:
             return False
         return True
 
+    def touch(self, path: Path) -> None:
+        """Set a file's times to now: it was used."""
+        self.act("touch", path, lambda: os.utime(path))
+
     def remove_tree(self, path: Path) -> None:
         """Remove a folder and all in it, without following links."""
         for folder, folders, files, folder_fd in os.fwalk(path, topdown=False):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.formats import chunkmanifest, chunksync, delta, formpack, layerform, protocol, update
+from layerkit.formats import chunkmanifest, chunksync, delta, formpack, layerform, protocol, shelf, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 
@@ -20,6 +20,7 @@ STRUCTS = {
     ("Chunk manifest change", "Header"): chunksync.HEADER,
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
     ("Update", "Header"): update.HEADER,
+    ("Shelf entry", ""): shelf.HEADER,
 }
 
 
@@ -82,6 +83,7 @@ def test_magics_and_constants_of_the_form_are_the_codes() -> None:
         ("Delta", delta.MAGIC),
         ("Update", update.MAGIC),
         ("Packed form", formpack.MAGIC),
+        ("Shelf entry", shelf.MAGIC),
     ):
         assert f"`{magic.decode()}`" in section(title)
     text = section("Address-free form")

@@ -30,7 +30,7 @@ from vector_cases import (
 )
 
 from layerkit.errors import VersionError
-from layerkit.formats import addressfree, delta, layerform, update
+from layerkit.formats import addressfree, delta, layerform, shelf, update
 from layerkit.formats.addressfree import wire
 from layerkit.formats.delta.covers import Cover, write_covers
 from layerkit.formats.delta.far import write_far
@@ -40,6 +40,7 @@ READ: dict[str, Callable[[bytes], object]] = {
     "addressfree": addressfree.decode,
     "delta": lambda data: delta.patch([OLD], data),
     "layerform": layerform.decode_layer,
+    "shelf": lambda data: shelf.parse_entry(data, "a key"),
     "update": lambda data: update.parse_update(data, OLD_DOCUMENTS),
 }
 # SHA-256 of each vector's bytes, versions 0.0
@@ -48,6 +49,7 @@ FROZEN = {
     "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
     "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
     "layerform/two-parts.txt": "5c4a0e9ff36612cf9395ab7cda0b3fc45fb478c4bdebff44d36158c8122b4328",
+    "shelf/entry.txt": "d6b39420aafbf4d3f4327a4eeb7c265ee2f385b396369f73c5c3aab72b11330f",
     "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
 }
 

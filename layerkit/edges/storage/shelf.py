@@ -1,0 +1,93 @@
+"""A shelf in a folder: a file for each entry, for as many servers as reach the folder.
+
+Who puts holds the folder's lock, so that the size is kept within its limit by all together, and a
+temp file that is seen under the lock is one that a crash left. A reader takes no lock: an entry
+appears whole, and is checked as it is read. What was used is told by the time of its file.
+A crash leaves at most one temp file, which the next `put` removes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from layerkit.edges.disk import TEMP_PREFIX, Disk
+from layerkit.errors import FormatError, LayerkitError
+from layerkit.formats.shelf import HEADER, MAX_ENTRY_SIZE, name_entry, parse_entry, serialize_entry
+
+__all__ = ["SHELF_SIZE", "FolderShelf"]
+
+SHELF_SIZE: Final = 1 << 30  # bytes: some thousand updates of an edit each
+MAX_ENTRY_COUNT: Final = 65_536  # a put lists them: 0.1 s
+TOUCH_SECONDS: Final = 60.0  # a file that was used this recently is not touched again
+_LOCK: Final = ".lock"
+_log = logging.getLogger(__name__)
+
+
+class FolderShelf:
+    """The `Shelf` at `path`, made by the first `put`. `limit` is in bytes, of all its files."""
+
+    def __init__(self, path: Path, disk: Disk | None = None, limit: int = SHELF_SIZE) -> None:
+        self.path = path
+        self.limit = limit
+        self._disk = disk or Disk()
+
+    def get(self, key: str) -> bytes | None:
+        path = self.path / name_entry(key)
+        try:
+            with path.open("rb") as file:
+                info = os.fstat(file.fileno())
+                if info.st_size > MAX_ENTRY_SIZE + HEADER.size:
+                    raise FormatError(f"shelf entry: {info.st_size} bytes are over the limit")
+                data = parse_entry(file.read(), key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            _log.warning("%s cannot be read: %s", path, exc.strerror)
+            return None
+        except FormatError as exc:
+            _log.warning("%s is dropped: %s", path, exc.message)
+            self._try(self._disk.remove, path)
+            return None
+        if time.time() - info.st_mtime > TOUCH_SECONDS:
+            self._try(self._disk.touch, path)
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        raw = serialize_entry(key, data)
+        if len(raw) > min(self.limit, MAX_ENTRY_SIZE):
+            return
+        try:
+            self._disk.make_folder(self.path)
+            with self._disk.lock(self.path / _LOCK, wait=True):
+                self._make_room(len(raw))
+                self._disk.write_atomic(self.path / name_entry(key), raw)
+        except LayerkitError as exc:
+            _log.warning("nothing is kept in %s: %s (%s)", self.path, exc.message, exc.cause)
+
+    def _make_room(self, size: int) -> None:
+        """Remove temp files, and what was used longest ago until `size` more bytes fit."""
+        entries: list[tuple[int, str, int]] = []
+        with os.scandir(self.path) as found:
+            for entry in found:
+                if entry.name.startswith(TEMP_PREFIX):
+                    self._disk.remove(self.path / entry.name)
+                elif entry.name != _LOCK:
+                    info = entry.stat(follow_symlinks=False)
+                    entries.append((info.st_mtime_ns, entry.name, info.st_size))
+        entries.sort(reverse=True)
+        total = size + sum(size for _, _, size in entries)
+        while entries and (total > self.limit or len(entries) >= MAX_ENTRY_COUNT):
+            _, name, gone = entries.pop()
+            self._disk.remove(self.path / name)
+            total -= gone
+
+    def _try(self, call: Callable[[Path], object], path: Path) -> None:
+        try:
+            call(path)
+        except LayerkitError as exc:
+            _log.debug("%s: %s", exc.message, exc.cause)
