@@ -27,6 +27,7 @@ FORMATS = {
         "addressfree buildinfo cursor elf golang gonames gotypes layerform ranges sites",
         "numpy",
     ),
+    "tokens": ("", ""),
     "update": ("cursor digest", "zstandard"),
     "shelf": ("digest", ""),
     "updating": ("digest oci delta chunker chunkmanifest layerform update", ""),
@@ -77,23 +78,32 @@ EDGES = {
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": (
         "digest formats.chunksync formats.formpack formats.protocol formats.oci formats.reference"
-        " formats.update",
-        "starlette uvicorn",
+        " formats.tokens formats.update edges.tokens",
+        "httptools jinja2 prometheus_client starlette uvicorn uvloop",
     ),
+    "tokens": ("edges.disk formats.tokens", ""),
     "engine": ("", "docker"),
 }
 WORDS = {"errors", "digest", "native"}  # floor 0: everyone may import errors
 READS_ENVIRONMENT = {"cli", "__main__", "native"}  # native: LAYERKIT_KERNEL=off, as it is loaded
+HTTP = {
+    f"edges.http{part}"
+    for part in ("", ".answers", ".app", ".gate", ".limits", ".page", ".routes", ".server", ".wire")
+}
 ONE_OWNER = {
     "ctypes": {"native", "formats.kernel"},
     "subprocess": {"edges.tools"},
     "sqlite3": {"edges.index"},
     "docker": {"edges.engine"},
-    "starlette": {"edges.http", "jobs.serve"},
-    "uvicorn": {"edges.http", "jobs.serve"},
+    "starlette": HTTP,
+    "uvicorn": HTTP,
+    "httptools": HTTP,
+    "uvloop": HTTP,
+    "jinja2": {"edges.http.page"},
+    "prometheus_client": {"edges.http.metrics"},
     "urllib3": {"edges.remote"},
     "rich": {"console"},
-    "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.move"},
+    "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.move", "cli.serving"},
     "oras": {"edges.registry"},
 }
 FORBIDDEN_IN_FORMATS = {
