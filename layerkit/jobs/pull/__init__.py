@@ -6,8 +6,9 @@ next pull goes on. The chunks artifact only says how to move bytes; what is acce
 the image's own manifest and diff_ids. Memory: one layer's form and plain tar, and plain tars up to
 KEEP_SIZE.
 
-`documents` reads what the reference names, `fetching` moves bytes into the store; here is the order
-of things, and the way back from the store to layers.
+`updates` takes all in one answer where the server gives one; else `documents` reads what the
+reference names, and `fetching` moves bytes into the store. Here is the order of things, and the way
+back from the store to layers.
 """
 
 from __future__ import annotations
@@ -15,29 +16,27 @@ from __future__ import annotations
 import logging
 import platform as host
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest, sha256_digest
-from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import extract_layers
-from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest, serialize_chunk_manifest
 from layerkit.formats.deflate import compress
 from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
 from layerkit.formats.reference import Reference
-from layerkit.formats.update import Update, parse_update, update_old
-from layerkit.formats.updating import NewLayer, apply_update, plain_of_form
+from layerkit.formats.updating import NewLayer, plain_of_form
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
 from layerkit.jobs.pull.fetching import Fetcher, Progress
+from layerkit.jobs.pull.updates import measure_update, try_update
 
 __all__ = ["LayerPlan", "LayerWant", "Plan", "PullResult", "host_platform", "plan_pull", "pull"]
 
@@ -89,8 +88,9 @@ def pull(
     before = (remote.bytes_moved, remote.request_count)
     planned_size = 0
     with store.session():
-        update_size = run.measure_update() if dry_run else None
-        if dry_run or not run.try_update():
+        update_size = measure_update(image) if dry_run else None
+        if dry_run or not try_update(image, run.fetcher, run.take_made):
+            run.forget_layers()
             image.resolve()
         if update_size is not None:
             planned_size = update_size
@@ -141,73 +141,6 @@ class _Pull:
     def store(self) -> Store:
         return self.image.store
 
-    # --- updates -----------------------------------------------------------------------------
-
-    def measure_update(self) -> int | None:
-        """Bytes of the update that a pull would get; None if it would get none."""
-        image = self.image
-        have = held.list_held(self.store, image.ref)
-        if not have:
-            return None
-        try:
-            return self.remote.measure_update(
-                image.ref.repository, image.ref_text, have, str(image.platform)
-            )
-        except NotFoundError:
-            return None
-
-    def try_update(self) -> bool:
-        """One request for all that lies between the images held here, of this repository and of
-        others, and the wanted one. False when there is no such update, or it is refused: then the
-        pull goes its plain way."""
-        image = self.image
-        have = held.list_held(self.store, image.ref)
-        if not have or (image.ref.digest and self.store.is_complete(image.ref.digest)):
-            return False
-        try:
-            raw = self.remote.fetch_update(
-                image.ref.repository, image.ref_text, have, str(image.platform)
-            )
-            if raw is None:
-                image.use_top(have[0], self.store.get_blob(have[0]))
-                return True
-            old = update_old(raw)
-            if old not in have:
-                raise IntegrityError("update builds on another image", got=str(old))
-            update = parse_update(raw, held.read_documents(self.store, old).as_list())
-            self._take_update(old, update, have)
-        except REFUSED as exc:
-            _log.info("no update: %s", exc.message)
-            image.blobs.clear()
-            image.artifact = None
-            self._plains.clear()
-            return False
-        return True
-
-    def _take_update(self, old: Digest, update: Update, have: Sequence[Digest]) -> None:
-        """Check everything that an update brings, then put its chunks into the store."""
-        image, top = self.image, sha256_digest(update.top)
-        if image.ref.digest not in (None, top):
-            raise IntegrityError(
-                "update of another image", got=str(top), want=str(image.ref.digest)
-            )
-        image.blobs[top] = (update.top, "")
-        for data, kind in ((update.manifest, ""), (update.config, "")):
-            if data:
-                image.blobs[sha256_digest(data)] = (data, kind)
-        image.use_top(top, update.top)
-        artifact = oci.parse_manifest(update.artifact)
-        if artifact.subject is None or artifact.subject.digest != image.image.digest:
-            raise IntegrityError("update: chunks artifact of another image")
-        image.blobs[sha256_digest(update.artifact)] = (update.artifact, ARTIFACT_KIND)
-        image.artifact = artifact
-        listed = held.read_chunk_manifests(self.store, old)
-        named = [old, *(digest for digest in have if digest != old)]
-        find = partial(held.find_form, self.store, named)
-        for made in apply_update(update, listed, find, partial(held.read_form, self.store)):
-            self._take_made(made)
-            self.fetcher.put_form(made.chunk_manifest, made.form)
-
     # --- bytes -------------------------------------------------------------------------------
 
     def make_plan(self) -> None:
@@ -247,13 +180,18 @@ class _Pull:
             _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
             self._take_plain(index)
             return
-        self._take_made(made)
+        self.take_made(made)
         self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)
 
-    def _take_made(self, made: NewLayer) -> None:
+    def take_made(self, made: NewLayer) -> None:
+        """Keep what a form gave: its chunk manifest for the commit, its tar while it fits."""
         data = made.chunk_manifest_data
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self._keep_plain(made.chunk_manifest.diff_id, made.plain)
+
+    def forget_layers(self) -> None:
+        """What an update brought, when it was refused after all."""
+        self._plains.clear()
 
     def _keep_plain(self, diff_id: Digest, plain: bytes) -> None:
         if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
