@@ -39,7 +39,7 @@ FORMATS = {
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
     "layer": ("digest oci deflate", ""),
-    "layerform": ("cursor digest addressfree elf golang", "numpy"),
+    "layerform": ("cursor digest addressfree elf golang", "zstandard"),
     "plan": ("chunkmanifest digest oci", ""),
     "protocol": ("cursor digest chunkmanifest", "zstandard"),
     "reference": ("digest", ""),
@@ -72,7 +72,7 @@ EDGES = {
         " formats.reference formats.update",
         "urllib3",
     ),
-    "registry": ("digest formats.oci formats.reference", "oras"),
+    "registry": ("digest formats.oci formats.reference", "oras requests urllib3"),
     "storage": ("edges.disk digest formats.oci formats.shelf", ""),
     "tools": ("", "subprocess"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
@@ -101,10 +101,13 @@ ONE_OWNER = {
     "uvloop": HTTP,
     "jinja2": {"edges.http.page"},
     "prometheus_client": {"edges.http.metrics"},
-    "urllib3": {"edges.remote"},
+    "urllib3": {"edges.registry.transport", "edges.remote"},
     "rich": {"console"},
     "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.move", "cli.serving"},
-    "oras": {"edges.registry"},
+    "oras": {"edges.registry.transport"},
+    "requests": {"edges.registry.client", "edges.registry.transport"},
+    "boto3": {"edges.storage.bucket"},
+    "botocore": {"edges.storage.bucket"},
 }
 FORBIDDEN_IN_FORMATS = {
     "os",
@@ -175,7 +178,7 @@ def test_imports_go_down_only(module: str, path: Path) -> None:
         where = f"layerkit/{path.relative_to(PACKAGE)}:{line} imports {name}"
         if any(
             module.startswith(package) and target.startswith(package)
-            for package in ("formats.addressfree", "formats.delta", "edges.storage")
+            for package in ("formats.addressfree", "formats.delta", "edges.registry", "edges.storage")
         ):
             continue
         if allowed is not None:

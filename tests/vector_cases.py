@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from layerkit.digest import raw_chunk_id, sha256_digest
-from layerkit.formats import delta, layerform, shelf, update
+from layerkit.formats import addressfree, delta, layerform, shelf, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.addressfree.model import Kind, Labels, Measure, Pattern, Region
 from layerkit.formats.cursor import Writer, zigzag
@@ -231,6 +231,18 @@ def _update() -> Pieces:
     ]
 
 
+def _labels() -> Pieces:
+    """Of the layer whose form is `_layer_form`."""
+    raw = addressfree.encode(HELD).labels
+    made = layerform.serialize_labels([len(RAW_RUN)], [raw])
+    return [
+        (layerform.LABELS_MAGIC, "magic"),
+        (b"\0\0\x10\0", "major, minor, header size"),
+        (bytes((len(raw) + 2,)) + bytes(7), "size of the frame's content"),
+        (made[16:], "a zstd frame: the gap before the binary, the size of its labels blob, that"),
+    ]
+
+
 def _shelf_entry() -> Pieces:
     made = shelf.serialize_entry("a key", b"bytes")
     return [
@@ -250,6 +262,7 @@ def cases() -> Iterator[Case]:
         ("delta/primed.txt", "a near match", "Delta", _primed_delta(), 4),
         ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
         ("update/documents.txt", "four documents and a delta", "Update", _update(), 4),
+        ("labels/raw.txt", "the labels of a raw binary", "Labels of a layer", _labels(), 4),
         ("shelf/entry.txt", "five bytes under a key", "Shelf entry", _shelf_entry(), 4),
     )  # fmt: skip
     for path, name, spec, pieces, major_at in forms:

@@ -24,7 +24,14 @@ from layerkit.formats.chunkmanifest import (
 )
 from layerkit.formats.deflate import Compression, compress, decompress
 from layerkit.formats.layer import Entry, build_tar
-from layerkit.formats.layerform import ADDRESS_FREE, encode_layer
+from layerkit.formats.layerform import (
+    ADDRESS_FREE,
+    LABELS_TYPE,
+    LayerForm,
+    encode_layer,
+    rebuild_layer,
+    serialize_labels,
+)
 from layerkit.formats.protocol import pack_form
 
 __all__ = [
@@ -147,8 +154,9 @@ def pack_chunks_artifact(
     image: PackedImage, hints: Mapping[Digest, Hints] | None = None, packs: bool = False
 ) -> tuple[Blob, ...]:
     """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image.
-    `hints` by digest of a binary, for its address-free form; `packs`: with packed forms, which
-    takes 3 s for a 6 MB binary."""
+    Each address-free layer has its labels in it, 3 % of its plain blob: who pulls that can make the
+    form again. `hints` by digest of a binary, for its address-free form; `packs`: with packed
+    forms, which takes 3 s for a 6 MB binary."""
     blobs = [Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB)]
     listed = []
     for layer in image.layers:
@@ -164,6 +172,8 @@ def pack_chunks_artifact(
             (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST, cut),
             (form_blob, oci.FORM_ZSTD, {}),
         ]
+        if made is not None:
+            parts.append((_pack_labels(layer.tar, made), LABELS_TYPE, {}))
         if packs and formpack.worth_packing(len(form_blob), len(form)):
             small = formpack.pack(form)
             if len(small) < len(form_blob):
@@ -182,6 +192,14 @@ def pack_chunks_artifact(
     data = oci.serialize_manifest(manifest)
     descriptor = oci.describe(data, oci.MANIFEST, artifact_type=oci.CHUNKS_ARTIFACT)
     return (*blobs, Blob(descriptor, data))
+
+
+def _pack_labels(tar: bytes, made: LayerForm) -> bytes:
+    """The labels blob of a layer; checks that it gives the form again."""
+    labels = serialize_labels(made.places, made.labels)
+    if rebuild_layer(tar, labels) != made.form:
+        raise FormatError("a layer's labels do not give its form again")
+    return labels
 
 
 def _pack(data: bytes, media_type: str) -> Blob:

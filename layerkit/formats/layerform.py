@@ -4,14 +4,21 @@
 bit for bit. Every part may come from another builder: what cannot be encoded stays raw. Chunks and
 deltas work on the form as a whole, several binaries in one included.
 
-Spec: docs/format.md "Layer form". Limits: a form and a tar of at most 8 GiB.
+`encode_layer` also gives the layer's labels blob: with it `rebuild_layer` makes the same form again
+from the tar, which a node may have got plainly.
+
+Spec: docs/format.md "Layer form", "Labels of a layer". Limits: a form and a tar of at most 8 GiB;
+labels unpack to no more bytes than the tar has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import zstandard
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.errors import FormatError, VersionError
@@ -20,12 +27,15 @@ from layerkit.formats.cursor import Reader, Writer
 
 __all__ = [
     "ADDRESS_FREE",
+    "LABELS_TYPE",
     "LayerForm",
     "decode_layer",
     "encode_layer",
     "find_binaries",
     "is_layer_form",
     "join_parts",
+    "rebuild_layer",
+    "serialize_labels",
     "split_parts",
 ]
 
@@ -39,12 +49,22 @@ SIZE_LIMIT: Final = 1 << 33  # bytes of a form or a tar
 MIN_BINARY_SIZE: Final = 1 << 16  # bytes; the smallest Go binary is over a megabyte
 TAR_BLOCK: Final = 512
 
+LABELS_TYPE: Final = "application/vnd.layerkit.labels.v0"
+LABELS_MAGIC: Final = b"LKLL"
+LABELS_LEVEL: Final = 19  # 0.1 s for the labels of a 6 MB binary; they come to 64 KB, once
+MAX_WINDOW_SIZE: Final = 1 << 27  # bytes
+# magic, major, minor, header size, size of the frame's content
+LABELS_HEADER: Final = struct.Struct("<4sBBHQ")
+assert LABELS_HEADER.size == 16
+
 
 @dataclass(frozen=True, slots=True)
 class LayerForm:
-    """A layer's form, the label tables of its binaries (in order), and how many stayed raw."""
+    """A layer's form, its binaries' places in the tar and labels blobs (in order), and why others
+    stayed raw."""
 
     form: bytes
+    places: tuple[int, ...]
     labels: tuple[bytes, ...]
     why_raw: tuple[str, ...]
 
@@ -77,15 +97,16 @@ def encode_layer(
     """The form of a layer tar; None when no binary in it has one, and the tar is its own form.
     `hints` by digest of the binary."""
     writer = _begin()
-    labels, why_raw, end = [], [], 0
+    places, labels, why_raw, end = [], [], [], 0
     for at, size in find_binaries(tar):
         binary = tar[at : at + size]
         made = addressfree.encode(binary, (hints or {}).get(sha256_digest(binary)))
-        if not made.labels:
+        if made.why_raw:
             why_raw.append(made.why_raw)
             continue
         _write_part(writer, PART_RAW, tar[end:at])
         _write_part(writer, PART_BINARY, made.form)
+        places.append(at)
         labels.append(made.labels)
         end = at + size
     if not labels:
@@ -94,7 +115,7 @@ def encode_layer(
     form = writer.getvalue()
     if decode_layer(form, len(tar)) != tar:
         raise AssertionError("a fresh layer form does not give its tar back")
-    return LayerForm(form, tuple(labels), tuple(why_raw))
+    return LayerForm(form, tuple(places), tuple(labels), tuple(why_raw))
 
 
 def _begin() -> Writer:
@@ -166,3 +187,62 @@ def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes
     if left and tar_size is not None:
         raise reader.fail(f"makes {tar_size - left} bytes, want {tar_size}")
     return b"".join(parts)
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def serialize_labels(places: Sequence[int], labels: Sequence[bytes]) -> bytes:
+    """The labels blob of a layer whose binaries stand at `places` of its tar."""
+    content = Writer()
+    end = 0
+    for at, one in zip(places, labels, strict=True):
+        content.varint(at - end)
+        content.sized(one)
+        end = at + addressfree.labels_size(one)
+    packer = zstandard.ZstdCompressor(level=LABELS_LEVEL, write_checksum=False)
+    head = LABELS_HEADER.pack(LABELS_MAGIC, MAJOR, MINOR, LABELS_HEADER.size, len(content))
+    return head + packer.compress(content.getvalue())
+
+
+def rebuild_layer(plain: bytes | memoryview, raw_labels: bytes) -> bytes:
+    """The form that `encode_layer` made of the tar `plain` together with this labels blob, byte for
+    byte. Raises FormatError where it is malformed or another layer's; the caller checks the form's
+    digest. 0.06 s for a 6 MB binary. Memory: the form twice, besides what the labels unpack to."""
+    tar = memoryview(plain)
+    reader = Reader(_unpack_labels(raw_labels, len(tar)), "labels")
+    writer = _begin()
+    end = 0
+    while reader.left:
+        at = end + reader.varint(len(tar), "gap")
+        labels = reader.sized(SIZE_LIMIT, "labels of a binary")
+        size = addressfree.labels_size(labels)
+        if size > len(tar) - at:
+            raise reader.fail("a binary ends behind the layer's end")
+        _write_part(writer, PART_RAW, tar[end:at])
+        _write_part(writer, PART_BINARY, addressfree.rebuild(tar[at : at + size], labels))
+        end = at + size
+    _write_part(writer, PART_RAW, tar[end:])
+    return writer.getvalue()
+
+
+def _unpack_labels(raw: bytes, limit: int) -> bytes:
+    """The content of a labels blob, of at most `limit` bytes."""
+    fixed = bytes(Reader(raw, "labels").take(LABELS_HEADER.size))
+    magic, major, minor, header_size, size = LABELS_HEADER.unpack(fixed)
+    if magic != LABELS_MAGIC:
+        raise FormatError("labels: no magic")
+    if major != MAJOR:
+        raise VersionError(f"labels: got major version {major}, want {MAJOR}")
+    if header_size < LABELS_HEADER.size or (header_size > LABELS_HEADER.size and minor == MINOR):
+        raise FormatError(f"labels: header size {header_size} is wrong", offset=6)
+    if size > limit:
+        raise FormatError(f"labels: {size} bytes are over the limit of {limit}", offset=8)
+    frame = raw[header_size:]
+    try:
+        if zstandard.frame_content_size(frame) != size:
+            raise FormatError("labels: the frame is not as long as declared", offset=header_size)
+        unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_SIZE)
+        return unpacker.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise FormatError("labels: not a zstd frame", offset=header_size) from exc

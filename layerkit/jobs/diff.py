@@ -173,7 +173,7 @@ def form_of(data: bytes) -> bytes:
     """The form of a layer's tar, or of a bare binary; what has none is its own."""
     if data.startswith(b"\x7fELF"):
         made = addressfree.encode(data)
-        return made.form if made.labels else data
+        return data if made.why_raw else made.form
     layer = encode_layer(data)
     return layer.form if layer is not None else data
 

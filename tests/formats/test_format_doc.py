@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.formats import chunkmanifest, chunksync, delta, formpack, layerform, protocol, shelf, update
+from layerkit.formats import (
+    chunkmanifest,
+    chunksync,
+    delta,
+    formpack,
+    layerform,
+    protocol,
+    shelf,
+    update,
+)
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
 
@@ -21,6 +30,7 @@ STRUCTS = {
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
     ("Update", "Header"): update.HEADER,
     ("Shelf entry", ""): shelf.HEADER,
+    ("Labels of a layer", ""): layerform.LABELS_HEADER,
 }
 
 
@@ -84,6 +94,7 @@ def test_magics_and_constants_of_the_form_are_the_codes() -> None:
         ("Update", update.MAGIC),
         ("Packed form", formpack.MAGIC),
         ("Shelf entry", shelf.MAGIC),
+        ("Labels of a layer", layerform.LABELS_MAGIC),
     ):
         assert f"`{magic.decode()}`" in section(title)
     text = section("Address-free form")

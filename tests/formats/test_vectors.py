@@ -39,6 +39,7 @@ CASES = {case.path: case for case in cases()}
 READ: dict[str, Callable[[bytes], object]] = {
     "addressfree": addressfree.decode,
     "delta": lambda data: delta.patch([OLD], data),
+    "labels": lambda data: layerform.rebuild_layer(RAW_RUN + HELD, data),
     "layerform": layerform.decode_layer,
     "shelf": lambda data: shelf.parse_entry(data, "a key"),
     "update": lambda data: update.parse_update(data, OLD_DOCUMENTS),
@@ -48,6 +49,7 @@ FROZEN = {
     "addressfree/minimal.txt": "e6d86a0293785f09b27fb393fdb79036446e147f65fb5aa3f12d25c3196be4a7",
     "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
     "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
+    "labels/raw.txt": "1aeaafeb51cb90599547f997255f9089cedf1c7a3d2756e9f472b046eab61bac",
     "layerform/two-parts.txt": "5c4a0e9ff36612cf9395ab7cda0b3fc45fb478c4bdebff44d36158c8122b4328",
     "shelf/entry.txt": "d6b39420aafbf4d3f4327a4eeb7c265ee2f385b396369f73c5c3aab72b11330f",
     "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
@@ -101,6 +103,11 @@ def test_the_covers_serialize() -> None:
 def test_the_layer_form_decodes() -> None:
     form = read_vector("layerform/two-parts.txt")
     assert layerform.decode_layer(form) == RAW_RUN + HELD
+
+
+def test_the_labels_give_the_layer_form_from_the_tar() -> None:
+    made = layerform.rebuild_layer(RAW_RUN + HELD, read_vector("labels/raw.txt"))
+    assert made == read_vector("layerform/two-parts.txt")
 
 
 def test_the_update_parses() -> None:

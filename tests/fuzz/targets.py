@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import structure
+import zstandard
 from toy_go import AMD64, ARM64, toy_go
 
 from layerkit.digest import raw_chunk_id, sha256_digest
@@ -394,6 +395,36 @@ def seeds_layer_form() -> list[bytes]:
     return [small.getvalue(), made.form]
 
 
+@cache
+def _two_toys() -> bytes:
+    """A tar with two binaries."""
+    return build_tar([Entry(f"app/{at}", toy) for at, toy in enumerate(_toys()[:2])])
+
+
+def run_layer_labels(data: bytes) -> None:
+    """0: as it is; else the content of a frame."""
+    raw = data[1:]
+    if data[:1] != b"\0":
+        facts = (layerform.MAJOR, layerform.MINOR, layerform.LABELS_HEADER.size, len(raw))
+        packed = zstandard.ZstdCompressor(level=1, write_checksum=False).compress(raw)
+        raw = layerform.LABELS_HEADER.pack(layerform.LABELS_MAGIC, *facts) + packed
+
+    def rebuild() -> bytes:
+        return layerform.rebuild_layer(_two_toys(), raw)
+
+    _same_both_ways(rebuild, SIZE_LIMIT)
+
+
+def seeds_layer_labels() -> list[bytes]:
+    with _without(layerform, "MIN_BINARY_SIZE", 1 << 10):
+        made = layerform.encode_layer(_two_toys())
+    assert made is not None and len(made.places) == 2
+    raw = layerform.serialize_labels(made.places, made.labels)
+    content = zstandard.ZstdDecompressor().decompress(raw[layerform.LABELS_HEADER.size :])
+    assert layerform.rebuild_layer(_two_toys(), raw) == made.form
+    return [b"\0" + raw, b"\1" + content]
+
+
 _DOCUMENTS = [b'{"old": 1}', b"", b'{"config": 1}', b'{"artifact": 1}']
 
 
@@ -478,5 +509,6 @@ TARGETS = {
     "chunk-sync": Target(run_chunk_sync, seeds_chunk_sync, 4096),
     "packed-form": Target(run_packed_form, seeds_packed_form, 8192),
     "layer-form": Target(run_layer_form, seeds_layer_form, 8192),
+    "layer-labels": Target(run_layer_labels, seeds_layer_labels, 2048),
     "update": Target(run_update, seeds_update, 2048),
 }

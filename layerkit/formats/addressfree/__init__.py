@@ -25,7 +25,7 @@ from layerkit.formats.addressfree import decoder, encoder, rewriting, wire
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
 
-__all__ = ["Encoded", "Hints", "decode", "encode", "read_hints", "rebuild"]
+__all__ = ["Encoded", "Hints", "decode", "encode", "labels_size", "read_hints", "rebuild"]
 
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
 
@@ -105,7 +105,12 @@ def _comes_back(binary: bytes, body: bytes, blob: bytes, found: rewriting.Found)
     return decoder.restore(table, body, skip) == binary
 
 
-def rebuild(binary: bytes, labels: bytes | memoryview) -> bytes:
+def labels_size(labels: bytes | memoryview) -> int:
+    """Bytes of the binary that this labels blob is of. Raises FormatError."""
+    return wire.parse_blob(labels)[1]
+
+
+def rebuild(binary: bytes | memoryview, labels: bytes | memoryview) -> bytes:
     """The form that `encode` made together with this labels blob, byte for byte, whatever hints it
     had. For whoever got the binary by other ways. Raises FormatError where the blob is malformed or
     another binary's; the caller checks the form's digest."""
@@ -113,7 +118,7 @@ def rebuild(binary: bytes, labels: bytes | memoryview) -> bytes:
     if size != len(binary):
         raise FormatError(f"labels blob: got a binary of {len(binary)} bytes, want {size}")
     if not len(table_bytes):
-        return wire.serialize_form(wire.KIND_RAW, b"", binary)
+        return wire.serialize_form(wire.KIND_RAW, b"", bytes(binary))
     table, _ = wire.parse_labels(table_bytes, size)
     try:
         body = rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions)
