@@ -1,0 +1,124 @@
+"""Referrers in a registry: by its API where it has one, else by the `sha256-<hex>` fallback tag.
+
+The fallback tag names an index that every publisher reads, adds to and writes, and registries know
+no conditional write of it. So who added looks again after a pause that is long against the time
+between another's read and write, and adds again if it was overwritten; it gives up with an error,
+never in silence. Spec: OCI distribution-spec 1.1 "Listing Referrers", "Pushing Manifests with
+Subject".
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from layerkit.digest import Digest
+from layerkit.edges.registry.client import Registry
+from layerkit.edges.registry.transport import read_limited
+from layerkit.errors import FormatError, NotFoundError, RemoteError
+from layerkit.formats.oci import (
+    INDEX,
+    MAX_DOCUMENT_SIZE,
+    MAX_ITEMS,
+    Descriptor,
+    Index,
+    describe,
+    parse_index,
+    serialize_index,
+)
+
+__all__ = ["add_fallback", "fallback_tag", "is_fallback_tag", "list_referrers"]
+
+SETTLE_SECONDS: Final = 0.25  # a read and a write of the index take some milliseconds
+ROUNDS: Final = 12
+MAX_PAGES: Final = 32
+# cosign's tags beside it have the same beginning
+_FALLBACK: Final = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z0-9]+)?")
+_log = logging.getLogger(__name__)
+
+
+def fallback_tag(subject: Digest) -> str:
+    return f"{subject.algorithm}-{subject.hex}"
+
+
+def is_fallback_tag(tag: str) -> bool:
+    """Is it no tag of an image, but one that lists or carries what refers to an image?"""
+    return _FALLBACK.fullmatch(tag) is not None
+
+
+def list_referrers(
+    registry: Registry, name: str, subject: Digest, artifact_type: str = ""
+) -> list[Descriptor]:
+    """What refers to a manifest of repository `name`, as the registry lists it."""
+    found = _list_by_api(registry, name, subject, artifact_type)
+    if found is None:
+        found = list(_read_fallback(registry, name, subject)[0].manifests)
+    return [entry for entry in found if artifact_type in ("", entry.artifact_type)]
+
+
+def _list_by_api(
+    registry: Registry, name: str, subject: Digest, artifact_type: str
+) -> list[Descriptor] | None:
+    """None where there is no such API: old registries answer 404, proxies anything."""
+    transport = registry.transport
+    query = f"?artifactType={artifact_type}" if artifact_type else ""
+    url = f"{transport.base}/v2/{name}/referrers/{subject}{query}"
+    found: list[Descriptor] = []
+    for _ in range(MAX_PAGES):
+        answer = transport.send("GET", url, headers={"Accept": INDEX}, scope=name)
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if answer.status_code in (400, 404, 405, 406) or media_type != INDEX:
+            if answer.status_code in (401, 403):
+                raise transport.error_of(answer)
+            answer.close()
+            return None
+        following = answer.links.get("next", {}).get("url", "")
+        found += parse_index(read_limited(answer, MAX_DOCUMENT_SIZE)).manifests
+        if not following or len(found) > MAX_ITEMS:
+            break
+        url = transport.locate(url, following)
+    return found
+
+
+def _read_fallback(registry: Registry, name: str, subject: Digest) -> tuple[Index, Digest | None]:
+    """The index that the fallback tag names, and its digest; an empty one if there is none."""
+    try:
+        top, raw = registry.read_manifest(name, fallback_tag(subject))
+        return parse_index(raw), top.digest
+    except NotFoundError:
+        return Index(()), None
+    except FormatError as exc:
+        _log.warning("tag %s of %s is no list: %s", fallback_tag(subject), name, exc.message)
+        return Index(()), None
+
+
+def add_fallback(
+    registry: Registry,
+    name: str,
+    subject: Digest,
+    referrer: Descriptor,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """List `referrer` under the fallback tag of `subject`, beside what others list there."""
+    tag = fallback_tag(subject)
+    entry = replace(referrer, platform=None)
+    for _ in range(ROUNDS):
+        index, _digest = _read_fallback(registry, name, subject)
+        if any(item.digest == entry.digest for item in index.manifests):
+            return
+        raw = serialize_index(replace(index, manifests=(*index.manifests, entry)))
+        registry.put_manifest(name, tag, describe(raw, INDEX), raw)
+        sleep(SETTLE_SECONDS * random.uniform(1.0, 3.0))
+    index, _digest = _read_fallback(registry, name, subject)
+    if all(item.digest != entry.digest for item in index.manifests):
+        raise RemoteError(
+            f"tag {tag[:19]} of {registry.host}/{name} is overwritten again and again",
+            cause=f"tried {ROUNDS} times",
+            hint="push again",
+        )
