@@ -39,13 +39,32 @@ def publish_image(
     packs: bool = False,
 ) -> oci.Descriptor:
     """Put an image with one layer a role into a layout; `files` is role -> path -> bytes."""
+    tars = {
+        role: build_tar([Entry(name, data, 0o755) for name, data in contents.items()])
+        for role, contents in files.items()
+    }
+    return publish_tars(
+        path, ref, tars, compression=compression, chunks=chunks, recipe=recipe, packs=packs
+    )
+
+
+def publish_tars(
+    path: Path,
+    ref: str,
+    tars: Mapping[str, bytes],
+    *,
+    compression: str = "gzip",
+    chunks: bool = True,
+    recipe: bool = True,
+    packs: bool = False,
+) -> oci.Descriptor:
+    """The same for layers that are tars already, also such as nobody should make."""
     layout = Layout(path)
     how = compression_by_name(compression)
     media_type = {"gzip": oci.LAYER_GZIP, "zstd": oci.LAYER_ZSTD, "tar": oci.LAYER_TAR}
     with layout.batch():
         layers, parts, diff_ids = [], [], []
-        for role, contents in files.items():
-            tar = build_tar([Entry(name, data, 0o755) for name, data in contents.items()])
+        for role, tar in tars.items():
             annotations = {oci.ANNOTATION_ROLE: role}
             if recipe:
                 annotations[oci.ANNOTATION_COMPRESSION] = str(how)
