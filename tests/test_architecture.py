@@ -51,7 +51,7 @@ FORMATS = {
     ),
 }
 EDGES = {
-    "disk": ("", "fcntl"),
+    "disk": ("", "ctypes fcntl"),
     "pack": ("digest", ""),
     "index": ("edges.disk", "sqlite3"),
     "store": (
@@ -91,7 +91,7 @@ HTTP = {
     for part in ("", ".answers", ".app", ".gate", ".limits", ".page", ".routes", ".server", ".wire")
 }
 ONE_OWNER = {
-    "ctypes": {"native", "formats.kernel"},
+    "ctypes": {"native", "formats.kernel", "edges.disk"},
     "subprocess": {"edges.tools"},
     "sqlite3": {"edges.index"},
     "docker": {"edges.engine"},
@@ -178,7 +178,12 @@ def test_imports_go_down_only(module: str, path: Path) -> None:
         where = f"layerkit/{path.relative_to(PACKAGE)}:{line} imports {name}"
         if any(
             module.startswith(package) and target.startswith(package)
-            for package in ("formats.addressfree", "formats.delta", "edges.registry", "edges.storage")
+            for package in (
+                "formats.addressfree",
+                "formats.delta",
+                "edges.registry",
+                "edges.storage",
+            )
         ):
             continue
         if allowed is not None:
