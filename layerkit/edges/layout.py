@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from layerkit.formats import oci
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.reference import Reference
 
-__all__ = ["KEEP_UNTAGGED", "Layout", "write_docker_archive"]
+__all__ = ["KEEP_UNTAGGED", "Layout", "add_to_index", "write_docker_archive"]
 
 KEEP_UNTAGGED: Final = 64  # images whose tag moved on stay reachable by digest; older ones go
 MAX_BLOB_SIZE: Final = 8 << 30  # bytes read into memory at most, unless the caller says less
@@ -186,48 +186,11 @@ class Layout:
         """Make `ref` name `descriptor` and list its `referrers`: the commit point."""
         name = str(replace(ref.tagged, digest=None)) if ref.tag or ref.digest is None else ""
         with self._disk.lock(self.path / _MARKER, wait=True):
-            old = self.read_index()
-            kept = self._kept(old.manifests, name, descriptor.digest)
-            annotations = {k: v for k, v in descriptor.annotations.items()}
-            if name:
-                annotations[oci.ANNOTATION_REF_NAME] = name
-            entries = [*kept, replace(descriptor, annotations=annotations)]
-            known = {entry.digest for entry in entries}
-            entries += [entry for entry in referrers if entry.digest not in known]
-            data = oci.serialize_index(replace(old, manifests=tuple(entries)))
-            self._disk.write_atomic(self.path / _INDEX, data)
+            new = add_to_index(self.read_index(), name, descriptor, referrers, self._read_held)
+            self._disk.write_atomic(self.path / _INDEX, oci.serialize_index(new))
 
-    def _kept(
-        self, entries: Iterable[oci.Descriptor], name: str, digest: Digest
-    ) -> list[oci.Descriptor]:
-        """Old entries that stay when `name` moves to `digest`."""
-        kept: list[oci.Descriptor] = []
-        for entry in entries:
-            if _name(entry) == name and name:
-                entry = _unnamed(entry)
-            if _name(entry) or entry.digest != digest:
-                kept.append(entry)
-        named = {entry.digest for entry in kept if _name(entry)}
-        images = [entry for entry in kept if not _name(entry) and not self._subject(entry)]
-        stale = {entry.digest for entry in images if entry.digest in named}
-        stale |= {entry.digest for entry in images[:-KEEP_UNTAGGED]}
-        kept = [entry for entry in kept if _name(entry) or entry.digest not in stale]
-        alive = {digest} | named | {entry.digest for entry in kept}
-        for entry in kept:
-            if entry.media_type in oci.INDEX_TYPES and self.has_blob(entry.digest):
-                alive |= {child.digest for child in self._children(entry)}
-        return [
-            entry for entry in kept if (subject := self._subject(entry)) is None or subject in alive
-        ]
-
-    def _subject(self, entry: oci.Descriptor) -> Digest | None:
-        """What an unnamed entry refers to; None for an image or a blob that is not here."""
-        if _name(entry) or entry.media_type not in oci.MANIFEST_TYPES:
-            return None
-        if not self.has_blob(entry.digest):
-            return None
-        subject = self.read_manifest(entry.digest).subject
-        return None if subject is None else subject.digest
+    def _read_held(self, entry: oci.Descriptor) -> bytes | None:
+        return self.read_blob(entry) if self.has_blob(entry.digest) else None
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
@@ -291,6 +254,66 @@ def write_docker_archive(
 
 def _archive_path(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def add_to_index(
+    old: oci.Index,
+    name: str,
+    descriptor: oci.Descriptor,
+    referrers: Iterable[oci.Descriptor],
+    read: Callable[[oci.Descriptor], bytes | None],
+) -> oci.Index:
+    """The index of a layout once `name` (if any) names `descriptor`. An image whose name moved on
+    stays, up to KEEP_UNTAGGED of them; a referrer stays as long as its subject. `read` gives the
+    bytes of a manifest, None if it is not there."""
+    kept = _kept(old.manifests, name, descriptor.digest, read)
+    annotations = dict(descriptor.annotations)
+    if name:
+        annotations[oci.ANNOTATION_REF_NAME] = name
+    entries = [*kept, replace(descriptor, annotations=annotations)]
+    known = {entry.digest for entry in entries}
+    entries += [entry for entry in referrers if entry.digest not in known]
+    return replace(old, manifests=tuple(entries))
+
+
+def _kept(
+    entries: Iterable[oci.Descriptor],
+    name: str,
+    digest: Digest,
+    read: Callable[[oci.Descriptor], bytes | None],
+) -> list[oci.Descriptor]:
+    """Old entries that stay when `name` moves to `digest`."""
+    kept: list[oci.Descriptor] = []
+    for entry in entries:
+        if _name(entry) == name and name:
+            entry = _unnamed(entry)
+        if _name(entry) or entry.digest != digest:
+            kept.append(entry)
+    subjects = {entry.digest: _subject(entry, read) for entry in kept}
+    named = {entry.digest for entry in kept if _name(entry)}
+    images = [entry for entry in kept if not _name(entry) and not subjects[entry.digest]]
+    stale = {entry.digest for entry in images if entry.digest in named}
+    stale |= {entry.digest for entry in images[:-KEEP_UNTAGGED]}
+    kept = [entry for entry in kept if _name(entry) or entry.digest not in stale]
+    alive = {digest} | named | {entry.digest for entry in kept}
+    for entry in kept:
+        if entry.media_type in oci.INDEX_TYPES and (raw := read(entry)) is not None:
+            alive |= {child.digest for child in oci.parse_index(raw).manifests}
+    return [
+        entry for entry in kept if (subject := subjects[entry.digest]) is None or subject in alive
+    ]
+
+
+def _subject(
+    entry: oci.Descriptor, read: Callable[[oci.Descriptor], bytes | None]
+) -> Digest | None:
+    """What an unnamed entry refers to; None for an image or a blob that is not here."""
+    is_image = _name(entry) or oci.ANNOTATION_WAS in entry.annotations
+    if is_image or entry.media_type not in oci.MANIFEST_TYPES:
+        return None
+    raw = read(entry)
+    subject = None if raw is None else oci.parse_manifest(raw).subject
+    return None if subject is None else subject.digest
 
 
 def _name(entry: oci.Descriptor) -> str:
