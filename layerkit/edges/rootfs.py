@@ -1,10 +1,16 @@
 """Extraction of layers into a folder: beneath a folder descriptor, without following links.
 
 Every parent is opened one part at a time with O_NOFOLLOW, so neither a link in a layer nor one that
-somebody plants meanwhile leads outside. Whiteouts act on lower layers only. Devices and pipes are
-refused, setuid and setgid bits and owners are dropped, duplicates in one layer are an error. The
-tree is built in a temp folder and renamed: it is there whole, or not at all. Limits: `Limits`,
-checked before anything is written. Spec: OCI image-spec 1.1 "Image Layer Filesystem Changeset".
+somebody plants meanwhile leads outside. Whiteouts act on lower layers only; duplicates in one layer
+are an error. Only on request (`Rights`): devices and pipes (else refused), setuid and setgid bits
+(else dropped), owners (else whoever extracts). Extended attributes are dropped, always: what they
+give besides (security.capability) is the privilege of a setuid file, and a function needs none.
+
+The tree is built in a temp folder, made durable and renamed: it is there whole, or not at all.
+Limits: `Limits`, checked before anything is allocated or written for an entry. Memory: besides the
+tars, the paths. Links in the tree may lead anywhere inside it and are meant to be followed from its
+root: enter it with chroot, or open it beneath a folder descriptor.
+Spec: OCI image-spec 1.1 "Image Layer Filesystem Changeset".
 """
 
 from __future__ import annotations
@@ -20,13 +26,25 @@ from typing import Final
 
 from layerkit.edges.disk import Disk
 from layerkit.errors import FormatError, NotFoundError, StoreError
-from layerkit.formats.layer import FILE, FOLDER, HARDLINK, SYMLINK, TarEntry, read_tar
+from layerkit.formats.layer import (
+    BLOCK_DEVICE,
+    CHAR_DEVICE,
+    FILE,
+    FOLDER,
+    HARDLINK,
+    PIPE,
+    SYMLINK,
+    TarEntry,
+    read_tar,
+)
 
-__all__ = ["Limits", "extract_layers"]
+__all__ = ["Limits", "Rights", "extract_layers"]
 
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
+SYNC_COUNT: Final = 16  # files that are flushed one by one; more in one pass over the filesystem
 _OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NODES: Final = {CHAR_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK, PIPE: stat.S_IFIFO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +52,22 @@ class Limits:
     """What an image may ask of the disk."""
 
     entry_count: int = 1 << 18
-    total_size: int = 8 << 30  # bytes
+    total_size: int = 8 << 30  # bytes of all files
     depth: int = 64  # parts of a path
+
+    def check_size(self, size: int) -> None:
+        """Raise FormatError when an image has more than `total_size` bytes."""
+        if size > self.total_size:
+            raise FormatError(f"image is over {self.total_size} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What an image may have besides files, folders and links of whoever extracts it."""
+
+    devices: bool = False  # devices and pipes
+    setuid: bool = False  # setuid and setgid bits of files, setgid bits of folders
+    owners: bool = False  # uid and gid as the layers say; for root
 
 
 @dataclass(slots=True)
@@ -49,14 +81,20 @@ class _Layer:
 class _Tree:
     """The tree being made, under one folder descriptor."""
 
-    def __init__(self, root: Path, root_fd: int, disk: Disk, limits: Limits) -> None:
+    def __init__(
+        self, root: Path, root_fd: int, disk: Disk, limits: Limits, rights: Rights
+    ) -> None:
         self._root = root
         self._fd = root_fd
         self._disk = disk
         self._limits = limits
+        self._rights = rights
         self._entry_count = 0
         self._total_size = 0
-        self._modes: dict[str, int] = {}
+        self._file_count = 0
+        self._unsynced: list[int] = []  # descriptors of files, while they are few
+        self._folders: dict[str, TarEntry] = {}  # whose modes and owners are set at the end
+        self._parent: tuple[str, int] | None = None  # the folder that was entered last
         self._layer = _Layer()
 
     def add_layer(self, plain: bytes | memoryview) -> None:
@@ -65,12 +103,27 @@ class _Tree:
             self._add(entry)
 
     def finish(self) -> None:
-        """Give folders their modes, deepest first, and make their names durable."""
-        for path, mode in sorted(self._modes.items(), reverse=True):
-            with contextlib.suppress(NotFoundError), self._folder(path) as fd:
+        """Give folders their modes, deepest first, and make all durable."""
+        for path, entry in sorted(self._folders.items(), reverse=True):
+            with self._folder(path) as fd:
+                if self._rights.owners:
+                    self._disk.act("chown", path, partial(os.fchown, fd, entry.uid, entry.gid))
+                mode = entry.mode & (0o3777 if self._rights.setuid else 0o1777)
                 self._disk.act("chmod", path, partial(os.fchmod, fd, mode))
-                self._disk.fsync_fd(fd, path)
+                if self._file_count <= SYNC_COUNT:
+                    self._disk.fsync_fd(fd, path)
+        if self._file_count > SYNC_COUNT:
+            self._disk.sync_filesystem(self._fd, self._root)
+            return
+        for fd in self._unsynced:
+            self._disk.fsync_fd(fd, self._root)
         self._disk.fsync_fd(self._fd, self._root)
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        self._leave()
+        while self._unsynced:
+            os.close(self._unsynced.pop())
 
     def _add(self, entry: TarEntry) -> None:
         path = entry.path
@@ -83,24 +136,23 @@ class _Tree:
             return
         if path in self._layer.paths and entry.kind != FOLDER:
             raise FormatError(f"layer has {path[:200]!r} twice")
-        with self._folder(parent, make=True) as fd:
-            self._make_room(fd, entry, path, name)
-            self._make(fd, entry, path, name)
+        self._make_room(self._enter(parent), entry, path, name)
+        self._make(self._enter(parent), entry, path, name)
         self._layer.paths.add(path)
-        parts = path.split("/")
-        self._layer.folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+        while parent and parent not in self._layer.folders:
+            self._layer.folders.add(parent)
+            parent = parent.rpartition("/")[0]
 
     def _check(self, entry: TarEntry) -> None:
         self._entry_count += 1
         self._total_size += len(entry.data)
         if self._entry_count > self._limits.entry_count:
             raise FormatError(f"image has over {self._limits.entry_count} entries")
-        if self._total_size > self._limits.total_size:
-            raise FormatError(f"image is over {self._limits.total_size} bytes")
+        self._limits.check_size(self._total_size)
         if entry.path.count("/") >= self._limits.depth:
             raise FormatError(f"path {entry.path[:200]!r} is over {self._limits.depth} parts deep")
-        if entry.kind not in (FILE, FOLDER, SYMLINK, HARDLINK):
-            raise FormatError(f"layer entry {entry.path[:200]!r} is a device or a pipe")
+        if entry.kind in _NODES and not self._rights.devices:
+            raise FormatError(f"layer entry {entry.path[:200]!r} is a {entry.kind}")
         if entry.kind == SYMLINK and _climbs_out(entry.path, entry.link):
             raise FormatError(f"link {entry.path[:200]!r} leads out of the root")
 
@@ -111,39 +163,66 @@ class _Tree:
             return
         if path in self._layer.paths or path in self._layer.folders:
             raise FormatError(f"layer has {path[:200]!r} twice")
+        self._remove(fd, path, name)
+
+    def _remove(self, fd: int, path: str, name: str) -> None:
         self._disk.remove_at(fd, name, where=self._root / Path(path).parent)
+        for folder in [one for one in self._folders if f"{one}/".startswith(f"{path}/")]:
+            del self._folders[folder]
+        self._leave()  # the folder entered last may be gone
 
     def _make(self, fd: int, entry: TarEntry, path: str, name: str) -> None:
         if entry.kind == FOLDER:
             if _lstat(fd, name) is None:
                 self._disk.make_folder_at(fd, name)
-            self._modes[path] = entry.mode & 0o1777
+            self._folders[path] = entry
         elif entry.kind == SYMLINK:
             self._disk.symlink_at(fd, name, entry.link)
+            self._own(fd, entry, name)
         elif entry.kind == HARDLINK:
-            old_parent, _, old_name = entry.link.rpartition("/")
-            with self._folder(old_parent) as old_fd:
-                found = _lstat(old_fd, old_name)
-                if found is None or not stat.S_ISREG(found.st_mode):
-                    raise FormatError(f"hard link {path[:200]!r} points at no file")
-                self._disk.link_at(old_fd, old_name, fd, name)
-        else:
+            self._link(fd, entry, name)
+        elif entry.kind == FILE:
             self._write(fd, entry, name)
+        else:
+            mode = _NODES[entry.kind] | (entry.mode & 0o777)
+            self._disk.make_node_at(fd, name, mode, os.makedev(*entry.device))
+            self._own(fd, entry, name)
+            self._disk.act("chmod", name, lambda: os.chmod(name, entry.mode & 0o777, dir_fd=fd))
+
+    def _link(self, fd: int, entry: TarEntry, name: str) -> None:
+        """A second name for a file that is in the tree."""
+        old_parent, _, old_name = entry.link.rpartition("/")
+        with self._folder(old_parent) as old_fd:
+            found = _lstat(old_fd, old_name) if old_name else None
+            if found is None or not stat.S_ISREG(found.st_mode):
+                raise FormatError(f"hard link {entry.path[:200]!r} points at no file")
+            self._disk.link_at(old_fd, old_name, fd, name)
 
     def _write(self, fd: int, entry: TarEntry, name: str) -> None:
         disk = self._disk
         file = disk.open_at(fd, name)
         try:
             disk.write_fd(file, entry.data, name)
-            disk.act("chmod", name, lambda: os.fchmod(file, entry.mode & 0o777))
+            if self._rights.owners:  # before the mode: a change of owner clears setuid
+                disk.act("chown", name, lambda: os.fchown(file, entry.uid, entry.gid))
+            mode = entry.mode & (0o6777 if self._rights.setuid else 0o777)
+            disk.act("chmod", name, lambda: os.fchmod(file, mode))
             disk.act("utime", name, lambda: os.utime(file, (entry.mtime, entry.mtime)))
-            disk.fsync_fd(file, name)
+            self._file_count += 1
+            if self._file_count <= SYNC_COUNT:
+                self._unsynced.append(os.dup(file))
         finally:
             os.close(file)
 
+    def _own(self, fd: int, entry: TarEntry, name: str) -> None:
+        if self._rights.owners:
+            owner = (entry.uid, entry.gid)
+            self._disk.act(
+                "chown", name, lambda: os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
+            )
+
     def _whiteout(self, parent: str, name: str) -> None:
         """Remove what lower layers put here; what this layer made stays."""
-        where = self._root / parent
         with contextlib.suppress(NotFoundError), self._folder(parent) as fd:
             names = sorted(os.listdir(fd)) if name == OPAQUE else [name[len(WHITEOUT) :]]
             for victim in names:
@@ -151,7 +230,21 @@ class _Tree:
                 mine = path in self._layer.paths or path in self._layer.folders
                 if victim in ("", ".", "..") or mine or _lstat(fd, victim) is None:
                     continue
-                self._disk.remove_at(fd, victim, where=where)
+                self._remove(fd, path, victim)
+
+    def _enter(self, path: str) -> int:
+        """A descriptor of a parent folder, made if it is absent; good until the next removal.
+        Files of one folder follow each other, so the last one is kept open."""
+        if self._parent is None or self._parent[0] != path:
+            self._leave()
+            with self._folder(path, make=True) as fd:
+                self._parent = (path, os.dup(fd))
+        return self._parent[1]
+
+    def _leave(self) -> None:
+        if self._parent is not None:
+            os.close(self._parent[1])
+            self._parent = None
 
     @contextlib.contextmanager
     def _folder(self, path: str, *, make: bool = False) -> Iterator[int]:
@@ -177,7 +270,11 @@ class _Tree:
 
 
 def extract_layers(
-    layers: Iterable[bytes | memoryview], target: Path, disk: Disk, limits: Limits | None = None
+    layers: Iterable[bytes | memoryview],
+    target: Path,
+    disk: Disk,
+    limits: Limits | None = None,
+    rights: Rights | None = None,
 ) -> None:
     """Extract plain layer tars, lowest first, so that `target` is the whole tree or as before.
 
@@ -188,10 +285,11 @@ def extract_layers(
     try:
         fd = os.open(temp, _OPEN_FOLDER)
         try:
-            tree = _Tree(temp, fd, disk, limits or Limits())
-            for plain in layers:
-                tree.add_layer(plain)
-            tree.finish()
+            tree = _Tree(temp, fd, disk, limits or Limits(), rights or Rights())
+            with contextlib.closing(tree):
+                for plain in layers:
+                    tree.add_layer(plain)
+                tree.finish()
             disk.act("chmod", temp, lambda: os.fchmod(fd, 0o755))
         finally:
             os.close(fd)

@@ -19,14 +19,16 @@ from layerkit.errors import FormatError
 __all__ = [
     "APP_FOLDER",
     "BASE",
+    "BLOCK_DEVICE",
     "CA_PATH",
+    "CHAR_DEVICE",
     "CODE",
     "DEPS",
     "FILE",
     "FOLDER",
     "HARDLINK",
     "NONROOT",
-    "OTHER",
+    "PIPE",
     "ROLES",
     "SYMLINK",
     "ZONES_PATH",
@@ -47,7 +49,9 @@ FILE: Final = "file"
 FOLDER: Final = "folder"
 SYMLINK: Final = "symlink"
 HARDLINK: Final = "hardlink"
-OTHER: Final = "other"  # devices and pipes: read, never written
+CHAR_DEVICE: Final = "character device"  # this and what follows: read, never written
+BLOCK_DEVICE: Final = "block device"
+PIPE: Final = "pipe"
 
 APP_FOLDER: Final = "app"
 CA_PATH: Final = "etc/ssl/certs/ca-certificates.crt"
@@ -63,6 +67,9 @@ MAX_ENTRY_COUNT: Final = 1 << 20
 MAX_PATH_SIZE: Final = 4096  # bytes: PATH_MAX
 MAX_PAX_SIZE: Final = 1 << 20  # bytes of one extended header
 MAX_USTAR_SIZE: Final = 0o77777777777  # bytes: eleven octal digits
+MAX_TIME: Final = 1 << 40  # seconds since 1970: far beyond what a file can have
+MAX_OWNER: Final = (1 << 32) - 2  # uid or gid; the one above means "leave it"
+MAX_DEVICE: Final = (1 << 20) - 1  # minor number of a device; major numbers are smaller
 
 # name, mode, uid, gid, size, mtime, checksum, type, link name, magic, version, user, group,
 # device major, device minor, prefix
@@ -70,7 +77,17 @@ HEADER: Final = struct.Struct("<100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 assert HEADER.size == BLOCK_SIZE
 _CHECKSUM_OFFSET: Final = 148
 _KIND_TYPES: Final = {FILE: b"0", HARDLINK: b"1", SYMLINK: b"2", FOLDER: b"5"}
-_TYPE_KINDS: Final = {b"\0": FILE, b"7": FILE} | {code: kind for kind, code in _KIND_TYPES.items()}
+_TYPE_KINDS: Final = {code: kind for kind, code in _KIND_TYPES.items()} | {
+    b"\0": FILE,
+    b"3": CHAR_DEVICE,
+    b"4": BLOCK_DEVICE,
+    b"6": PIPE,
+    b"7": FILE,
+}
+# Records of extended headers that we use. What else stands there (extended attributes too) is not
+# kept, so that a header with a hundred thousand of them costs its own size and no more.
+_PAX_KEYS: Final = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
+_SPARSE: Final = "GNU.sparse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,7 @@ class TarEntry:
     link: str
     data_offset: int
     data: memoryview
+    device: tuple[int, int] = (0, 0)  # major and minor number
 
 
 # --- the rule ----------------------------------------------------------------------------------
@@ -296,8 +314,8 @@ def _entry(
     prefix = fields[15].split(b"\0")[0] if fields[9] == b"ustar\0" else b""
     raw_path = extended.get("path", prefix + b"/" + name if prefix else name)
     raw_link = extended.get("linkpath", fields[8].split(b"\0")[0])
-    kind = OTHER if code in b"346" else _TYPE_KINDS.get(code)
-    if kind is None or any(key.startswith("GNU.sparse") for key in extended):
+    kind = _TYPE_KINDS.get(code)
+    if kind is None or _SPARSE in extended:
         raise FormatError(f"tar: entry type {code!r} is not known", offset=offset)
     if kind == FILE and raw_path.endswith(b"/"):  # pre-POSIX tars mark folders so
         kind = FOLDER
@@ -306,17 +324,30 @@ def _entry(
     link = raw_link.decode("utf-8", "surrogateescape")
     if kind == SYMLINK and ("\0" in link or not link or len(raw_link) > MAX_PATH_SIZE):
         raise FormatError("tar: a symbolic link's target is not a path", offset=offset)
+    is_device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
     return TarEntry(
         clean_path(raw_path.decode("utf-8", "surrogateescape")),
         kind,
         _number(fields[1], offset) & 0o7777,
-        _extended_number(extended, "uid", fields[2], offset),
-        _extended_number(extended, "gid", fields[3], offset),
-        _extended_number(extended, "mtime", fields[5], offset),
+        _bounded(_extended_number(extended, "uid", fields[2], offset), MAX_OWNER, offset),
+        _bounded(_extended_number(extended, "gid", fields[3], offset), MAX_OWNER, offset),
+        _bounded(_extended_number(extended, "mtime", fields[5], offset), MAX_TIME, offset),
         clean_path(link) if kind == HARDLINK else link if kind == SYMLINK else "",
         start,
         body,
+        (_device(fields[13], offset), _device(fields[14], offset)) if is_device else (0, 0),
     )
+
+
+def _bounded(value: int, limit: int, offset: int) -> int:
+    """An owner, a time or a device number that the system can take."""
+    if value > limit:
+        raise FormatError(f"tar: {value} is over {limit}", offset=offset)
+    return value
+
+
+def _device(raw: bytes, offset: int) -> int:
+    return _bounded(_number(raw, offset), MAX_DEVICE, offset)
 
 
 def _check_header(block: bytes, offset: int) -> tuple[bytes, ...]:
@@ -351,7 +382,7 @@ def _extended_number(extended: Mapping[str, bytes], key: str, raw: bytes, offset
 
 
 def _parse_pax(body: bytes, offset: int) -> dict[str, bytes]:
-    """Records of one extended header."""
+    """Records of one extended header that we use."""
     records: dict[str, bytes] = {}
     at = 0
     while at < len(body):
@@ -362,6 +393,9 @@ def _parse_pax(body: bytes, offset: int) -> dict[str, bytes]:
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if end > len(body) or end <= space + 1 or body[end - 1 : end] != b"\n" or not equals:
             raise FormatError("tar: extended record is malformed", offset=offset + at)
-        records[key.decode("utf-8", "replace")] = value
+        if key in _PAX_KEYS:
+            records[key.decode("ascii")] = value
+        elif key.startswith(b"GNU.sparse"):
+            records[_SPARSE] = value
         at = end
     return records

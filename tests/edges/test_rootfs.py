@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from layerkit.edges.disk import Disk
-from layerkit.edges.rootfs import Limits, extract_layers
+from layerkit.edges.rootfs import SYNC_COUNT, Limits, Rights, extract_layers
 from layerkit.errors import FormatError, StoreError
 
 Item = tuple[str, bytes, bytes]  # name, type, data or link target
@@ -29,6 +31,22 @@ def layer(*items: Item, mode: int = 0o755) -> bytes:
                 info.linkname = data.decode()
             tar.addfile(info, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
     return out.getvalue()
+
+
+def pax(records: dict[str, str], *items: Item) -> bytes:
+    """The same behind an extended header of everything that follows."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers=records):
+        pass
+    head = out.getvalue().rstrip(b"\0")
+    return head + bytes(-len(head) % 512) + layer(*items)
+
+
+def sized_entry(size: str) -> bytes:
+    """A file whose extended header says how long it is."""
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"size": size}
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 
 
 def file(name: str, data: bytes = b"x") -> Item:
@@ -76,6 +94,23 @@ CASES: dict[str, tuple[list[bytes], set[str]]] = {
         [layer(file("a/b"), file("a/c")), layer(file("a/n"), file("a/.wh..wh..opq", b""))],
         {"a/n"},
     ),
+    "whiteouts of the parent, of itself, of nothing": (
+        [
+            layer(file("a/b"), file("c")),
+            layer(file("a/.wh...", b""), file("a/.wh..", b"")),
+            layer(file("a/.wh.", b""), file(".wh...", b"")),
+        ],
+        {"a/b", "c"},
+    ),
+    "a whiteout of the folder that was entered last": (
+        [layer(file("a/b/c")), layer(file("a/b/d"), file("a/.wh.b", b""), file("a/b/e"))],
+        {"a/b/c", "a/b/d", "a/b/e"},
+    ),
+    "a file replaces a folder with a mode": (
+        [layer(folder("a"), file("a/b")), layer(file("a"))],
+        {"a"},
+    ),
+    "unused extended records": ([pax({f"k.{n}": "v" * 50 for n in range(9000)}, file("a"))], {"a"}),
     "whiteout leaves its own layer": (
         [layer(file("a")), layer(file("a", b"y"), file(".wh.a", b""))],
         {"a"},
@@ -107,6 +142,23 @@ REFUSED: dict[str, list[bytes]] = {
     "a device": [layer(("a", tarfile.CHRTYPE, b""))],
     "a pipe": [layer(("a", tarfile.FIFOTYPE, b""))],
     "a long name": [layer(file("a" * 300))],
+    "a block device": [layer(("a", tarfile.BLKTYPE, b""))],
+    "a long part": [layer(file("a/" + "b" * 300 + "/c"))],
+    "a path over the system's limit": [layer(file("/".join(["a" * 200] * 30)))],
+    "a very deep path": [layer(file("a/" * 100_000 + "b"))],
+    "a deep path": [layer(file("a/" * 65 + "b"))],
+    "a zero in a name": [pax({"path": "a\0b"}, file("a"))],
+    "a zero in a link": [pax({"linkpath": "a\0b"}, link("a", "b"))],
+    "a hard link to the root": [layer(hard("a", "/"))],
+    "a hard link to a folder": [layer(folder("a"), hard("b", "a"))],
+    "a link over a folder of its own layer": [layer(file("a/b"), link("a", "/tmp"))],
+    "a link swapped for a folder": [layer(file("a/b")), layer(link("a", "/tmp"), file("a/out"))],
+    "a sparse file": [pax({"GNU.sparse.major": "1"}, file("a"))],
+    "an old sparse file": [layer(("a", tarfile.GNUTYPE_SPARSE, b""))],
+    "a size beyond the tar": [sized_entry("99999999999999")],
+    "a time beyond all": [pax({"mtime": "99999999999999999999"}, file("a"))],
+    "an owner beyond all": [pax({"uid": "4294967295"}, file("a"))],
+    "an extended header over its limit": [pax({"comment": "x" * (1 << 20)}, file("a"))],
     "junk": [b"junk" * 200],
     "empty": [b""],
 }
@@ -156,3 +208,101 @@ def test_a_target_that_is_a_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         extract(tmp_path, layer(file("a")))
     assert (tmp_path / "root").read_bytes() == b"mine" and os.listdir(tmp_path) == ["root"]
+
+
+def test_a_name_that_somebody_swaps_for_a_link_meanwhile_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    class Swapping(Disk):
+        def open_at(self, folder_fd: int, name: str, mode: int = 0o600) -> int:
+            if name == "second":  # another process, between two files of a folder
+                (temp,) = tmp_path.glob(".tmp-*")
+                (temp / "a/b").rename(temp / "a/c")
+                (temp / "a/b").symlink_to(tmp_path / "out")
+            return super().open_at(folder_fd, name, mode)
+
+    plain = layer(file("a/b/first"), file("a/b/second"), file("d"), file("a/b/third"))
+    with pytest.raises(FormatError, match="through a link"):
+        extract_layers([plain], tmp_path / "root", Swapping())
+    assert sorted(os.listdir(tmp_path)) == ["out"] and os.listdir(tmp_path / "out") == []
+
+
+def test_a_header_of_many_records_costs_its_own_size(tmp_path: Path) -> None:
+    records = {f"k{n}": "v" for n in range(60_000)}
+    started = time.monotonic()
+    extract(tmp_path, pax(records, *(file(f"a{n}") for n in range(300))))
+    assert time.monotonic() - started < 5  # merging them into each entry would take minutes
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_size_limit_counts_all_layers(tmp_path: Path, size: int) -> None:
+    layers, limits = [layer(file("a", b"1234")), layer(file("b", b"5678"))], Limits(total_size=size)
+    if size == 8:
+        assert tree(extract(tmp_path, *layers, limits=limits)) == {"a", "b"}
+        return
+    with pytest.raises(FormatError, match="over 7 bytes"):
+        extract(tmp_path, *layers, limits=limits)
+
+
+@pytest.mark.parametrize("count", [1, SYNC_COUNT, SYNC_COUNT + 1])
+def test_every_file_and_folder_is_durable_before_the_tree_has_its_name(
+    tmp_path: Path, count: int
+) -> None:
+    names = [f"a/{n}" for n in range(count)]
+    flushed: set[int] = set()
+
+    class Watching(Disk):
+        def fsync_fd(self, fd: int, path: Path | str) -> None:
+            super().fsync_fd(fd, path)
+            flushed.add(os.fstat(fd).st_ino)
+
+        def sync_filesystem(self, fd: int, path: Path | str) -> None:
+            super().sync_filesystem(fd, path)
+            (temp,) = tmp_path.glob(".tmp-*")
+            flushed.update(path.stat().st_ino for path in (temp, *temp.rglob("*")))
+
+        def exchange_folder(self, new: Path, path: Path) -> None:
+            assert {path.stat().st_ino for path in (new, *new.rglob("*"))} <= flushed
+            super().exchange_folder(new, path)
+
+    plain = layer(folder("a"), *map(file, names))
+    extract_layers([plain], tmp_path / "root", Watching())
+    assert tree(tmp_path / "root") == set(names)
+
+
+# --- on request ------------------------------------------------------------------------------
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices are for root")
+
+
+def owned(name: str, kind: bytes, mode: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.uid, info.gid = kind, mode, 1234, 5678
+    info.devmajor, info.devminor = 1, 3
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_owners_and_setuid_on_request(tmp_path: Path, kind: bytes) -> None:
+    rights = Rights(devices=True, setuid=True, owners=True)
+    extract_layers([owned("a", kind, 0o6755)], tmp_path / "root", Disk(), None, rights)
+    found = (tmp_path / "root/a").stat()
+    want = {tarfile.REGTYPE: 0o6755, tarfile.DIRTYPE: 0o2755, tarfile.FIFOTYPE: 0o755}[kind]
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1234, 5678, want)
+
+
+@AS_ROOT
+def test_devices_on_request(tmp_path: Path) -> None:
+    rights = Rights(devices=True)
+    plain = owned("null", tarfile.CHRTYPE, 0o666)
+    extract_layers([plain], tmp_path / "root", Disk(), None, rights)
+    found = (tmp_path / "root/null").stat()
+    assert stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o666)
+
+
+@AS_ROOT
+def test_owners_are_not_taken_unasked(tmp_path: Path) -> None:
+    extract_layers([owned("a", tarfile.REGTYPE, 0o755)], tmp_path / "root", Disk())
+    assert (tmp_path / "root/a").stat().st_uid == os.geteuid()

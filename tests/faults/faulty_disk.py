@@ -72,3 +72,9 @@ class FaultyDisk(Disk):
         held = self._dirty.pop(key, None)
         if held is not None:
             os.close(held)
+
+    def sync_filesystem(self, fd: int, path: Path | str) -> None:
+        super().sync_filesystem(fd, path)
+        for held in self._dirty.values():
+            os.close(held)
+        self._dirty.clear()
