@@ -38,7 +38,9 @@ FORMATS = {
     "chunksync": ("chunkmanifest cursor digest", "zstandard"),
     "oci": ("digest", ""),
     "deflate": ("", "deflate zstandard"),
-    "layer": ("digest oci deflate", ""),
+    "tar": ("", ""),
+    "tree": ("tar", ""),
+    "layer": ("tar", ""),
     "layerform": ("cursor digest addressfree elf golang", "zstandard"),
     "plan": ("chunkmanifest digest oci", ""),
     "protocol": ("cursor digest chunkmanifest", "zstandard"),
@@ -60,7 +62,7 @@ EDGES = {
     ),
     "layout": ("edges.disk digest formats.layer formats.oci formats.reference", ""),
     "subject": ("edges.layout formats.oci formats.reference", ""),
-    "rootfs": ("edges.disk formats.layer", ""),
+    "rootfs": ("edges.disk formats.tar", ""),
     "held": (
         "digest edges.store formats.oci formats.chunkmanifest formats.chunksync formats.delta"
         " formats.reference formats.update formats.updating",
@@ -73,7 +75,10 @@ EDGES = {
         "urllib3",
     ),
     "registry": ("digest formats.oci formats.reference", "oras requests urllib3"),
-    "storage": ("edges.disk digest formats.oci formats.shelf", ""),
+    "storage": (
+        "edges.disk edges.layout edges.registry digest formats.oci formats.reference formats.shelf",
+        "boto3 botocore",
+    ),
     "tools": ("", "subprocess"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": (

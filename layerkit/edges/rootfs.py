@@ -26,7 +26,7 @@ from typing import Final
 
 from layerkit.edges.disk import Disk
 from layerkit.errors import FormatError, NotFoundError, StoreError
-from layerkit.formats.layer import (
+from layerkit.formats.tar import (
     BLOCK_DEVICE,
     CHAR_DEVICE,
     FILE,
@@ -202,7 +202,7 @@ class _Tree:
         disk = self._disk
         file = disk.open_at(fd, name)
         try:
-            disk.write_fd(file, entry.data, name)
+            disk.write_fd(file, memoryview(entry.data), name)
             if self._rights.owners:  # before the mode: a change of owner clears setuid
                 disk.act("chown", name, lambda: os.fchown(file, entry.uid, entry.gid))
             mode = entry.mode & (0o6777 if self._rights.setuid else 0o777)

@@ -30,7 +30,7 @@ from layerkit.errors import (
     ToolMissingError,
     UsageError,
 )
-from layerkit.formats import deflate, gotool, image, layer, oci
+from layerkit.formats import deflate, gotool, image, layer, oci, tar
 from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_settings
 from layerkit.formats.elf import parse_elf, strip_symbols
@@ -246,7 +246,7 @@ def _layers(
     taken = f"{layer.APP_FOLDER}/{name}"
     assets = [entry.path for entry in configuration]
     if deps is not None:
-        assets += [entry.path for entry in layer.read_tar(deps.tar) if entry.kind == layer.FILE]
+        assets += [entry.path for entry in tar.read_tar(deps.tar) if entry.kind == tar.FILE]
     for path in assets:
         if path == taken or path.startswith(f"{taken}/"):
             raise UsageError(f"{FILE_NAME}: /{path} is where the binary goes", hint="rename it")

@@ -30,7 +30,6 @@ from layerkit.formats.deflate import DEFAULT_COMPRESSION, compress, compression_
 from layerkit.formats.elf import Elf, parse_elf
 from layerkit.formats.gonames import ROLES, SHARED
 from layerkit.formats.image import FORM_LEVEL
-from layerkit.formats.layer import FILE, read_tar
 from layerkit.formats.layerform import PART_BINARY, encode_layer, is_layer_form
 from layerkit.formats.protocol import pack_form, serialize_chunk_batch, unpack_form
 from layerkit.formats.ranges import chunk_roles, one_role
@@ -41,6 +40,7 @@ from layerkit.formats.roles import (
     layer_parts,
     layer_roles,
 )
+from layerkit.formats.tar import FILE, read_tar
 
 __all__ = [
     "FORMS",

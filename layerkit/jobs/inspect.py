@@ -19,11 +19,11 @@ from layerkit.formats.chunker import DEFAULT_PROFILE, cut
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, PT_INTERP, Elf, parse_elf
 from layerkit.formats.golang import go_release
 from layerkit.formats.gonames import ROLES, SHARED
-from layerkit.formats.layer import read_tar
 from layerkit.formats.layerform import PART_BINARY, decode_layer, is_layer_form
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.ranges import RoleRanges, chunk_roles, one_role
 from layerkit.formats.roles import binary_roles, form_roles, layer_parts, layer_roles
+from layerkit.formats.tar import read_tar
 
 __all__ = ["inspect", "inspect_file", "inspect_image"]
 

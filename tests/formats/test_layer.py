@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 from layerkit.digest import sha256_digest
 from layerkit.errors import FormatError
-from layerkit.formats import layer
-from layerkit.formats.layer import Entry, build_tar, read_tar
+from layerkit.formats import layer, tar
+from layerkit.formats.layer import Entry, build_tar
+from layerkit.formats.tar import read_tar
 
 LONG = "a/" + "d" * 90 + "/" + "f" * 90
 ENTRIES = [
     Entry("etc/passwd", b"root\n"),
-    Entry("tmp", mode=0o1777, kind=layer.FOLDER),
+    Entry("tmp", mode=0o1777, kind=tar.FOLDER),
     Entry(LONG, b"1" * 513),
     Entry("x" * 180, b"pax path"),
     Entry("ü/file", b"not ascii", 0o755),
-    Entry("link", kind=layer.SYMLINK, link="/" + "t" * 150),
+    Entry("link", kind=tar.SYMLINK, link="/" + "t" * 150),
 ]
 
 FROZEN = "sha256:0fb86422cf85dfc29dcb6387205332dd8dcfb8ff9d1701fdaabcb303b2cb3b11"
@@ -52,7 +53,7 @@ def test_parents_come_before_children() -> None:
 
 def test_base_has_users_certificates_zones_and_tmp() -> None:
     data = build_tar(layer.base_entries(b"CA", {"Europe/Berlin": b"TZif"}))
-    found = {entry.path: entry for entry in read_tar(data) if entry.kind == layer.FILE}
+    found = {entry.path: entry for entry in read_tar(data) if entry.kind == tar.FILE}
     assert sorted(found) == [
         "etc/group",
         "etc/passwd",

@@ -28,7 +28,7 @@ from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.deflate import compress, decompress
 from layerkit.formats.formpack import PACKED_TYPE, unpack
-from layerkit.formats.layer import read_tar
+from layerkit.formats.tar import read_tar
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
 from layerkit.jobs.build import BuildResult, build
