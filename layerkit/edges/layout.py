@@ -27,6 +27,7 @@ __all__ = ["KEEP_UNTAGGED", "Layout", "add_to_index", "write_docker_archive"]
 
 KEEP_UNTAGGED: Final = 64  # images whose tag moved on stay reachable by digest; older ones go
 MAX_BLOB_SIZE: Final = 8 << 30  # bytes read into memory at most, unless the caller says less
+ANNOTATION_CONTAINERD: Final = "io.containerd.image.name"  # what `ctr images import` goes by
 _INDEX: Final = "index.json"
 _MARKER: Final = "oci-layout"
 
@@ -238,6 +239,8 @@ def write_docker_archive(
     blobs = {item.digest: item for item in (top, manifest.config, *manifest.layers)}
     entries = [Entry(_archive_path(digest), layout.read_blob(digest)) for digest in sorted(blobs)]
     annotations = {oci.ANNOTATION_REF_NAME: name} if name else {}
+    if ref.tagged.tag:
+        annotations[ANNOTATION_CONTAINERD] = f"{ref.full_name}:{ref.tagged.tag}"
     index = oci.Index((oci.Descriptor(top.media_type, top.digest, top.size, annotations),))
     docker = {
         "Config": _archive_path(manifest.config.digest),

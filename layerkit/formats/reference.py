@@ -67,6 +67,14 @@ class Reference:
             return self
         return replace(self, tag=DEFAULT_TAG)
 
+    @property
+    def full_name(self) -> str:
+        """The name with the registry that engines assume: what kubelet and containerd look for."""
+        if self.host:
+            return self.name
+        path = self.repository if "/" in self.repository else f"library/{self.repository}"
+        return f"docker.io/{path}"
+
     def pinned(self, digest: Digest) -> Reference:
         """``name@digest``: what a result line shows."""
         return replace(self, tag="", digest=digest)
