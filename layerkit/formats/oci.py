@@ -19,6 +19,7 @@ from layerkit.errors import FormatError, UsageError
 __all__ = [
     "ANNOTATION_COMPRESSION",
     "ANNOTATION_LAYER",
+    "ANNOTATION_OLD",
     "ANNOTATION_REF_NAME",
     "ANNOTATION_ROLE",
     "ANNOTATION_WAS",
@@ -44,6 +45,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_TYPES",
     "MAX_DOCUMENT_SIZE",
+    "WAS_ARTIFACT",
     "Descriptor",
     "ImageConfig",
     "Index",
@@ -79,10 +81,13 @@ LAYER_TYPES: Final = (LAYER_TAR, LAYER_GZIP, LAYER_ZSTD, DOCKER_LAYER_GZIP)
 CHUNKS_ARTIFACT: Final = "application/vnd.layerkit.chunks.v0"
 CHUNK_MANIFEST: Final = "application/vnd.layerkit.chunk-manifest.v0"
 FORM_ZSTD: Final = "application/vnd.layerkit.form.v0+zstd"
+# a referrer without content: what a tag named before it named the subject (ANNOTATION_WAS, _OLD)
+WAS_ARTIFACT: Final = "application/vnd.layerkit.was.v0"
 
 ANNOTATION_ROLE: Final = "dev.layerkit.role"
 ANNOTATION_COMPRESSION: Final = "dev.layerkit.compression"
 ANNOTATION_LAYER: Final = "dev.layerkit.layer"
+ANNOTATION_OLD: Final = "dev.layerkit.old"  # of a WAS_ARTIFACT: the digest of that image
 ANNOTATION_WAS: Final = "dev.layerkit.was"  # in index.json: the name that moved on from an entry
 ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
 

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from layerkit.edges.storage.cache import BlobCache
+from layerkit.edges.storage.cached import CachedStorage, Origin
 from layerkit.edges.storage.folder import FolderStorage
+from layerkit.edges.storage.opening import open_storage
 from layerkit.edges.storage.protocol import Shelf, Storage, StoredBlob
 from layerkit.edges.storage.shelf import FolderShelf
 
-__all__ = ["FolderShelf", "FolderStorage", "Shelf", "Storage", "StoredBlob"]
+__all__ = [
+    "BlobCache",
+    "CachedStorage",
+    "FolderShelf",
+    "FolderStorage",
+    "Origin",
+    "Shelf",
+    "Storage",
+    "StoredBlob",
+    "open_storage",
+]

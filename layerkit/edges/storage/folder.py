@@ -11,7 +11,7 @@ from layerkit.edges.storage.protocol import Shelf, StoredBlob
 from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.oci import MAX_DOCUMENT_SIZE
 
-__all__ = ["FolderStorage", "read_parts"]
+__all__ = ["FolderStorage", "read_file", "read_parts"]
 
 PART_SIZE: Final = 1 << 20  # bytes in memory at once while a blob is sent
 
@@ -34,10 +34,10 @@ class FolderStorage:
         return info.st_ino, info.st_mtime_ns, info.st_size
 
     def read_index(self) -> bytes:
-        return _read(self.path / "index.json", MAX_DOCUMENT_SIZE)
+        return read_file(self.path / "index.json", MAX_DOCUMENT_SIZE)
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
-        return _read(self._blob_path(digest), limit)
+        return read_file(self._blob_path(digest), limit)
 
     def open_blob(self, name: str, digest: Digest) -> StoredBlob:
         path = self._blob_path(digest)
@@ -72,7 +72,7 @@ def read_parts(path: Path, offset: int, size: int) -> Iterator[bytes]:
         raise _error(path, exc) from exc
 
 
-def _read(path: Path, limit: int) -> bytes:
+def read_file(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -15,15 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from layerkit.edges.disk import TEMP_PREFIX, Disk
+from layerkit.edges.disk import Disk
+from layerkit.edges.storage.room import TOUCH_SECONDS, make_room
 from layerkit.errors import FormatError, LayerkitError
 from layerkit.formats.shelf import HEADER, MAX_ENTRY_SIZE, name_entry, parse_entry, serialize_entry
 
 __all__ = ["SHELF_SIZE", "FolderShelf"]
 
 SHELF_SIZE: Final = 1 << 30  # bytes: some thousand updates of an edit each
-MAX_ENTRY_COUNT: Final = 65_536  # a put lists them: 0.1 s
-TOUCH_SECONDS: Final = 60.0  # a file that was used this recently is not touched again
 _LOCK: Final = ".lock"
 _log = logging.getLogger(__name__)
 
@@ -64,27 +63,10 @@ class FolderShelf:
         try:
             self._disk.make_folder(self.path)
             with self._disk.lock(self.path / _LOCK, wait=True):
-                self._make_room(len(raw))
+                make_room(self._disk, self.path, self.limit - len(raw))
                 self._disk.write_atomic(self.path / name_entry(key), raw)
         except LayerkitError as exc:
             _log.warning("nothing is kept in %s: %s (%s)", self.path, exc.message, exc.cause)
-
-    def _make_room(self, size: int) -> None:
-        """Remove temp files, and what was used longest ago until `size` more bytes fit."""
-        entries: list[tuple[int, str, int]] = []
-        with os.scandir(self.path) as found:
-            for entry in found:
-                if entry.name.startswith(TEMP_PREFIX):
-                    self._disk.remove(self.path / entry.name)
-                elif entry.name != _LOCK:
-                    info = entry.stat(follow_symlinks=False)
-                    entries.append((info.st_mtime_ns, entry.name, info.st_size))
-        entries.sort(reverse=True)
-        total = size + sum(size for _, _, size in entries)
-        while entries and (total > self.limit or len(entries) >= MAX_ENTRY_COUNT):
-            _, name, gone = entries.pop()
-            self._disk.remove(self.path / name)
-            total -= gone
 
     def _try(self, call: Callable[[Path], object], path: Path) -> None:
         try:
