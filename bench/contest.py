@@ -1,0 +1,227 @@
+"""Two machines on a line of given delay and rate (tests/faults/netns.py): on one a chunk server and
+a real registry with the same images, on the other a Docker engine and a layerkit node. Each pulls
+the same change, in turn; what is timed is from the request to a program that can be run.
+
+The registry is Debian's docker-registry, the engine Debian's dockerd, both as they come; the engine
+is asked over its API, so that no client program starts in the timed part, as the node is a process
+that is warm. Needs root.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from versions import REPOSITORY, reference
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/faults"))
+
+from netns import SERVER, Lab, Network, end  # noqa: E402
+
+BENCH = Path(__file__).resolve().parent
+REGISTRY_PORT, CHUNKS_PORT, PLAIN_PORT = 5000, 7420, 7421
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    seconds: float  # from the request until the new program can be run
+    received: int  # bytes that came over the line meanwhile, packets' heads included
+
+    def as_row(self) -> dict[str, Any]:
+        return {"seconds": round(self.seconds, 4), "received": self.received}
+
+
+def missing_tools() -> str:
+    """Why there can be no contest here, or ""."""
+    tools = ("dockerd", "docker-registry", "skopeo")
+    lacking = [tool for tool in tools if not shutil.which(tool)]
+    return f"{', '.join(lacking)}: not installed" if lacking else ""
+
+
+class Contest:
+    """All that runs on both machines. `layout` has chunks, `plain` the same images without. A
+    context; `old` is what every node holds before each pull."""
+
+    def __init__(
+        self, network: Network, layout: Path, plain: Path, old: str, scratch: Path
+    ) -> None:
+        self.old = old
+        self._scratch = scratch
+        self._layouts = {CHUNKS_PORT: layout, PLAIN_PORT: plain}
+        self._started: list[subprocess.Popen[bytes]] = []
+        self.lab = Lab(network)
+        try:
+            self._start_servers()
+            self._start_engine()
+            self._node = self._start("node", "node", sys.executable, str(BENCH / "node.py"))
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, side: str, name: str, *argv: str) -> subprocess.Popen[bytes]:
+        with (self._scratch / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                self.lab.argv(side, *argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": str(BENCH.parent)},
+            )
+        self._started.append(process)
+        return process
+
+    def _start_servers(self) -> None:
+        for port, layout in self._layouts.items():
+            argv = [*serve_argv(layout, f"{SERVER}:{port}")]
+            process = self._start("server", f"serve-{port}", *argv)
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise OSError((self._scratch / f"serve-{port}.log").read_text("utf-8"))
+        config = self._scratch / "registry.yml"
+        config.write_text(
+            "version: 0.1\nlog: {level: error}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self._scratch}/registry}}}}\n"
+            f"http: {{addr: ':{REGISTRY_PORT}'}}\n"
+        )
+        self._start("server", "registry", "docker-registry", "serve", str(config))
+
+    def _start_engine(self) -> None:
+        folder = self._scratch / "docker"
+        folder.mkdir()
+        self._socket = folder / "docker.sock"
+        argv = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
+        argv += ["--pidfile", f"{folder}/pid", "-H", f"unix://{self._socket}", "--bridge=none"]
+        argv += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
+        argv += ["--storage-driver", "overlay2", "--exec-opt", "native.cgroupdriver=cgroupfs"]
+        argv += ["--cgroup-parent", "layerkit"]
+        argv += ["--insecure-registry", f"{SERVER}:{REGISTRY_PORT}"]
+        self._start("node", "dockerd", *argv)
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._engine_answers():
+            if time.monotonic() > deadline:
+                raise OSError((self._scratch / "dockerd.log").read_text("utf-8")[-2000:])
+            time.sleep(0.1)
+
+    def _engine_answers(self) -> bool:
+        try:
+            return self._engine("GET", "/_ping")[0] == 200
+        except OSError:
+            return False
+
+    def _engine(self, method: str, path: str) -> tuple[int, bytes]:
+        """A request to the engine; the answer ends when the work has."""
+        connection = http.client.HTTPConnection("localhost", timeout=600)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self._socket))
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response.status, body
+
+    def _fill(self) -> None:
+        """The old version onto the node, by both ways."""
+        self.push(self.old)
+        self._docker_pull(self.old)
+        for kind, port in (("chunks", CHUNKS_PORT), ("plain", PLAIN_PORT)):
+            self._ask_node(self.old, port, self._scratch / f"held-{kind}")
+
+    def push(self, name: str) -> None:
+        """A version from the layout into the registry, as it is."""
+        source = f"oci:{self._layouts[PLAIN_PORT]}:{reference(name)}"
+        target = f"docker://127.0.0.1:{REGISTRY_PORT}/{reference(name)}"
+        self.lab.run(
+            "server",
+            "skopeo",
+            "copy",
+            "--quiet",
+            "--insecure-policy",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+            source,
+            target,
+        )
+
+    # --- the contestants ---------------------------------------------------------------------
+
+    def docker(self, name: str) -> Sample:
+        """`docker pull`: layers are fetched and extracted, `docker run` could follow."""
+        self._forget(name)
+        return self._timed(lambda: self._docker_pull(name))
+
+    def layerkit(self, name: str, port: int = CHUNKS_PORT) -> Sample:
+        """A pull that ends with the file tree of the image on the node's disk."""
+        kind = "chunks" if port == CHUNKS_PORT else "plain"
+        store = self._scratch / "store"
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(self._scratch / f"held-{kind}", store)
+        shutil.rmtree(self._scratch / "root", ignore_errors=True)
+        sample = self._timed(lambda: self._ask_node(name, port, store, self._scratch / "root"))
+        program = self._scratch / "root/app/fn"
+        assert program.stat().st_mode & 0o111
+        return sample
+
+    def plain(self, name: str) -> Sample:
+        """The same of whole layers: there is nothing but the image on that server."""
+        return self.layerkit(name, PLAIN_PORT)
+
+    def _timed(self, call: Any) -> Sample:
+        os.sync()  # what was written before is nobody's time
+        before, started = self.lab.bytes_received("node"), time.perf_counter()
+        call()
+        seconds = time.perf_counter() - started
+        return Sample(seconds, self.lab.bytes_received("node") - before)
+
+    def _docker_pull(self, name: str) -> None:
+        where = f"{SERVER}:{REGISTRY_PORT}/{REPOSITORY}"
+        query = urlencode({"fromImage": where, "tag": reference(name).tag})
+        status, body = self._engine("POST", f"/images/create?{query}")
+        said = body.decode("utf-8", "replace")
+        assert status == 200 and '"error"' not in said, said[-500:]
+
+    def _forget(self, name: str) -> None:
+        where = f"{SERVER}:{REGISTRY_PORT}/{reference(name)}"
+        self._engine("DELETE", f"/images/{where}?force=true")
+
+    def _ask_node(self, name: str, port: int, store: Path, root: Path | None = None) -> None:
+        asked = {
+            "url": f"http://{SERVER}:{port}",
+            "ref": str(reference(name)),
+            "store": str(store),
+        }
+        if root is not None:
+            asked["rootfs"] = str(root)
+        assert self._node.stdin is not None and self._node.stdout is not None
+        self._node.stdin.write(json.dumps(asked).encode() + b"\n")
+        self._node.stdin.flush()
+        if not self._node.stdout.readline():
+            raise OSError((self._scratch / "node.log").read_text("utf-8")[-2000:])
+
+    def close(self) -> None:
+        for process in reversed(self._started):
+            end(process, 30)
+        self.lab.close()
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve_argv(layout: Path, listen: str, *more: str) -> Sequence[str]:
+    """`layerkit serve` for machines that only we reach."""
+    return [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen, *more]
