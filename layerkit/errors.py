@@ -14,6 +14,7 @@ from __future__ import annotations
 
 __all__ = [
     "BuildError",
+    "BusyError",
     "CgoError",
     "ChunkDigestError",
     "FormatError",
@@ -29,6 +30,7 @@ __all__ = [
     "StoreLockedError",
     "ToolError",
     "ToolMissingError",
+    "UnauthorizedError",
     "UsageError",
     "VersionError",
 ]
@@ -128,6 +130,20 @@ class RemoteDeniedError(RemoteError):
     code = "DENIED"
     http_status = 403
     retriable = False
+
+
+class UnauthorizedError(RemoteDeniedError):
+    """The request shows no token, or one that the server does not know."""
+
+    code = "UNAUTHORIZED"
+    http_status = 401
+
+
+class BusyError(RemoteError):
+    """Who asks has used up what they may ask for; later it works."""
+
+    code = "TOOMANYREQUESTS"
+    http_status = 429
 
 
 class RemoteLimitError(RemoteError):

@@ -1,0 +1,65 @@
+"""Who asks: the Authorization header to a Caller.
+
+Without a token file everyone is ANYONE. With one, `Authorization: Bearer TOKEN` and `Basic
+NAME:TOKEN` (what container engines send after a login; the name is not looked at) are understood.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Final
+
+from layerkit.edges.tokens import TokenFile
+from layerkit.errors import UnauthorizedError
+from layerkit.formats.tokens import ANYONE, Caller, find_caller, hash_token
+
+__all__ = ["CHALLENGE", "Gate"]
+
+# Engines that get a Bearer challenge look for a token service; after Basic they send what the
+# user logged in with. So only Basic is offered (distribution spec, "docker login").
+CHALLENGE: Final = ("www-authenticate", 'Basic realm="layerkit", charset="UTF-8"')
+MAX_CREDENTIALS_SIZE: Final = 4096  # bytes
+
+
+class Gate:
+    """Lets callers in by the tokens of a file, which is read again when it changes."""
+
+    def __init__(self, tokens: TokenFile | None) -> None:
+        self._tokens = tokens
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        return self._tokens is not None
+
+    def version(self) -> object:
+        """Changes when callers may have changed. One stat of a file."""
+        return None if self._tokens is None else self._tokens.version()
+
+    def find_caller(self, headers: Mapping[str, str]) -> Caller:
+        """The caller of a request; UnauthorizedError if there is no good token in it."""
+        if self._tokens is None:
+            return ANYONE
+        credentials = headers.get("authorization", "")
+        if not credentials:
+            raise UnauthorizedError("this server asks for a token")
+        token = _find_token(credentials)
+        found = find_caller(self._tokens.read(), hash_token(token)) if token else None
+        if found is None:
+            raise UnauthorizedError("this token is not known here")
+        return found
+
+
+def _find_token(credentials: str) -> str:
+    scheme, _, value = credentials[:MAX_CREDENTIALS_SIZE].partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        plain = base64.b64decode(value, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+    return plain.partition(":")[2]

@@ -1,0 +1,114 @@
+"""Answers that are ready, by the bytes of the request that they answer.
+
+Nodes that run the same agent send the same bytes for the same update. What a request was answered
+with is the answer to the same bytes again, as long as the source and the tokens stand as they
+did, so it can be sent without reading the request: `wire` does. The key is a keyed hash, so no
+token stays in memory. Bounded: MAX_ENTRY_SIZE, MAX_SIZE, MAX_REQUEST_SIZE. For one event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from layerkit.edges.http.metrics import Metrics
+from layerkit.edges.http.source import Share
+from layerkit.errors import LayerkitError
+
+__all__ = ["MAX_ENTRY_SIZE", "Ready", "ReadyAnswer"]
+
+MAX_ENTRY_SIZE: Final = 256 << 10  # bytes of a body
+MAX_SIZE: Final = 64 << 20  # bytes of bodies
+ENTRY_OVERHEAD: Final = 1024  # bytes: head, key, objects
+MAX_REQUEST_SIZE: Final = 8192  # bytes: 32 digests and a token are 3 KB
+END: Final = b"\r\n\r\n"
+
+
+@dataclass(slots=True, eq=False)
+class ReadyAnswer:
+    """An answer as bytes, and what is to be counted when it is sent."""
+
+    version: object
+    head: bytes  # status line and headers; the date and the empty line are put behind
+    body: bytes
+    status: int
+    route: str
+    path: str
+    caller: str
+    shares: tuple[Share, ...]
+    hits: int = field(default=0)  # not yet counted
+
+
+class Ready:
+    """`version` says how source and tokens stand: what was made under another one is dropped."""
+
+    def __init__(self, version: Callable[[], object]) -> None:
+        self._version = version
+        self._secret = secrets.token_bytes(32)
+        self._entries: OrderedDict[bytes, ReadyAnswer] = OrderedDict()
+        self._size = 0
+        self._uncounted: list[ReadyAnswer] = []
+
+    def key_of(self, raw_request: bytes) -> bytes | None:
+        """The key of what looks like one whole GET request without a body, else None."""
+        if (
+            not raw_request.startswith(b"GET ")
+            or len(raw_request) > MAX_REQUEST_SIZE
+            or raw_request.find(END) != len(raw_request) - len(END)
+        ):
+            return None
+        return hashlib.blake2b(raw_request, digest_size=32, key=self._secret).digest()
+
+    def find(self, key: bytes) -> ReadyAnswer | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        try:
+            version = self._version()
+        except LayerkitError:
+            return None  # whoever answers in full says what is wrong
+        if entry.version != version:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: bytes, entry: ReadyAnswer) -> None:
+        if len(entry.body) > MAX_ENTRY_SIZE:
+            return
+        self._drop(key)
+        self._entries[key] = entry
+        self._size += len(entry.body) + ENTRY_OVERHEAD
+        while self._size > MAX_SIZE:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._size -= len(entry.body) + ENTRY_OVERHEAD
+
+    def count_hit(self, entry: ReadyAnswer) -> None:
+        """Counted in the metrics by `flush`: half of the time of an answer otherwise."""
+        if not entry.hits:
+            self._uncounted.append(entry)
+        entry.hits += 1
+
+    def flush(self, metrics: Metrics) -> None:
+        """Bring the metrics up to date."""
+        uncounted, self._uncounted = self._uncounted, []
+        for entry in uncounted:
+            count, entry.hits = entry.hits, 0
+            metrics.requests.labels(entry.route, str(entry.status)).inc(count)
+            metrics.bytes.labels(entry.route).inc(count * len(entry.body))
+            metrics.cache.labels("answer", "hit").inc(count)
+            metrics.count_shares(_times(entry.shares, count))
+
+
+def _times(shares: Iterable[Share], count: int) -> list[Share]:
+    return [
+        Share(share.role, share.sent_size * count, share.whole_size * count) for share in shares
+    ]
