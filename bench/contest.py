@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,11 +28,12 @@ from versions import REPOSITORY, reference
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/faults"))
 
-from netns import SERVER, Lab, Network, end  # noqa: E402
+from netns import SERVER, Lab, Network, end
 
 BENCH = Path(__file__).resolve().parent
 REGISTRY_PORT, CHUNKS_PORT, PLAIN_PORT = 5000, 7420, 7421
 READY_SECONDS = 60.0
+MADE = "made"  # the folder beside a layout's blobs where the server keeps what it made
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Sample:
 
     def as_row(self) -> dict[str, Any]:
         return {"seconds": round(self.seconds, 4), "received": self.received}
+
+
+@cache
+def has_open() -> bool:
+    """Does this layerkit ask for --open where there are no tokens?"""
+    argv = [sys.executable, "-m", "layerkit", "serve", "--help"]
+    return "--open" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def missing_tools() -> str:
@@ -60,7 +69,7 @@ class Contest:
         self.old = old
         self._scratch = scratch
         self._layouts = {CHUNKS_PORT: layout, PLAIN_PORT: plain}
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.lab = Lab(network)
         try:
             self._start_servers()
@@ -80,16 +89,19 @@ class Contest:
                 stderr=log,
                 env=os.environ | {"PYTHONPATH": str(BENCH.parent)},
             )
-        self._started.append(process)
+        self._started[name] = process
         return process
 
+    def _serve(self, port: int) -> None:
+        name = f"serve-{port}"
+        process = self._start("server", name, *serve_argv(self._layouts[port], f"{SERVER}:{port}"))
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise OSError((self._scratch / f"{name}.log").read_text("utf-8"))
+
     def _start_servers(self) -> None:
-        for port, layout in self._layouts.items():
-            argv = [*serve_argv(layout, f"{SERVER}:{port}")]
-            process = self._start("server", f"serve-{port}", *argv)
-            assert process.stdout is not None
-            if not process.stdout.readline():
-                raise OSError((self._scratch / f"serve-{port}.log").read_text("utf-8"))
+        for port in self._layouts:
+            self._serve(port)
         config = self._scratch / "registry.yml"
         config.write_text(
             "version: 0.1\nlog: {level: error}\n"
@@ -162,21 +174,30 @@ class Contest:
         self._forget(name)
         return self._timed(lambda: self._docker_pull(name))
 
-    def layerkit(self, name: str, port: int = CHUNKS_PORT) -> Sample:
-        """A pull that ends with the file tree of the image on the node's disk."""
+    def layerkit(self, name: str, held: bool = True, port: int = CHUNKS_PORT) -> Sample:
+        """A pull that ends with the file tree of the image on the node's disk; `held`: onto a node
+        that holds the old version."""
         kind = "chunks" if port == CHUNKS_PORT else "plain"
         store = self._scratch / "store"
         shutil.rmtree(store, ignore_errors=True)
-        shutil.copytree(self._scratch / f"held-{kind}", store)
+        if held:
+            shutil.copytree(self._scratch / f"held-{kind}", store)
         shutil.rmtree(self._scratch / "root", ignore_errors=True)
         sample = self._timed(lambda: self._ask_node(name, port, store, self._scratch / "root"))
         program = self._scratch / "root/app/fn"
         assert program.stat().st_mode & 0o111
         return sample
 
-    def plain(self, name: str) -> Sample:
+    def at_once(self, name: str) -> Sample:
+        """The same from a server that has kept nothing."""
+        end(self._started[f"serve-{CHUNKS_PORT}"])
+        shutil.rmtree(self._layouts[CHUNKS_PORT] / MADE, ignore_errors=True)
+        self._serve(CHUNKS_PORT)
+        return self.layerkit(name)
+
+    def plain(self, name: str, held: bool = True) -> Sample:
         """The same of whole layers: there is nothing but the image on that server."""
-        return self.layerkit(name, PLAIN_PORT)
+        return self.layerkit(name, held, PLAIN_PORT)
 
     def _timed(self, call: Any) -> Sample:
         os.sync()  # what was written before is nobody's time
@@ -211,7 +232,7 @@ class Contest:
             raise OSError((self._scratch / "node.log").read_text("utf-8")[-2000:])
 
     def close(self) -> None:
-        for process in reversed(self._started):
+        for process in reversed(self._started.values()):
             end(process, 30)
         self.lab.close()
 
@@ -224,4 +245,5 @@ class Contest:
 
 def serve_argv(layout: Path, listen: str, *more: str) -> Sequence[str]:
     """`layerkit serve` for machines that only we reach."""
-    return [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen, *more]
+    argv = [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen, *more]
+    return [*argv, "--open"] if has_open() else argv

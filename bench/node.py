@@ -1,4 +1,4 @@
-"""A node that is warm: it pulls what it is told on its standard input, one JSON document a line, and
+"""A node that is warm: it pulls what it is told on its standard input, a JSON document a line, and
 answers with one. What the agent does at each new version, without its watching.
 
 {"url": ..., "ref": ..., "store": folder, "rootfs": folder} -> {"seconds", "moved_size", ...}

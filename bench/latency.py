@@ -1,0 +1,81 @@
+"""From a push to a program that can be run, on a line of 20 ms and 100 Mbit/s: layerkit against
+`docker pull` of the same change from a real registry (bench/contest.py).
+
+layerkit is measured twice: `layerkit` asks for a version whose update the server has kept, as it
+does for what is published; `layerkit, at once` asks a server that was started anew and has kept
+nothing, as if it asked in the moment of the push.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from contest import Contest, Sample, missing_tools
+from netns import Network, why_not
+from versions import layout_of
+
+Table = dict[str, Any]
+LINE = Network(round_trip=20, rate=100)
+CHANGES = {  # change -> old and new workload
+    "base -> a_literal": ("base", "a_literal"),
+    "base -> c1_base64": ("base", "c1_base64"),
+    "zerolog 1.34.0 -> 1.35.1": ("d_zerolog_1.34.0", "d_zerolog_1.35.1"),
+}
+ROUNDS = 7
+
+
+def in_turn(
+    contestants: Mapping[str, Callable[[], Sample]], rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Samples of each, one of each in every round, so that a busy machine is busy for all. The
+    first round warms up and is not counted."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, run in contestants.items():
+            sample = run()
+            if turn:
+                found[name].append(sample.as_row())
+    return found
+
+
+def middle(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {
+        key: statistics.median(sample[key] for sample in samples) for key in ("seconds", "received")
+    }
+
+
+def measure(rounds: int = ROUNDS, changes: dict[str, tuple[str, str]] = CHANGES) -> Table:
+    """The samples of each change; {"missing": why} where it cannot be measured."""
+    why = missing_tools() or why_not()
+    if why:
+        return {"missing": why}
+    names = sorted({name for pair in changes.values() for name in pair})
+    layout, plain = layout_of(names), layout_of(names, chunks=False)
+    table: Table = {"round_trip": LINE.round_trip, "rate": LINE.rate, "changes": {}}
+    for change, (old, new) in changes.items():
+        scratch = Path(tempfile.mkdtemp(prefix="lk-latency-"))
+        try:
+            with Contest(LINE, layout, plain, old, scratch) as contest:
+                contest.push(new)
+                contestants = {
+                    "docker": partial(contest.docker, new),
+                    "layerkit": partial(contest.layerkit, new),
+                    "layerkit, at once": partial(contest.at_once, new),
+                }
+                table["how"] = contest.lab.how
+                table["changes"][change] = in_turn(contestants, rounds)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        ends = {name: middle(rows) for name, rows in table["changes"][change].items()}
+        print(change, ends, flush=True)
+    return table
+
+
+if __name__ == "__main__":
+    measure()
