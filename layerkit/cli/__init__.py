@@ -1,8 +1,8 @@
 """The command line, the composition root: reads arguments and the environment, wires edges into
 jobs, turns errors into exit statuses.
 
-The verbs are in `cli.make`, `cli.move`, `cli.look` and `cli.debug`; what they need loads when they
-run, so that ``layerkit --help`` stays quick.
+The verbs are in `cli.make`, `cli.serving`, `cli.move`, `cli.look` and `cli.debug`; what they need
+loads when they run, so that ``layerkit --help`` stays quick.
 
 Exit statuses: docs/errors.md.
 """
@@ -22,6 +22,7 @@ from layerkit.cli.debug import add_debug_verbs
 from layerkit.cli.look import add_look_verbs
 from layerkit.cli.make import add_make_verbs
 from layerkit.cli.move import add_move_verbs
+from layerkit.cli.serving import add_serving_verbs
 from layerkit.errors import LayerkitError, UsageError
 
 __all__ = ["cli", "run"]
@@ -48,6 +49,7 @@ def cli() -> None:
 
 
 add_make_verbs(cli)
+add_serving_verbs(cli)
 add_move_verbs(cli)
 add_look_verbs(cli)
 add_debug_verbs(cli)

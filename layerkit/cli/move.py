@@ -1,4 +1,4 @@
-"""The verbs that move or keep bytes: serve, pull, verify, gc."""
+"""The verbs that move or keep bytes: pull, verify, gc."""
 
 from __future__ import annotations
 
@@ -39,30 +39,9 @@ store_option = option(
 
 def add_move_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
-    verb(group, "serve")(serve)
     verb(group, "pull")(pull)
     verb(group, "verify")(verify)
     verb(group, "gc")(gc)
-
-
-@click.argument("layout", type=click.Path(path_type=Path))
-@option(
-    "--listen",
-    default="127.0.0.1:7420",
-    show_default=True,
-    metavar="ADDR",
-    help="Where to listen; port 0 takes a free one.",
-)
-@click.pass_context
-def serve(context: click.Context, layout: Path, listen: str) -> None:
-    """Serve the images of an OCI LAYOUT as chunks, and plainly. Prints its URL when ready."""
-    from layerkit.jobs.serve import serve as run_serve
-
-    console = state_of(context).console
-    try:
-        run_serve(layout, listen, console.result)
-    except SystemExit:  # SIGTERM is how a server ends well; running answers are finished
-        console.say("stopped")
 
 
 @click.argument("ref")

@@ -1,40 +1,49 @@
-"""`layerkit serve`: an OCI layout folder as a chunk server. `source` reads the layout."""
+"""`layerkit serve`: the images of a storage as a chunk server. `source` reads the storage."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
 
-from layerkit.edges.http import RunningServer, make_app, run_server, start_server
-from layerkit.errors import UsageError
+from layerkit.edges.http import (
+    DEFAULT_LISTEN,
+    Meter,
+    RunningServer,
+    ServerOptions,
+    Source,
+    make_app,
+    parse_listen,
+    run_server,
+    start_server,
+)
+from layerkit.edges.http.old import OldSource
+from layerkit.edges.storage import FolderStorage, Storage
 from layerkit.jobs.serve.source import LayoutSource
 
 __all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
 
-DEFAULT_LISTEN: Final = "127.0.0.1:7420"
 
+def serve(
+    open_storage: Callable[[], Storage], options: ServerOptions, ready: Callable[[str], None]
+) -> None:
+    """Serve a storage until a signal, and make aside what nodes will ask for; `ready` gets the URL
+    once requests can be sent. `open_storage` is called in each worker."""
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """``host:port``, ``[v6]:port`` or ``:port`` (loopback)."""
-    host, colon, raw_port = text.rpartition(":")
-    if not colon or not (raw_port.isascii() and raw_port.isdigit()) or int(raw_port) > 65535:
-        raise UsageError(f"{text[:80]!r} is not an address", hint=f"write {DEFAULT_LISTEN}")
-    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(raw_port)
+    @contextlib.contextmanager
+    def open_source(meter: Meter, worker: int) -> Iterator[Source]:
+        storage = open_storage()
+        assert isinstance(storage, FolderStorage)
+        source, stop = LayoutSource(storage.path), threading.Event()
+        if worker == 0:
+            threading.Thread(target=source.keep_packing, args=(stop,), daemon=True).start()
+        try:
+            yield OldSource(source)
+        finally:
+            stop.set()
 
-
-def serve(layout: Path, listen: str, ready: Callable[[str], None]) -> None:
-    """Serve `layout` until a signal, and pack its forms aside; `ready` gets the URL once the port
-    is bound."""
-    host, port = parse_listen(listen)
-    source, stop = LayoutSource(layout), threading.Event()
-    packing = threading.Thread(target=source.keep_packing, args=(stop,), daemon=True)
-    packing.start()
-    try:
-        run_server(make_app(source), host, port, ready)
-    finally:
-        stop.set()
+    run_server(open_source, options, ready)
 
 
 def start(layout: Path, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
