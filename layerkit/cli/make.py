@@ -1,13 +1,18 @@
-"""The verbs that make something: init, build."""
+"""The verbs that make something: init, build, split."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerkit.jobs.split import SplitImage
 
 __all__ = ["add_make_verbs"]
 
@@ -19,6 +24,7 @@ def add_make_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
     verb(group, "init")(init)
     verb(group, "build")(build)
+    verb(group, "split")(split)
 
 
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -109,3 +115,91 @@ def build(
         return
     state.console.say(f"{found.tag} in {found.layout}, built with {found.go}")
     state.console.result(found.reference)
+
+
+@click.argument("image", metavar="IMAGE")
+@option(
+    "-t", "--tag", "ref", required=True, metavar="REF", help="Name the new image, as host/name:tag."
+)
+@option(
+    "-o",
+    "--output",
+    default=DEFAULT_LAYOUT,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The OCI layout to write to.",
+)
+@option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="ROLE=GLOB",
+    help="What belongs to a layer; the first that matches wins over all else.",
+)
+@option(
+    "--compression",
+    type=click.Choice(COMPRESSIONS),
+    default="gzip",
+    show_default=True,
+    help="Of layers; Debian 12's docker cannot load zstd.",
+)
+@option(
+    "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
+)
+@option("--dry-run", is_flag=True, help="Write nothing, say what the layers would be.")
+@json_option
+@click.pass_context
+def split(
+    context: click.Context,
+    /,
+    image: str,
+    ref: str,
+    output: Path,
+    rules: tuple[str, ...],
+    compression: str,
+    pack: bool,
+    dry_run: bool,
+) -> None:
+    """Cut IMAGE (LAYOUT:REF, or a LAYOUT with one image) anew into base, deps and code layers.
+
+    Its files stay as they are. Prints the new image as name@digest.
+    """
+    from layerkit.edges.layout import Layout
+    from layerkit.edges.subject import find_subject
+    from layerkit.formats.deflate import compression_by_name
+    from layerkit.formats.reference import Reference
+    from layerkit.formats.splitting import parse_rule
+    from layerkit.jobs.split import split as run_split
+
+    state = state_of(context)
+    parsed = Reference.parse(ref)
+    subject = find_subject(image, None)
+    if subject.layout is None or subject.descriptor is None:
+        raise UsageError(f"{image} is not an image", hint="name LAYOUT:REF")
+    found = run_split(
+        subject.layout,
+        subject.descriptor,
+        parsed,
+        Layout(output),
+        rules=[parse_rule(text) for text in rules],
+        recipe=compression_by_name(compression),
+        packs=pack,
+        dry_run=dry_run,
+    )
+    if state.as_json:
+        state.console.document(document_of(found))
+        return
+    for each in found.images:
+        state.console.say(_describe_split(each))
+    state.console.result(found.reference)
+
+
+def _describe_split(found: SplitImage) -> str:
+    from layerkit.console import human_size
+
+    layers = ", ".join(
+        f"{layer.role} {human_size(layer.size)} ({layer.path_count} paths)"
+        for layer in found.layers
+    )
+    old = f"{found.old_layer_count} layers, {human_size(found.old_size)}"
+    return f"{found.platform}: {old} -> {layers}"

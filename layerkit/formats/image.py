@@ -44,6 +44,7 @@ __all__ = [
     "pack_image",
     "pack_index",
     "pack_layer",
+    "pack_tar",
 ]
 
 ANNOTATION_GO: Final = "dev.layerkit.go"  # the Go release, as label and as annotation
@@ -104,7 +105,11 @@ class PackedImage:
 
 def pack_layer(role: str, entries: Iterable[Entry], recipe: Compression, created_by: str) -> Layer:
     """Make the tar and its blob; checks that the blob gives the tar again."""
-    tar = build_tar(entries)
+    return pack_tar(role, build_tar(entries), recipe, created_by)
+
+
+def pack_tar(role: str, tar: bytes, recipe: Compression, created_by: str) -> Layer:
+    """The same of a tar that is there."""
     data = compress(tar, recipe)
     media_type = _MEDIA_TYPES[recipe.algorithm]
     if decompress(data, media_type, len(tar)) != tar:

@@ -12,17 +12,17 @@ Spec: OCI image-spec 1.1 "Image Layer Filesystem Changeset"; POSIX pax. Raises o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
 from layerkit.errors import FormatError
-from layerkit.formats.tar import FOLDER, HARDLINK, TarEntry, read_tar, write_tar
+from layerkit.formats.tar import FOLDER, HARDLINK, SYMLINK, TarEntry, read_tar, write_tar
 
 __all__ = ["Node", "Tree", "parents", "read_tree", "same_trees", "write_layers"]
 
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
+MAX_LINKS: Final = 40  # followed on one path, as Linux does
 AUFS: Final = ".wh..wh."  # aufs's own bookkeeping, which docker skips, too
 
 
@@ -52,30 +52,45 @@ class Tree:
     """Nodes by clean path, "" the root. A folder that no layer mentions is not in it."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
+    _above: set[str] = field(default_factory=set)  # every folder that has or had something below it
+
+    def resolve(self, path: str, below: Tree | None = None) -> str:
+        """`path` with the links of its folders followed, as /bin/sh -> usr/bin/sh; its own name is
+        not. An engine, whose root is the image's, writes there. `below`: a tree under this one."""
+        for _ in range(MAX_LINKS):
+            for parent in parents(path):
+                node = self.nodes.get(parent) or (below.nodes.get(parent) if below else None)
+                if node is not None and node.kind == SYMLINK:
+                    path = (_join(parent, node.link) + path[len(parent) :]).strip("/")
+                    break
+            else:
+                return path
+        raise FormatError(f"layer: {path[:200]!r} leads through too many links")
 
     def put(self, path: str, node: Node) -> None:
         """Put a node at a path, in the place of what is there (a folder joins a folder)."""
-        old = self.nodes.get(path)
-        if old is not None and not (old.kind == node.kind == FOLDER):
+        if node.kind != FOLDER:
             self.remove(path)
         for parent in parents(path):
             above = self.nodes.get(parent)
             if above is not None and above.kind != FOLDER:
-                raise FormatError(f"layer: {path[:200]!r} leads through a link or a file")
+                raise FormatError(f"layer: {path[:200]!r} leads through a {above.kind}")
+            self._above.add(parent)
         self.nodes[path] = node
 
     def remove(self, path: str) -> None:
         """A path and all below it."""
-        node = self.nodes.pop(path, None)
-        if node is None or node.kind == FOLDER:
-            self.empty(path, frozenset())
+        self.nodes.pop(path, None)
+        self.empty(path)
 
-    def empty(self, path: str, keep: AbstractSet[str]) -> None:
-        """All below a path but `keep`."""
+    def empty(self, path: str) -> None:
+        """All below a path."""
+        if path and path not in self._above:
+            return
         prefix = path + "/" if path else ""
         for below in [name for name in self.nodes if name.startswith(prefix) and name != path]:
-            if below not in keep:
-                del self.nodes[below]
+            del self.nodes[below]
+        self._above.discard(path)
 
     def linked(self) -> dict[int, list[str]]:
         """Paths of each file that has more than one, sorted, by the node's identity."""
@@ -90,6 +105,17 @@ def parents(path: str) -> list[str]:
     """The folders that lead to a path, the outermost first, without the root."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _join(link: str, target: str) -> str:
+    """Where a link at path `link` leads, as a clean path; the root's parent is the root."""
+    parts = [] if target.startswith("/") else link.split("/")[:-1]
+    for part in target.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -107,20 +133,21 @@ def _apply(tree: Tree, plain: bytes) -> None:
     layer = Tree()  # what this layer alone has, for its whiteouts act on lower ones only
     whiteouts: list[tuple[str, str]] = []
     for entry in read_tar(plain, xattrs=True):
-        parent, _, name = entry.path.rpartition("/")
+        path = layer.resolve(entry.path, tree)
+        parent, _, name = path.rpartition("/")
         if name == OPAQUE or (name.startswith(WHITEOUT) and not name.startswith(AUFS)):
             whiteouts.append((parent, name))
         elif name.startswith(AUFS):
             continue
         elif entry.kind == HARDLINK:
-            layer.put(entry.path, _target(layer, tree, entry))
+            layer.put(path, _target(layer, tree, entry))
         elif not entry.path and entry.kind != FOLDER:
             raise FormatError("layer: the root is not a folder")
         else:
-            layer.put(entry.path, _node(entry))
+            layer.put(path, _node(entry))
     for parent, name in whiteouts:
         if name == OPAQUE:
-            tree.empty(parent, frozenset())
+            tree.empty(parent)
         else:
             victim = name[len(WHITEOUT) :]
             tree.remove(f"{parent}/{victim}" if parent else victim)
@@ -130,7 +157,8 @@ def _apply(tree: Tree, plain: bytes) -> None:
 
 def _target(layer: Tree, tree: Tree, entry: TarEntry) -> Node:
     """What a hard link is another name of: of this layer, or of a lower one."""
-    node = layer.nodes.get(entry.link) or tree.nodes.get(entry.link)
+    link = layer.resolve(entry.link, tree)
+    node = layer.nodes.get(link) or tree.nodes.get(link)
     if node is None or node.kind == FOLDER:
         raise FormatError(f"layer: hard link {entry.path[:200]!r} points at no file")
     return node

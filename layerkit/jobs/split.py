@@ -1,0 +1,247 @@
+"""`layerkit split`: any image, cut anew into base, deps and code layers, with its chunks beside it.
+
+The files stay as they are: the tree that the new layers make is compared with that of the old ones
+before anything is published. The config stays, too, but for the layers: what was history is kept as
+history. Go binaries in the image, whoever built them, get their address-free form.
+Which file goes where is `formats/splitting`'s rule. Memory: the image's layers, twice.
+Spec: docs/design.md "Split".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from layerkit.digest import Digest, check_digest
+from layerkit.edges.layout import Layout
+from layerkit.errors import FormatError
+from layerkit.formats import oci
+from layerkit.formats.deflate import Compression, decompress
+from layerkit.formats.image import (
+    Blob,
+    Layer,
+    PackedImage,
+    pack_chunks_artifact,
+    pack_index,
+    pack_tar,
+)
+from layerkit.formats.layer import ROLES
+from layerkit.formats.reference import Reference
+from layerkit.formats.splitting import Rule, assign_roles
+from layerkit.formats.tree import Tree, read_tree, same_trees, write_layers
+
+__all__ = ["SplitImage", "SplitLayer", "SplitResult", "split"]
+
+ANNOTATION_SPLIT: Final = "dev.layerkit.split-from"  # digest of the image that was cut anew
+MAX_PLAIN_SIZE: Final = 4 << 30  # bytes of an image's plain tars; they are held in memory
+CREATED_BY: Final = "layerkit split"
+
+
+class Source(Protocol):
+    """Where the old image lies."""
+
+    def read_blob(self, what: oci.Descriptor) -> bytes:
+        """The bytes of a blob or manifest, verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitLayer:
+    """A new layer."""
+
+    role: str
+    digest: Digest
+    diff_id: Digest
+    size: int
+    plain_size: int
+    path_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitImage:
+    """One platform's image, before and after."""
+
+    platform: str
+    old_digest: Digest
+    digest: Digest
+    old_layer_count: int
+    old_size: int  # bytes of the old layers' blobs
+    layers: tuple[SplitLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """What was cut; `reference` is ``name@digest``. With `dry_run` nothing was written."""
+
+    reference: str
+    tag: str
+    digest: Digest
+    layout: str
+    dry_run: bool
+    images: tuple[SplitImage, ...]
+
+
+def split(
+    source: Source,
+    top: oci.Descriptor,
+    ref: Reference,
+    layout: Layout,
+    *,
+    rules: Sequence[Rule] = (),
+    recipe: Compression,
+    packs: bool = False,
+    dry_run: bool = False,
+) -> SplitResult:
+    """Cut the image (each image of the index) that `top` describes, and commit it as `ref`.
+
+    Raises FormatError where a layer is no tar, or the new layers would not make the same files.
+    """
+    images: list[PackedImage] = []
+    facts: list[SplitImage] = []
+    for entry in _list_images(source, top):
+        packed, fact = _split_image(source, entry, rules, recipe)
+        images.append(packed)
+        facts.append(fact)
+    new = images[0].manifest if len(images) == 1 else pack_index(images, {})
+    if not dry_run:
+        _publish(layout, ref, images, new, packs)
+    return SplitResult(
+        str(ref.pinned(new.descriptor.digest)),
+        str(replace(ref.tagged, digest=None)),
+        new.descriptor.digest,
+        str(layout.path),
+        dry_run,
+        tuple(facts),
+    )
+
+
+def _list_images(source: Source, top: oci.Descriptor) -> list[oci.Descriptor]:
+    """The image, or the images of an index; attestations beside them stay behind."""
+    if top.media_type not in oci.INDEX_TYPES:
+        return [top]
+    entries = oci.parse_index(source.read_blob(top)).manifests
+    images = [
+        entry
+        for entry in entries
+        if entry.media_type in oci.MANIFEST_TYPES
+        and not (entry.platform and entry.platform.os == "unknown")
+    ]
+    if not images:
+        raise FormatError(f"index {top.digest.short} has no image")
+    return images
+
+
+def _split_image(
+    source: Source, entry: oci.Descriptor, rules: Sequence[Rule], recipe: Compression
+) -> tuple[PackedImage, SplitImage]:
+    manifest = oci.parse_manifest(source.read_blob(entry))
+    raw_config = source.read_blob(manifest.config)
+    config = oci.parse_config(raw_config)
+    tree = read_tree(_read_layers(source, manifest, config.diff_ids))
+    roles = assign_roles(
+        tree,
+        rules,
+        work_folder=config.working_dir,
+        entrypoint=(*config.entrypoint, *config.cmd),
+    )
+    layers, counts = _pack_layers(tree, roles, recipe)
+    platform = entry.platform or config.platform
+    packed = _pack_image(entry, manifest, raw_config, layers, platform)
+    fact = SplitImage(
+        str(platform),
+        entry.digest,
+        packed.manifest.descriptor.digest,
+        len(manifest.layers),
+        sum(blob.size for blob in manifest.layers),
+        tuple(
+            SplitLayer(
+                layer.role,
+                layer.blob.descriptor.digest,
+                layer.diff_id,
+                layer.blob.descriptor.size,
+                len(layer.tar),
+                count,
+            )
+            for layer, count in zip(layers, counts, strict=True)
+        ),
+    )
+    return packed, fact
+
+
+def _read_layers(source: Source, manifest: oci.Manifest, diff_ids: Sequence[Digest]) -> list[bytes]:
+    if len(diff_ids) != len(manifest.layers):
+        raise FormatError(f"image has {len(manifest.layers)} layers and {len(diff_ids)} diff_ids")
+    plains = []
+    left = MAX_PLAIN_SIZE
+    for blob, diff_id in zip(manifest.layers, diff_ids, strict=True):
+        plain = decompress(source.read_blob(blob), blob.media_type, left)
+        check_digest(plain, diff_id, f"layer {diff_id.short}")
+        plains.append(plain)
+        left -= len(plain)
+    return plains
+
+
+def _pack_layers(
+    tree: Tree, roles: dict[str, int], recipe: Compression
+) -> tuple[list[Layer], list[int]]:
+    """The layers that have something in them, and how many paths each one is there for."""
+    tars = write_layers(tree, roles, len(ROLES))
+    counts = [sum(role == at for role in roles.values()) for at in range(len(ROLES))]
+    used = [at for at in range(len(ROLES)) if counts[at]] or [0]
+    differs = same_trees(tree, read_tree(tars[at] for at in used))
+    if differs:
+        raise FormatError(f"the new layers do not make the same files: {differs[:200]}")
+    layers = [pack_tar(ROLES[at], tars[at], recipe, f"{CREATED_BY}: {ROLES[at]}") for at in used]
+    return layers, [counts[at] for at in used]
+
+
+def _pack_image(
+    entry: oci.Descriptor,
+    manifest: oci.Manifest,
+    raw_config: bytes,
+    layers: Sequence[Layer],
+    platform: oci.Platform,
+) -> PackedImage:
+    """The old config with the new layers in it, and a manifest over both."""
+    data = _new_config(raw_config, layers)
+    config = Blob(oci.describe(data, oci.CONFIG), data)
+    annotations = dict(manifest.annotations) | {ANNOTATION_SPLIT: str(entry.digest)}
+    new = oci.Manifest(
+        config.descriptor, tuple(layer.blob.descriptor for layer in layers), annotations
+    )
+    raw = oci.serialize_manifest(new)
+    if oci.parse_config(data).diff_ids != tuple(layer.diff_id for layer in layers):
+        raise FormatError("image config does not parse as it was written")
+    return PackedImage(
+        config, tuple(layers), Blob(oci.describe(raw, oci.MANIFEST, platform=platform), raw)
+    )
+
+
+def _new_config(raw_config: bytes, layers: Sequence[Layer]) -> bytes:
+    """What it says of running stays, known to us or not; parse_config has checked its shape."""
+    document: dict[str, Any] = json.loads(raw_config)
+    created = document.get("created")
+    history = document.get("history")
+    old = [dict(step) for step in history if isinstance(step, dict)] if history else []
+    steps = [step | {"empty_layer": True} for step in old]
+    stamp = {"created": created} if isinstance(created, str) else {}
+    steps += [stamp | {"created_by": layer.created_by} for layer in layers]
+    document["history"] = steps
+    document["rootfs"] = {"type": "layers", "diff_ids": [str(layer.diff_id) for layer in layers]}
+    return oci.serialize_json(document)
+
+
+def _publish(
+    layout: Layout, ref: Reference, images: Sequence[PackedImage], top: Blob, packs: bool
+) -> None:
+    """Blobs, then artifacts, then the one commit point."""
+    blobs = [blob for packed in images for blob in packed.blobs()]
+    artifacts = [pack_chunks_artifact(packed, None, packs) for packed in images]
+    blobs += [blob for artifact in artifacts for blob in artifact]
+    if len(images) > 1:
+        blobs.append(top)
+    with layout.batch():
+        for blob in blobs:
+            layout.put_blob(blob.data, blob.descriptor.media_type)
+        layout.commit(ref, top.descriptor, [artifact[-1].descriptor for artifact in artifacts])
