@@ -17,6 +17,7 @@ from types import FrameType
 
 import click
 
+from layerkit.cli.agent import add_agent_verbs
 from layerkit.cli.common import State, error_document
 from layerkit.cli.debug import add_debug_verbs
 from layerkit.cli.look import add_look_verbs
@@ -51,6 +52,7 @@ def cli() -> None:
 add_make_verbs(cli)
 add_serving_verbs(cli)
 add_move_verbs(cli)
+add_agent_verbs(cli)
 add_look_verbs(cli)
 add_debug_verbs(cli)
 

@@ -1,0 +1,162 @@
+"""Local container engines: hand an image over, see that it is there under its digest, forget it.
+
+Docker by its SDK, containerd by `ctr` (edges.tools); both take the archive that
+`edges.layout.write_docker_archive` writes. An engine that is down or refuses is a ToolError: the
+image stays in the store, and handing it over can be tried again. Docker 20.10's answer to an
+archive that it does not understand is an empty list, not an error: that is an error here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from layerkit.digest import Digest
+from layerkit.edges.tools import Tools
+from layerkit.errors import ToolError, ToolMissingError, UsageError
+from layerkit.formats.reference import Reference
+
+__all__ = ["ENGINES", "Containerd", "Docker", "Engine", "Handed", "open_engine"]
+
+LOAD_SECONDS: Final = 600.0
+ASK_SECONDS: Final = 30.0
+ENGINES: Final = ("docker", "containerd")
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """An image to hand over: `ref` with its tag, its config's and manifest's digests."""
+
+    ref: Reference
+    config: Digest
+    manifest: Digest
+
+    @property
+    def name(self) -> str:
+        return f"{self.ref.name}:{self.ref.tag}"
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.ref.full_name}:{self.ref.tag}"
+
+
+class Engine(Protocol):
+    """One engine."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def load(self, archive: Path, image: Handed) -> None:
+        """Load an archive; ToolError unless the engine then has the image by its digest."""
+
+    def forget(self, image: Handed) -> bool:
+        """Remove an image that no name and no container uses; False if it stays."""
+
+
+class Docker:
+    """The Docker engine at `address` (``unix:///var/run/docker.sock``); "" is the usual one."""
+
+    kind = "docker"
+
+    def __init__(self, address: str = "") -> None:
+        self._address = address or "unix:///var/run/docker.sock"
+
+    def load(self, archive: Path, image: Handed) -> None:
+        with self._client("load") as client, archive.open("rb") as file:
+            loaded = client.images.load(file)
+            if not loaded:
+                raise ToolError(
+                    f"docker at {self._address} loaded nothing of {image.name}",
+                    cause="its answer is empty",
+                )
+            found = client.images.get(image.name).id
+        # docker's own image store names images by their config, containerd's by their manifest
+        if found not in (str(image.config), str(image.manifest)):
+            raise ToolError(
+                f"docker at {self._address} has another image as {image.name}",
+                cause=f"got {found}, want {image.config}",
+            )
+
+    def forget(self, image: Handed) -> bool:
+        with self._client("remove") as client:
+            import docker
+
+            try:
+                found = client.images.get(str(image.config))
+                if found.tags:
+                    return False
+                client.images.remove(found.id)
+            except docker.errors.ImageNotFound:
+                return True
+            except docker.errors.APIError as exc:
+                if exc.status_code == 409:  # a container uses it
+                    return False
+                raise
+        return True
+
+    @contextmanager
+    def _client(self, what: str) -> Iterator[Any]:
+        """The SDK's client; what it raises as ours."""
+        try:
+            import docker
+            import requests
+        except ImportError as exc:
+            raise ToolMissingError(
+                "the docker package is not installed", hint="run 'pip install layerkit[docker]'"
+            ) from exc
+        try:
+            client = docker.DockerClient(base_url=self._address, timeout=LOAD_SECONDS)
+            try:
+                yield client
+            finally:
+                client.close()
+        except (docker.errors.DockerException, requests.RequestException, OSError) as exc:
+            raise ToolError(f"docker at {self._address} cannot {what}", cause=str(exc)) from exc
+
+
+class Containerd:
+    """containerd at `address` (a socket's path), in `namespace` (Kubernetes': k8s.io)."""
+
+    kind = "containerd"
+
+    def __init__(self, tools: Tools, address: str = "", namespace: str = "") -> None:
+        self._tools = tools
+        self._address = address or "/run/containerd/containerd.sock"
+        self._namespace = namespace or "default"
+
+    def load(self, archive: Path, image: Handed) -> None:
+        self._ctr(LOAD_SECONDS, "images", "import", str(archive))
+        listed = self._ctr(ASK_SECONDS, "images", "list", f"name=={image.full_name}")
+        if str(image.manifest) not in listed:
+            raise ToolError(
+                f"containerd at {self._address} has another image as {image.full_name}",
+                cause=f"got {' '.join(listed.split()[-8:])[:300]}, want {image.manifest}",
+            )
+
+    def forget(self, image: Handed) -> bool:
+        return True  # its name moved on; containerd itself drops what no name leads to
+
+    def _ctr(self, seconds: float, *argv: str) -> str:
+        where = ("-a", self._address, "-n", self._namespace)
+        env = {"PATH": self._tools.env.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+        done = self._tools.run(("ctr", *where, *argv), env=env, timeout=seconds)
+        if done.status != 0:
+            raise ToolError(
+                f"ctr {' '.join(argv[:2])} failed at {self._address}",
+                argv=done.argv,
+                status=done.status,
+                stderr_tail=done.stderr_text[-1000:],
+            )
+        return done.stdout.decode("utf-8", "replace")
+
+
+def open_engine(kind: str, tools: Tools, *, address: str = "", namespace: str = "") -> Engine:
+    """An engine by its kind."""
+    if kind == "docker":
+        return Docker(address)
+    if kind == "containerd":
+        return Containerd(tools, address, namespace)
+    raise UsageError(f"{kind!r} is no engine", hint=f"name one of {', '.join(ENGINES)}")
