@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import zstandard
 from builders import noise
 
 from layerkit.digest import chunk_id, sha256_digest
-from layerkit.edges.remote import Remote
+from layerkit.edges.remote import Remote, Tls
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -25,6 +26,7 @@ from layerkit.errors import (
     UsageError,
 )
 from layerkit.formats.protocol import BATCH_TYPE, serialize_chunk_batch
+from layerkit.formats.update import UPDATE_TYPE
 
 BLOB = noise(50_000)
 DIGEST = sha256_digest(BLOB)
@@ -81,9 +83,27 @@ def answer(*parts: bytes) -> Say:
 
 
 def endless(_: str, send: Callable[[bytes], None]) -> None:
-    send(head("200 OK", None))
+    send(head("200 OK\r\ntransfer-encoding: chunked", None))
     while True:
-        send(bytes(65536))
+        send(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+
+def chunked(*parts: bytes) -> bytes:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return head("200 OK\r\ntransfer-encoding: chunked", None) + body + b"0\r\n\r\n"
+
+
+def continuing(_: str, send: Callable[[bytes], None]) -> None:
+    while True:
+        send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        time.sleep(0.01)
+
+
+def slow_head(_: str, send: Callable[[bytes], None]) -> None:
+    send(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        send(b"x")
+        time.sleep(0.02)
 
 
 def drip(_: str, send: Callable[[bytes], None]) -> None:
@@ -95,9 +115,11 @@ def drip(_: str, send: Callable[[bytes], None]) -> None:
 
 BLOB_LIES: dict[str, tuple[Say, type[LayerkitError]]] = {
     "short": (answer(head("200 OK", 10), BLOB[:10]), IntegrityError),
-    "short without a length": (answer(head("200 OK", None), BLOB[:10]), IntegrityError),
+    "short, of unknown length": (answer(chunked(BLOB[:10])), IntegrityError),
+    "without a length": (answer(head("200 OK", None), BLOB), RemoteError),
+    "cut in the head": (answer(head("200 OK", len(BLOB))[:60]), RemoteError),
     "long": (answer(head("200 OK", len(BLOB) + 1), BLOB, b"x"), RemoteLimitError),
-    "long without a length": (answer(head("200 OK", None), BLOB, b"x" * 9), RemoteLimitError),
+    "long, of unknown length": (answer(chunked(BLOB, b"x" * 9)), RemoteLimitError),
     "other bytes": (answer(head("200 OK", len(BLOB)), BLOB[::-1]), IntegrityError),
     "always cut": (answer(head("200 OK", len(BLOB)), BLOB[:9]), RemoteError),
     "html": (answer(head("200 OK", 11, "text/html"), b"<html>busy!"), IntegrityError),
@@ -139,6 +161,26 @@ def test_silence_is_given_up() -> None:
         remote.fetch_blob("a", DIGEST, len(BLOB))
 
 
+@pytest.mark.parametrize("say", [continuing, slow_head])
+def test_a_head_that_never_ends_is_given_up(say: Say) -> None:
+    started = time.monotonic()
+    with (
+        lying(say) as url,
+        client(url, read_seconds=0.2, pauses=()) as remote,
+        pytest.raises(RemoteError),
+    ):
+        remote.fetch_blob("a", DIGEST, len(BLOB))
+    assert time.monotonic() - started < 3
+
+
+def test_a_drip_below_the_least_rate_is_given_up_whatever_the_limit() -> None:
+    with lying(drip) as url, client(url, least_seconds=0.2) as remote:
+        started = time.monotonic()
+        with pytest.raises(RemoteLimitError, match="too slow"):
+            remote.fetch_blob("a", DIGEST, 1 << 30)
+    assert time.monotonic() - started < 3
+
+
 def test_a_cut_blob_goes_on_where_it_was_cut() -> None:
     def say(request: str, send: Callable[[bytes], None]) -> None:
         if "range: bytes=" not in request:
@@ -150,6 +192,133 @@ def test_a_cut_blob_goes_on_where_it_was_cut() -> None:
     with lying(say) as url, client(url) as remote:
         assert remote.fetch_blob("a", DIGEST, len(BLOB)) == BLOB
         assert (remote.bytes_moved, remote.request_count) == (len(BLOB), 3)
+
+
+def test_tries_begin_anew_whenever_a_line_that_breaks_brought_something() -> None:
+    part = 20_000  # bytes a connection
+
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        start = int((request.partition("range: bytes=")[2] or "0-").split("-")[0])
+        status = "206 Partial Content" if start else "200 OK"
+        send(head(status, len(BLOB) - start) + BLOB[start : start + part])
+
+    with lying(say) as url, client(url, pauses=(0.01,)) as remote:
+        assert remote.fetch_blob("a", DIGEST, len(BLOB)) == BLOB
+        assert b"".join(remote.stream_blob("a", DIGEST, len(BLOB))) == BLOB
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_update_goes_on_only_with_the_same_body(kept: bool) -> None:
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        etag = '200 OK\r\netag: "one"'
+        if "range: bytes=" not in request:
+            send(head(etag, len(BLOB), UPDATE_TYPE) + BLOB[:20_000])
+        elif kept and 'if-range: "one"' in request:
+            send(head("206 Partial Content", len(BLOB) - 20_000, UPDATE_TYPE) + BLOB[20_000:])
+        else:
+            send(head("200 OK", len(BLOB), UPDATE_TYPE) + BLOB)
+
+    with lying(say) as url, client(url) as remote:
+        body = remote.open_update("a", "v1", [DIGEST], "linux/amd64")
+        assert body is not None
+        if kept:
+            assert b"".join(body.parts) == BLOB
+            return
+        with pytest.raises(RemoteError, match="cannot go on"):
+            list(body.parts)
+
+
+def test_an_update_names_its_image_and_says_what_the_node_will_wait_for() -> None:
+    asked: list[str] = []
+
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        asked.append(request.split()[1])
+        send(head(f"200 OK\r\ndocker-content-digest: {DIGEST}", 4, UPDATE_TYPE) + b"body")
+
+    with lying(say) as url, client(url) as remote:
+        body = remote.open_update("a", "v1", [], "linux/amd64", within=0.25, wait=2)
+        assert body is not None and (body.digest, b"".join(body.parts)) == (DIGEST, b"body")
+    assert asked == ["/v1/a/updates/v1?from=&platform=linux/amd64&within=0.25&wait=2"]
+
+
+def test_an_offered_update_is_taken_once_and_asks_nobody() -> None:
+    with lying(answer(head("404 Not Found", 0))) as url, client(url) as remote:
+        remote.offer_update("a", "v1", b"body")
+        body = remote.open_update("a", "v1", [DIGEST], "linux/amd64")
+        assert body is not None and b"".join(body.parts) == b"body" and not remote.request_count
+        with pytest.raises(NotFoundError):
+            remote.open_update("a", "v1", [DIGEST], "linux/amd64")
+
+
+def test_a_range_that_was_not_asked_for_is_refused() -> None:
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        if "range: bytes=" not in request:
+            send(head("200 OK", len(BLOB)) + BLOB[:20_000])
+        else:
+            status = "206 Partial Content\r\ncontent-range: bytes 0-49999/50000"
+            send(head(status, len(BLOB)) + BLOB)
+
+    with lying(say) as url, client(url) as remote, pytest.raises(RemoteError, match="range"):
+        remote.fetch_blob("a", DIGEST, len(BLOB))
+
+
+@pytest.mark.parametrize(("said", "slept"), [("7", 7.0), ("0", 0.01), ("soon", 0.01)])
+def test_retry_after_is_honoured(said: str, slept: float) -> None:
+    seen: list[str] = []
+    pauses: list[float] = []
+
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        seen.append(request)
+        send(head(f"503 Busy\r\nretry-after: {said}", 0) if len(seen) < 2 else b"")
+        send(head("200 OK", len(BLOB)) + BLOB if len(seen) > 1 else b"")
+
+    with lying(say) as url, client(url, sleep=pauses.append) as remote:
+        assert remote.fetch_blob("a", DIGEST, len(BLOB)) == BLOB
+    assert pauses == [slept]
+
+
+def test_who_asks_for_too_long_a_wait_is_given_up() -> None:
+    say = answer(head("429 Slow down\r\nretry-after: 3600", 0))
+    with lying(say) as url, client(url) as remote, pytest.raises(RemoteError):
+        remote.fetch_blob("a", DIGEST, len(BLOB))
+
+
+def test_connections_are_kept() -> None:
+    sockets: set[object] = set()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while line := self.rfile.readline():
+                while line.strip():
+                    line = self.rfile.readline()
+                sockets.add(self.client_address)
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n" + BLOB)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with client(f"http://127.0.0.1:{server.server_address[1]}") as remote:
+            for _ in range(3):
+                remote.fetch_blob("a", DIGEST, len(BLOB))
+                b"".join(remote.stream_blob("a", DIGEST, len(BLOB)))
+        server.shutdown()
+    assert len(sockets) == 1
+
+
+def test_the_link_is_measured() -> None:
+    big = noise(300_000)
+
+    def say(request: str, send: Callable[[bytes], None]) -> None:
+        time.sleep(0.02)
+        send(head("200 OK", len(big)))
+        for at in range(0, len(big), 30_000):  # 30 KB in 10 ms
+            send(big[at : at + 30_000])
+            time.sleep(0.01)
+
+    with lying(say) as url, client(url) as remote:
+        remote.fetch_blob("a", sha256_digest(big), len(big))
+        assert 0.02 <= remote.link.round_trip < 0.2
+        assert 0.5e6 < remote.link.bandwidth <= 4e6
 
 
 def test_a_server_without_ranges_starts_again() -> None:
@@ -260,3 +429,22 @@ def test_a_server_that_is_not_there_is_a_remote_error() -> None:
 def test_a_bad_url_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError):
         Remote(url)
+
+
+@pytest.mark.parametrize("token", ["two words", "a\nb", "ü"])
+def test_a_token_that_fits_no_header_is_a_usage_error(token: str) -> None:
+    with pytest.raises(UsageError):
+        Remote("https://node7", token=token)
+
+
+def test_a_token_in_clear_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    for url in ("http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1", "https://node7"):
+        Remote(url, token="secret")
+    assert not caplog.records
+    Remote("http://node7", token="secret")
+    assert "clear" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_certificate_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        Remote("https://node7", tls=Tls(tmp_path / "absent.pem"))
