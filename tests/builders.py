@@ -6,8 +6,9 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from layerkit.digest import sha256_digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.layout import Layout
+from layerkit.edges.storage import FolderStorage
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
     ROLE_CODES,
@@ -19,6 +20,7 @@ from layerkit.formats.formpack import PACKED_TYPE, pack
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.protocol import pack_form
 from layerkit.formats.reference import Reference
+from layerkit.jobs.serve import StorageSource
 
 AMD64 = oci.Platform("linux", "amd64")
 
@@ -106,3 +108,16 @@ def hello_files(binary: bytes) -> dict[str, dict[str, bytes]]:
         "base": {"etc/passwd": b"root:x:0:0\n", "etc/ssl/certs.pem": noise(20_000, 7)},
         "code": {"app/hello": binary},
     }
+
+
+class LayoutSource(StorageSource):
+    """The source of a layout folder; tests give it other answers."""
+
+    def __init__(self, layout: Path) -> None:
+        super().__init__(FolderStorage(layout), bare_name=layout.resolve().name.lower())
+
+    def path_of(self, name: str, digest: Digest) -> Path:
+        """The file of a blob, to damage it."""
+        path = self.open_blob(name, digest).path
+        assert path is not None
+        return path

@@ -17,7 +17,7 @@ from layerkit.errors import NotFoundError, UsageError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.protocol import MAX_REQUEST_SIZE, parse_chunk_batch
-from layerkit.jobs.serve import LayoutSource, parse_listen, start
+from layerkit.jobs.serve import open_layout, parse_listen, start
 
 HTTP = urllib3.PoolManager(retries=False)
 
@@ -233,7 +233,7 @@ def test_a_new_version_is_served_without_a_restart(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_layout_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
-        LayoutSource(tmp_path)
+        open_layout(tmp_path)
 
 
 def test_a_damaged_layout_is_the_servers_fault(tmp_path: Path) -> None:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 import urllib3
 import zstandard
-from builders import AMD64, hello_files, noise, publish_image
+from builders import AMD64, LayoutSource, hello_files, noise, publish_image
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges import held
-from layerkit.edges.disk import Disk
-from layerkit.edges.http import RunningServer, make_app, start_server
+from layerkit.edges.http import RunningServer, UpdateAnswer, make_app, start_server
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats import updating
+from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
+from layerkit.formats.tokens import ANYONE, Caller
 from layerkit.formats.update import MAX_HAVE_COUNT, parse_update, update_old
 from layerkit.jobs.build import build
 from layerkit.jobs.pull import PullResult, pull
-from layerkit.jobs.serve import LayoutSource, start
+from layerkit.jobs.serve import start
 
 COMMON = noise(150_000, 1)  # what all functions have, as of a Go release
 A = COMMON + noise(60_000, 2)
@@ -118,8 +124,17 @@ def test_functions_that_share_nothing_are_no_help(
 
 def test_a_repository_that_may_not_be_read_is_not_built_on(layout: Path, store: Store) -> None:
     class Source(LayoutSource):
-        def _may_read(self, name: str) -> bool:
-            return name != "team/a"
+        def read_update(
+            self,
+            name: str,
+            ref: str,
+            have: Sequence[Digest],
+            platform: Platform,
+            caller: Caller,
+            within: float,
+        ) -> UpdateAnswer:
+            caller = Caller("b", ("team/b", "other/*"), ())
+            return super().read_update(name, ref, have, platform, caller, within)
 
     with start_server(make_app(Source(layout))) as running:
         run(running, store, "team/a:v1")
@@ -129,21 +144,30 @@ def test_a_repository_that_may_not_be_read_is_not_built_on(layout: Path, store: 
 
 
 def test_only_images_that_were_named_are_built_on(layout: Path) -> None:
-    source, held_a = LayoutSource(layout), LayoutSource(layout)._view()["team/a"].tags["v1"]
-    _, raw = source.read_update("other/c", "v1", [held_a], AMD64)
+    source = LayoutSource(layout)
+    a = source.catalogue.get("team/a")
+    held_a = a.tags["v1"]
+    raw = ask_source(source, [held_a]).raw
     assert raw is not None and update_old(raw) == held_a
-    documents = source._documents(source._view()["team/a"], held_a, AMD64)
+    library = source._library
+    documents = library.find_documents("team/a", held_a, AMD64)
     assert documents is not None
-    a_forms = {
-        source._read_form(form, source._find_places(listed)[0])
-        for listed, form in source._view()["team/a"].chunk_lists.items()
+    digests = {
+        parse_chunk_manifest(source.path_of("team/a", listed).read_bytes()).form_digest.raw[:16]
+        for listed in a.chunk_lists
     }
     named = {
         digest
         for one in parse_update(raw, documents.as_list()).deltas
         for digest in updating.delta.read_digests(one)[0]
     }
-    assert named <= {sha256_digest(form).raw[:16] for form in a_forms}
+    assert named <= digests
+
+
+def ask_source(
+    source: LayoutSource, have: Sequence[Digest], within: float = 60, caller: Caller = ANYONE
+) -> UpdateAnswer:
+    return source.read_update("other/c", "v1", have, AMD64, caller, within)
 
 
 def ask(server: RunningServer, names: list[str], platform: str = "linux/amd64") -> int:
@@ -162,7 +186,7 @@ UNKNOWN = [str(sha256_digest(bytes([seed]))) for seed in range(40)]
         (UNKNOWN[: MAX_HAVE_COUNT + 1], 400),
         (["team/a:v1"], 400),
         (["../../etc/passwd"], 400),
-        ([""], 400),
+        ([""], 404),
         (["sha256:" + "0" * 63], 400),
         (["b3:" + "0" * 64], 400),
         (["sha256:" + "0" * 64, "sha256:" + "A" * 64], 400),
@@ -176,18 +200,17 @@ def test_names_that_are_none_or_too_many(
 
 def test_digests_of_what_is_no_image_are_not_built_on(layout: Path) -> None:
     source = LayoutSource(layout)
-    repository = source._view()["team/a"]
+    repository = source.catalogue.get("team/a")
     image = repository.tags["v1"]
     others = [digest for digest in sorted(repository.blobs) if digest != image]
-    assert source.read_update("other/c", "v1", others[:MAX_HAVE_COUNT], AMD64)[1] is None
+    assert ask_source(source, others[:MAX_HAVE_COUNT]).raw is None
 
 
 def test_an_update_is_made_once_for_all_who_hold_the_same(
     layout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = LayoutSource(layout)
-    view = source._view()
-    have = [view["team/a"].tags["v1"], view["team/b"].tags["v1"]]
+    have = [source.catalogue.get(name).tags["v1"] for name in ("team/a", "team/b")]
     made, diff = [], updating.delta.diff
 
     def count(olds: list[bytes], new: bytes) -> bytes:
@@ -196,26 +219,27 @@ def test_an_update_is_made_once_for_all_who_hold_the_same(
 
     monkeypatch.setattr(updating.delta, "diff", count)
     with ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(source.read_update, "other/c", "v1", have, AMD64) for _ in range(6)]
-        answers = {one.result()[1] for one in asked}
+        asked = [pool.submit(ask_source, source, have) for _ in range(6)]
+        answers = {one.result().raw for one in asked}
     assert made == [2] and len(answers) == 1
 
 
 def test_a_node_does_not_wait_long_and_the_next_one_gets_what_was_made(
-    layout: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = LayoutSource(layout)
-    with start_server(make_app(source)) as running, Store(tmp_path / "b", Disk()) as other:
-        for one in (store, other):
-            hold_others(running, one)
-        monkeypatch.setattr("layerkit.jobs.serve.source.UPDATE_SECONDS", 0.05)
-        while source._diffing.acquire(blocking=False):
-            pass  # as if that many deltas were being made
-        assert run(running, store, "other/c:v1").request_count > 1
-        monkeypatch.setattr("layerkit.jobs.serve.source.UPDATE_SECONDS", 60)
-        source._diffing.release()
-        assert run(running, other, "other/c:v1").request_count == 1
-        assert store.verify().good and other.verify().good
+    have = [source.catalogue.get("team/a").tags["v1"]]
+    go_on, diff = threading.Event(), updating.delta.diff
+
+    def wait(olds: list[bytes], new: bytes) -> bytes:
+        assert go_on.wait(60)
+        return diff(olds, new)
+
+    monkeypatch.setattr(updating.delta, "diff", wait)
+    with pytest.raises(NotFoundError):
+        ask_source(source, have, within=0.01)
+    go_on.set()
+    assert ask_source(source, have).raw is not None
 
 
 def test_no_more_is_made_at_once_than_the_limit(
@@ -223,32 +247,33 @@ def test_no_more_is_made_at_once_than_the_limit(
 ) -> None:
     monkeypatch.setattr("layerkit.jobs.serve.kept.MAX_JOB_COUNT", 0)
     source = LayoutSource(layout)
-    have = [source._view()["team/a"].tags["v1"]]
+    have = [source.catalogue.get("team/a").tags["v1"]]
     with pytest.raises(NotFoundError, match="too much"):
-        source.read_update("other/c", "v1", have, AMD64)
+        ask_source(source, have)
 
 
 def test_what_fails_is_not_kept(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = LayoutSource(layout)
-    have = [source._view()["team/a"].tags["v1"]]
+    have = [source.catalogue.get("team/a").tags["v1"]]
 
     def fail(*_: object) -> None:
         raise StoreError("layout is damaged")
 
     with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr("layerkit.jobs.serve.source.make_update", fail)
-        source.read_update("other/c", "v1", have, AMD64)
-    assert source.read_update("other/c", "v1", have, AMD64)[1] is not None
+        patch.setattr("layerkit.jobs.serve.updates.make_update", fail)
+        ask_source(source, have)
+    assert ask_source(source, have).raw is not None
 
 
 @pytest.mark.parametrize("at", [4, 20, 60, 400, -1])
 def test_a_damaged_one_means_another_way(layout: Path, store: Store, at: int) -> None:
     class Source(LayoutSource):
-        def read_update(self, *arguments: object) -> tuple[Digest, bytes | None]:
-            top, raw = super().read_update(*arguments)  # type: ignore[arg-type]
-            if raw is not None:
-                raw = raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at:][1:]
-            return top, raw
+        def read_update(self, *arguments: Any) -> UpdateAnswer:
+            answer = super().read_update(*arguments)
+            if answer.raw is None:
+                return answer
+            raw = answer.raw[:at] + bytes([answer.raw[at] ^ 0x5A]) + answer.raw[at:][1:]
+            return replace(answer, raw=raw)
 
     with start_server(make_app(Source(layout))) as running:
         hold_others(running, store)

@@ -5,28 +5,31 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import AMD64, hello_files, noise, publish_image
+from builders import AMD64, LayoutSource, hello_files, noise, publish_image
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
-from layerkit.edges.http import RunningServer, make_app, start_server
+from layerkit.edges.http import Blob, RunningServer, UpdateAnswer, make_app, start_server
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import ChunkDigestError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
-from layerkit.formats.chunksync import Have
+from layerkit.formats.chunkmanifest import build_chunk_manifest, parse_chunk_manifest
+from layerkit.formats.chunksync import Have, parse_places
 from layerkit.formats.formpack import ANNOTATION_PACKED
-from layerkit.formats.oci import Platform
+from layerkit.formats.protocol import serialize_chunk_batch
 from layerkit.formats.reference import Reference
+from layerkit.formats.tokens import Caller
 from layerkit.jobs.pull import PullResult, pull
-from layerkit.jobs.serve import LayoutSource, start
+from layerkit.jobs.serve import start
 from layerkit.jobs.verify import verify_layout, verify_store
 
 OLD = noise(200_000)
@@ -146,6 +149,12 @@ def test_an_index_gives_the_image_of_the_platform(tmp_path: Path, store: Store) 
 # --- chunk by chunk --------------------------------------------------------------------------
 
 
+def no_update(source: LayoutSource, name: str, ref: str) -> UpdateAnswer:
+    top = source.resolve(name, ref)
+    assert top is not None
+    return UpdateAnswer(top, None, (), False)
+
+
 class PlainSource(LayoutSource):
     """Knows no updates: nodes ask for changes of chunk manifests and for chunks by place. Notes
     what they ask."""
@@ -154,25 +163,23 @@ class PlainSource(LayoutSource):
         super().__init__(layout)
         self.asked: list[str] = []
 
-    def read_update(
-        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
-    ) -> tuple[Digest, bytes | None]:
-        return super().read_update(name, ref, have, platform)[0], None
+    def read_update(self, name: str, ref: str, *_: object) -> UpdateAnswer:
+        return no_update(self, name, ref)
 
-    def find_blob(self, name: str, digest: Digest) -> Path:
-        lists = self._view()[name].chunk_lists
+    def open_blob(self, name: str, digest: Digest) -> Blob:
+        lists = self.catalogue.get(name).chunk_lists
         self.asked.append("chunk manifest" if digest in lists else "blob")
-        return super().find_blob(name, digest)
+        return super().open_blob(name, digest)
 
-    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+    def read_change(self, name: str, digest: Digest, have: Have, caller: Caller) -> bytes:
         self.asked.append("runs" if have.runs else "change")
-        return super().read_change(name, digest, have)
+        return super().read_change(name, digest, have, caller)
 
     def read_listed(
-        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None, caller: Caller
     ) -> Iterator[bytes]:
         self.asked.append("places" if near is None else "places, near")
-        return super().read_listed(name, digest, raw_places, near)
+        return super().read_listed(name, digest, raw_places, near, caller)
 
     def read_chunk(self, name: str, chunk: Digest) -> bytes | memoryview | None:
         self.asked.append("chunk")
@@ -182,12 +189,10 @@ class PlainSource(LayoutSource):
 class OldSource(PlainSource):
     """A server from before there were changes and places."""
 
-    def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
+    def read_change(self, *_: object) -> bytes:
         raise NotFoundError("no such path")
 
-    def read_listed(
-        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None
-    ) -> Iterator[bytes]:
+    def read_listed(self, *_: object) -> Iterator[bytes]:
         raise NotFoundError("no such path")
 
 
@@ -270,7 +275,7 @@ def test_a_server_packs_what_gets_a_tag_while_it_runs(layout: Path, store: Store
     packing.start()
     try:
         publish_image(layout, "team/new:v1", hello_files(repetitive()))
-        digest = next(iter(source._view()["team/new"].referrers))
+        digest = next(iter(source.catalogue.get("team/new").referrers))
         end = time.monotonic() + 30
         while time.monotonic() < end:
             entries = source.list_referrers("team/new", digest)
@@ -322,12 +327,19 @@ def test_a_server_with_another_dictionary_is_asked_again_without(
     layout: Path, store: Store
 ) -> None:
     class Source(PlainSource):
-        def _read_gone(self, near: Digest, new: ChunkManifest) -> bytes:
-            return super()._read_gone(near, new)[::-1]
+        def read_listed(
+            self, name: str, digest: Digest, raw_places: bytes, near: Digest | None, caller: Caller
+        ) -> Iterator[bytes]:
+            other = other_lists[0] if near is not None else None
+            return super().read_listed(name, digest, raw_places, other, caller)
 
     pull_from(PlainSource(layout), store)
+    near = OLD[:90_300] + noise(300, 3) + OLD[90_300:]  # has what is missing, at other offsets
+    publish_image(layout, "team/other:v1", {"code": {"app/hello": near}})
+    other_lists = list(LayoutSource(layout).catalogue.get("team/other").chunk_lists)
     publish_image(layout, REF, hello_files(OLD[:90_000] + OLD[90_500:91_000] + OLD[90_000:]))
-    pull_from(Source(layout), store)
+    _, asked = pull_from(Source(layout), store)
+    assert asked == ["change", "places, near", "places"]
 
 
 @pytest.mark.parametrize("at", [4, 12, 20, 60, -1])
@@ -335,8 +347,8 @@ def test_a_damaged_change_means_the_chunk_manifest_itself(
     layout: Path, store: Store, at: int
 ) -> None:
     class Source(PlainSource):
-        def read_change(self, name: str, digest: Digest, have: Have) -> bytes:
-            raw = bytearray(super().read_change(name, digest, have))
+        def read_change(self, name: str, digest: Digest, have: Have, caller: Caller) -> bytes:
+            raw = bytearray(super().read_change(name, digest, have, caller))
             raw[at] ^= 0x5A
             return bytes(raw)
 
@@ -349,7 +361,19 @@ def test_a_damaged_change_means_the_chunk_manifest_itself(
 # --- damage and lies -------------------------------------------------------------------------
 
 
-class LyingSource(LayoutSource):
+class ChunkwiseSource(LayoutSource):
+    """Answers a request for chunks by place through `read_chunk`."""
+
+    def read_listed(
+        self, name: str, digest: Digest, raw_places: bytes, near: Digest | None, caller: Caller
+    ) -> Iterator[bytes]:
+        ids = parse_chunk_manifest(self.path_of(name, digest).read_bytes()).list_raw_ids()
+        indexes = parse_places(raw_places, len(ids))
+        chunks = (self.read_chunk(name, Digest("b3", ids[index])) for index in indexes)
+        return serialize_chunk_batch(chunks, len(indexes))
+
+
+class LyingSource(ChunkwiseSource):
     """Answers the first `lies` requests for each chunk with other bytes."""
 
     def __init__(self, layout: Path, victims: set[Digest], lies: int) -> None:
@@ -364,11 +388,9 @@ class LyingSource(LayoutSource):
             return bytes([data[0] ^ 1]) + data[1:]
         return data
 
-    def read_update(
-        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
-    ) -> tuple[Digest, bytes | None]:
+    def read_update(self, name: str, ref: str, *_: object) -> UpdateAnswer:
         """None: the chunks are what is under test."""
-        return super().read_update(name, ref, have, platform)[0], None
+        return no_update(self, name, ref)
 
 
 def edited_chunks() -> set[Digest]:
@@ -387,14 +409,17 @@ class BadUpdateSource(LayoutSource):
         super().__init__(layout)
         self._at = at
 
-    def read_update(
-        self, name: str, ref: str, have: Sequence[Digest], platform: Platform
-    ) -> tuple[Digest, bytes | None]:
-        top, raw = super().read_update(name, ref, have, platform)
-        if raw is None:
-            return top, None
-        at = self._at % len(raw)
-        return top, raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at + 1 :]
+    def read_update(self, *arguments: Any) -> UpdateAnswer:
+        answer = super().read_update(*arguments)
+        return damage_answer(answer, self._at)
+
+
+def damage_answer(answer: UpdateAnswer, at: int) -> UpdateAnswer:
+    raw = answer.raw
+    if raw is None:
+        return answer
+    at %= len(raw)
+    return replace(answer, raw=raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at + 1 :])
 
 
 def test_an_update_is_one_request_and_gives_the_published_image(layout: Path, store: Store) -> None:
@@ -458,7 +483,7 @@ def test_after_a_failed_pull_the_next_one_fetches_only_the_rest(layout: Path, st
         assert run(running, store).fetched_count == 1
 
 
-class BreakingSource(LayoutSource):
+class BreakingSource(ChunkwiseSource):
     """Breaks off the answer at the n-th chunk of each of the first requests."""
 
     def __init__(self, layout: Path, at: int, times: int) -> None:
@@ -502,11 +527,12 @@ def test_two_pulls_at_once_into_one_store(server: RunningServer, store: Store) -
 
 def test_a_damaged_form_blob_is_replaced_by_chunks(layout: Path, store: Store) -> None:
     source = LayoutSource(layout)
-    repository = source._view()["team/hello"]
+    repository = source.catalogue.get("team/hello")
     form = next(iter(repository.chunk_lists.values()))
-    for digest, blob in repository.chunk_lists.items():  # fill the server's cache first
-        source._read_form(blob, source._find_places(digest)[0])
-    path = source.find_blob("team/hello", form.digest)
+    for digest in repository.chunk_lists:  # fill the server's cache first
+        raw_id = parse_chunk_manifest(source.path_of("team/hello", digest).read_bytes()).raw_ids
+        source.read_chunk("team/hello", Digest("b3", raw_id[:32]))
+    path = source.path_of("team/hello", form.digest)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with start_server(make_app(source)) as running:
         run(running, store)
@@ -524,8 +550,8 @@ def test_a_broken_chunks_artifact_only_means_a_plain_pull(
 
     source = (Source if kind == "artifact" else LayoutSource)(layout)
     if kind != "artifact":
-        for digest in source._view()["team/hello"].chunk_lists:
-            path = source.find_blob("team/hello", digest)
+        for digest in source.catalogue.get("team/hello").chunk_lists:
+            path = source.path_of("team/hello", digest)
             path.unlink() if kind == "gone" else path.write_bytes(path.read_bytes()[::-1])
     with start_server(make_app(source)) as running:
         run(running, store, rootfs=tmp_path / "root")

@@ -18,11 +18,10 @@ from layerkit.edges.http import (
     run_server,
     start_server,
 )
-from layerkit.edges.http.old import OldSource
 from layerkit.edges.storage import FolderStorage, Storage
-from layerkit.jobs.serve.source import LayoutSource
+from layerkit.jobs.serve.source import StorageSource, open_layout
 
-__all__ = ["DEFAULT_LISTEN", "LayoutSource", "parse_listen", "serve", "start"]
+__all__ = ["DEFAULT_LISTEN", "StorageSource", "open_layout", "parse_listen", "serve", "start"]
 
 
 def serve(
@@ -34,12 +33,14 @@ def serve(
     @contextlib.contextmanager
     def open_source(meter: Meter, worker: int) -> Iterator[Source]:
         storage = open_storage()
-        assert isinstance(storage, FolderStorage)
-        source, stop = LayoutSource(storage.path), threading.Event()
+        bare_name = (
+            storage.path.resolve().name.lower() if isinstance(storage, FolderStorage) else ""
+        )
+        source, stop = StorageSource(storage, bare_name=bare_name), threading.Event()
         if worker == 0:
             threading.Thread(target=source.keep_packing, args=(stop,), daemon=True).start()
         try:
-            yield OldSource(source)
+            yield source
         finally:
             stop.set()
 
@@ -48,4 +49,4 @@ def serve(
 
 def start(layout: Path, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
     """Serve `layout` from a thread; `.url`, `.stop()`, or as a context. Packs nothing."""
-    return start_server(make_app(LayoutSource(layout)), host, port)
+    return start_server(make_app(open_layout(layout)), host, port)

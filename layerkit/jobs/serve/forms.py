@@ -1,0 +1,104 @@
+"""Forms as a server reads them: chunk manifests, where each chunk lies, decompressed forms.
+
+A form is decompressed once for all who ask at the same time, compared with its chunk manifest, and
+kept while it fits. Memory: the sizes given to `Forms`, and one form for each thread that reads one.
+Safe for threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from layerkit.digest import Digest, sha256_digest
+from layerkit.errors import FormatError, LayerkitError, StoreError
+from layerkit.formats.chunkmanifest import ROLE_NAMES, ChunkManifest, parse_chunk_manifest
+from layerkit.formats.oci import Descriptor
+from layerkit.formats.protocol import unpack_form
+from layerkit.jobs.serve.cache import Cache
+from layerkit.jobs.serve.catalogue import Catalogue
+
+__all__ = ["CACHE_SIZE", "Forms", "Places"]
+
+CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
+PLACES_COUNT: Final = 500_000  # chunks whose places are kept: some 200 bytes each, so 100 MB
+MAX_LIST_SIZE: Final = 64 << 20  # bytes of a chunk manifest: 1.8 million chunks, forms of 15 GB
+MAX_FORM_SIZE: Final = 1 << 30  # bytes; a larger form is served as a blob, and by no other means
+Place = tuple[int, int]  # offset and size of a chunk in its form
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What is kept of a chunk manifest: the form's size and digest, its chunks by raw id."""
+
+    form_size: int
+    form_digest: Digest
+    role: str
+    of_chunks: Mapping[bytes, Place]
+
+
+class Forms:
+    """Reads chunk manifests and forms through `catalogue`."""
+
+    def __init__(self, catalogue: Catalogue, cache_size: int = CACHE_SIZE) -> None:
+        self._catalogue = catalogue
+        self._places = Cache[Places](PLACES_COUNT)
+        self._forms = Cache[bytes](cache_size)
+
+    def read_list(self, name: str, digest: Digest) -> bytes:
+        """A chunk manifest of repository `name`, verified."""
+        return self._catalogue.read_blob(name, digest, MAX_LIST_SIZE, "chunk manifest")
+
+    def parse_list(self, name: str, digest: Digest) -> ChunkManifest:
+        try:
+            return parse_chunk_manifest(self.read_list(name, digest))
+        except FormatError as exc:
+            raise StoreError(
+                f"chunk manifest {digest.short} is damaged", cause=exc.message
+            ) from exc
+
+    def find_places(self, name: str, digest: Digest) -> Places:
+        """Where each chunk of a chunk manifest lies in the form."""
+
+        def make() -> tuple[Places, int]:
+            manifest = self.parse_list(name, digest)
+            offsets = manifest.offsets()
+            pairs = zip(offsets, manifest.sizes, strict=False)  # the last offset is the form's end
+            places = dict(zip(manifest.list_raw_ids(), pairs, strict=True))
+            role = ROLE_NAMES[manifest.role]
+            found = Places(manifest.form_size, manifest.form_digest, role, places)
+            return found, len(places) + 1
+
+        return self._places.get(digest, make)
+
+    def read_form(self, name: str, listed: Digest, form: Descriptor) -> bytes:
+        """The form of a form blob of repository `name`, as the chunk manifest `listed` has it."""
+
+        def make() -> tuple[bytes, int]:
+            places = self.find_places(name, listed)
+            if places.form_size > MAX_FORM_SIZE:
+                raise StoreError(f"form {form.digest.short} has over {MAX_FORM_SIZE} bytes")
+            limit = min(form.size, MAX_FORM_SIZE)
+            blob = self._catalogue.read_blob(name, form.digest, limit, "form")
+            try:
+                data = unpack_form(blob, places.form_size)
+            except FormatError as exc:
+                raise StoreError(f"form {form.digest.short} is damaged", cause=exc.message) from exc
+            if sha256_digest(data) != places.form_digest:
+                raise StoreError(f"form {form.digest.short} is not that of its chunk manifest")
+            return data, len(data)
+
+        return self._forms.get((listed, form.digest), make)
+
+    def role_of(self, name: str, digest: Digest) -> str:
+        """The role of the layer that a chunk manifest or form blob of `name` is of, or ""."""
+        lists = self._catalogue.get(name).chunk_lists
+        if digest not in lists:
+            digest = next((one for one, form in lists.items() if form.digest == digest), digest)
+        if digest not in lists:
+            return ""
+        try:
+            return self.find_places(name, digest).role
+        except LayerkitError:
+            return ""  # who reads it is told what is wrong with it

@@ -1,0 +1,118 @@
+"""What updates are made of: documents of images, forms, layers, and deltas that are made once.
+
+Names and digests come from nodes; what a caller may not pull is not found. A chunk manifest or form
+that was found in an image's documents is read from whichever repository lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Final
+
+from layerkit.digest import Digest
+from layerkit.errors import FormatError, NotFoundError, StoreError
+from layerkit.formats.oci import (
+    CHUNKS_ARTIFACT,
+    INDEX_TYPES,
+    Descriptor,
+    Platform,
+    parse_index,
+    parse_manifest,
+)
+from layerkit.formats.tokens import Caller
+from layerkit.formats.updating import Documents
+from layerkit.jobs.serve.catalogue import Catalogue, Repository
+from layerkit.jobs.serve.forms import Forms, Place
+from layerkit.jobs.serve.kept import Kept
+
+__all__ = ["Library"]
+
+MAX_LAYER_SIZE: Final = 256 << 20  # bytes of a blob that goes into an update whole
+
+
+class Library:
+    """Reads images for updates. Safe for threads."""
+
+    def __init__(self, catalogue: Catalogue, forms: Forms, deltas: Kept) -> None:
+        self._catalogue = catalogue
+        self._forms = forms
+        self._deltas = deltas
+
+    def version(self) -> Hashable:
+        return self._catalogue.view().version
+
+    # --- images ----------------------------------------------------------------------------------
+
+    def find_holder(self, top: Digest, caller: Caller) -> str | None:
+        """A repository that holds image `top` and that the caller may pull."""
+        holder = self._catalogue.view().find_image(top, caller)
+        return holder.name if holder is not None else None
+
+    def find_documents(self, name: str, top: Digest, platform: Platform) -> Documents | None:
+        """An image's documents, the artifact empty where it has none; None if it is not in that
+        repository, or not for that platform."""
+        repository = self._catalogue.get(name)
+        entry = repository.manifests.get(top)
+        if entry is None:
+            return None
+        try:
+            return self._read_documents(repository, entry, platform)
+        except FormatError as exc:
+            raise StoreError(f"image {top.short} of {name} is damaged", cause=exc.message) from exc
+
+    def _read_documents(
+        self, repository: Repository, entry: Descriptor, platform: Platform
+    ) -> Documents | None:
+        name, digest = repository.name, entry.digest
+        raw, manifest_raw = self._catalogue.read_document(name, digest), b""
+        if entry.media_type in INDEX_TYPES:
+            children = parse_index(raw).manifests
+            child = next((one for one in children if one.platform == platform), None)
+            if child is None:
+                return None
+            digest = child.digest
+            manifest_raw = self._catalogue.read_document(name, digest)
+        manifest = parse_manifest(manifest_raw or raw)
+        if manifest.artifact_type:
+            return None  # a node names images; this is something else
+        artifact = b""
+        for referrer in repository.referrers.get(digest, []):
+            if referrer.artifact_type == CHUNKS_ARTIFACT:
+                artifact = self._catalogue.read_document(name, referrer.digest)
+                break
+        config = self._catalogue.read_document(name, manifest.config.digest)
+        return Documents(raw, manifest_raw, config, artifact)
+
+    # --- layers ----------------------------------------------------------------------------------
+
+    def read_list(self, listed: Descriptor) -> bytes:
+        """A chunk manifest, verified."""
+        return self._forms.read_list(self._holder(listed.digest), listed.digest)
+
+    def places_of(self, listed: Descriptor) -> Mapping[bytes, Place]:
+        """Offset and size in the form of each chunk of a chunk manifest, by raw id."""
+        return self._forms.find_places(self._holder(listed.digest), listed.digest).of_chunks
+
+    def form_of(self, listed: Descriptor, form: Descriptor) -> bytes:
+        """The form of a form blob, as the chunk manifest `listed` has it."""
+        return self._forms.read_form(self._holder(listed.digest), listed.digest, form)
+
+    def read_layer(self, name: str, blob: Descriptor) -> bytes:
+        """A whole blob of repository `name`, verified; StoreError for a very large one."""
+        if blob.digest not in self._catalogue.get(name).blobs:
+            raise NotFoundError(f"blob {blob.digest.short} is not in repository {name}")
+        return self._catalogue.read_blob(name, blob.digest, MAX_LAYER_SIZE, "blob")
+
+    def _holder(self, listed: Digest) -> str:
+        names = self._catalogue.view().list_holders.get(listed)
+        if not names:
+            raise NotFoundError(f"chunk manifest {listed.short} is not held here")
+        return names[0]
+
+    # --- deltas ----------------------------------------------------------------------------------
+
+    def make_soon(
+        self, key: str, make: Callable[[], bytes | None], seconds: float, caller: Caller
+    ) -> bytes | None:
+        """What is kept under `key`, or is made in `seconds` at most; NotFoundError: not yet."""
+        return self._deltas.get_soon(key, make, seconds)
