@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -26,6 +26,7 @@ from layerkit.edges.http.options import Limits
 from layerkit.edges.http.page import render_page
 from layerkit.edges.http.ready import MAX_ENTRY_SIZE, Ready, ReadyAnswer
 from layerkit.edges.http.routes import Call, Handler, Routes
+from layerkit.edges.http.sendfile import read_cached
 from layerkit.edges.http.source import Blob, Source
 from layerkit.errors import (
     BusyError,
@@ -37,11 +38,12 @@ from layerkit.errors import (
 )
 from layerkit.formats.tokens import Caller
 
-__all__ = ["GONE", "KEY", "PROGRESS", "TASK", "ServerApp", "make_app"]
+__all__ = ["GONE", "KEY", "PROGRESS", "SEND_FILE", "TASK", "ServerApp", "make_app"]
 
 # What `wire` and the application tell each other in a scope:
 KEY: Final = "layerkit.key"  # the key of the request's bytes, if its answer may be kept
 PROGRESS: Final = "layerkit.progress"  # a callable that is told of bytes handed on
+SEND_FILE: Final = "layerkit.send_file"  # sends bytes of a file descriptor, where that can be
 TASK: Final = "layerkit.task"  # that makes the answer
 GONE: Final = "layerkit.gone"  # the connection is lost, and the task was ended for that
 STATUS_GONE: Final = 499  # in log and metrics: nobody was there for the answer
@@ -252,12 +254,26 @@ class ServerApp:
         )
         progress = exchange.scope.get(PROGRESS, _ignore)
         if exchange.scope["method"] != "HEAD":
+            send_file = exchange.scope.get(SEND_FILE)
+            if send_file is not None and _is_file(reply.pieces):
+                exchange.size += await self._send_file(reply.pieces, send_file)
+                reply = replace(reply, pieces=())
             async for part in self._parts(reply.pieces):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 progress(len(part))
                 exchange.size += len(part)
             self.metrics.count_shares(reply.shares)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_file(self, pieces: Any, send_file: Any) -> int:
+        """One piece of a file, by the system; returns its size."""
+        blob, offset, size = pieces[0]
+        fd = await self.routes.in_thread(lambda: os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            await send_file(fd, offset, size)
+        finally:
+            os.close(fd)
+        return int(size)
 
     async def _parts(self, pieces: tuple[Piece, ...] | Iterator[bytes]) -> AsyncIterator[bytes]:
         if not isinstance(pieces, tuple):
@@ -287,7 +303,7 @@ class ServerApp:
         fd = await self.routes.in_thread(lambda: os.open(blob.path or "", os.O_RDONLY))
         try:
             while size:
-                part = _read_cached(fd, min(size, PART_SIZE), offset)
+                part = read_cached(fd, offset, min(size, PART_SIZE))
                 if part is None:
                     part = await self.routes.in_thread(
                         functools.partial(os.pread, fd, min(size, PART_SIZE), offset)
@@ -381,17 +397,13 @@ def _phrase(status: int) -> bytes:
     return HTTPStatus(status).phrase.encode()
 
 
+def _is_file(pieces: tuple[Piece, ...] | Iterator[bytes]) -> bool:
+    """One piece, of a local file, that is worth it?"""
+    if not isinstance(pieces, tuple) or len(pieces) != 1 or isinstance(pieces[0], bytes):
+        return False
+    blob, _, size = pieces[0]
+    return blob.path is not None and size >= PART_SIZE
+
+
 def _ignore(_: int) -> None:
     return
-
-
-def _read_cached(fd: int, size: int, offset: int) -> bytes | None:
-    """Bytes of a file that are in memory; None if the disk is to be waited for."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return None
-    part = bytearray(size)
-    try:
-        count = os.preadv(fd, [part], offset, os.RWF_NOWAIT)
-    except OSError:
-        return None
-    return bytes(part[:count]) if count else None

@@ -9,6 +9,7 @@ token stays in memory. Bounded: MAX_ENTRY_SIZE, MAX_SIZE, MAX_REQUEST_SIZE. For 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from layerkit.edges.http.metrics import Metrics
+from layerkit.edges.http.sendfile import keep_in_memory_file
 from layerkit.edges.http.source import Share
 from layerkit.errors import LayerkitError
 
@@ -23,6 +25,7 @@ __all__ = ["MAX_ENTRY_SIZE", "Ready", "ReadyAnswer"]
 
 MAX_ENTRY_SIZE: Final = 256 << 10  # bytes of a body
 MAX_SIZE: Final = 64 << 20  # bytes of bodies
+FILE_SIZE: Final = 16 << 10  # bytes from which a body is worth a file of its own
 ENTRY_OVERHEAD: Final = 1024  # bytes: head, key, objects
 MAX_REQUEST_SIZE: Final = 8192  # bytes: 32 digests and a token are 3 KB
 END: Final = b"\r\n\r\n"
@@ -40,6 +43,7 @@ class ReadyAnswer:
     path: str
     caller: str
     shares: tuple[Share, ...]
+    fd: int = field(default=-1)  # a file that holds the body, too, if it is a large one
     hits: int = field(default=0)  # not yet counted
 
 
@@ -81,6 +85,8 @@ class Ready:
         if len(entry.body) > MAX_ENTRY_SIZE:
             return
         self._drop(key)
+        if len(entry.body) >= FILE_SIZE:
+            entry.fd = keep_in_memory_file(entry.body)
         self._entries[key] = entry
         self._size += len(entry.body) + ENTRY_OVERHEAD
         while self._size > MAX_SIZE:
@@ -90,6 +96,13 @@ class Ready:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._size -= len(entry.body) + ENTRY_OVERHEAD
+            if entry.fd >= 0:
+                os.close(entry.fd)
+                entry.fd = -1
+
+    def clear(self) -> None:
+        for key in list(self._entries):
+            self._drop(key)
 
     def count_hit(self, entry: ReadyAnswer) -> None:
         """Counted in the metrics by `flush`: half of the time of an answer otherwise."""

@@ -10,17 +10,19 @@ holds. Written against uvicorn's protocols/http/httptools_impl.py, 0.54.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import Counter
 from typing import Any, Final, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from layerkit.edges.http.app import GONE, KEY, PROGRESS, TASK, ServerApp
+from layerkit.edges.http.app import GONE, KEY, PROGRESS, SEND_FILE, TASK, ServerApp
 from layerkit.edges.http.logs import RequestRecord
 from layerkit.edges.http.ready import ReadyAnswer
+from layerkit.edges.http.sendfile import SocketWriter
 from layerkit.errors import BusyError
 
 __all__ = ["Wire", "WireProtocol"]
@@ -79,12 +81,15 @@ class WireProtocol(HttpToolsProtocol):
         self._handed = 0  # bytes of the answer given to the transport
         self._stalled = 0.0  # seconds in which some of them were not taken
         self._address = ""
+        self._writer: SocketWriter | None = None  # of a plain connection
 
     # --- begin and end ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limits, wire = self.wire.limits, self.wire
+        if self.scheme == "http":
+            self._writer = SocketWriter(transport, self.loop)
         self._address = self.client[0] if self.client else ""
         wire.addresses[self._address] += 1
         most = limits.max_address_connections
@@ -95,6 +100,9 @@ class WireProtocol(HttpToolsProtocol):
             self._end(BUSY)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._writer is not None:
+            self._writer.detach()
+            self._writer = None
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self.wire.addresses[self._address] -= 1
@@ -152,7 +160,13 @@ class WireProtocol(HttpToolsProtocol):
             app.rates.sent(entry.caller or self._address, len(entry.body))
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        transport.writelines((entry.head, wire.end_of_head, entry.body))
+        writer = self._writer
+        if (
+            entry.fd < 0
+            or writer is None
+            or not writer.write_now(entry.head + wire.end_of_head, entry.fd, entry.body)
+        ):
+            transport.writelines((entry.head, wire.end_of_head, entry.body))
         self._since = time.monotonic()
         self._handed = len(entry.body)
         wire.ready.count_hit(entry)
@@ -185,6 +199,9 @@ class WireProtocol(HttpToolsProtocol):
         if self._key is not None and self._may_be_kept():
             cast("dict[str, Any]", self.scope)[KEY] = self._key
         super().on_headers_complete()
+        if self._writer is not None and self.cycle is not None:
+            send_file = functools.partial(self._send_file, self._writer, self.cycle)
+            cast("dict[str, Any]", self.scope)[SEND_FILE] = send_file
 
     def _may_be_kept(self) -> bool:
         """Do the bytes hold one request, without a body, after which the connection stays?"""
@@ -199,6 +216,19 @@ class WireProtocol(HttpToolsProtocol):
         self._message_open = False
         self._since = time.monotonic()
         super().on_message_complete()
+
+    async def _send_file(
+        self, writer: SocketWriter, cycle: RequestResponseCycle, fd: int, offset: int, size: int
+    ) -> None:
+        """A body, or a part of one, past the transport once that holds nothing back."""
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            while self.transport.get_write_buffer_size() and not self.transport.is_closing():
+                await self.flow.drain()
+            await writer.send_file(fd, offset, size, self._progress)
+        finally:
+            self.transport.set_write_buffer_limits()
+        cycle.expected_content_length -= size
 
     def _progress(self, size: int) -> None:
         self._handed += size
@@ -218,7 +248,7 @@ class WireProtocol(HttpToolsProtocol):
         if self.transport is None:
             return
         buffered = self.transport.get_write_buffer_size()
-        if buffered:
+        if buffered or (self._writer is not None and self._writer.is_blocked):
             self._stalled += passed
             taken = max(0, self._handed - buffered)
             if self._stalled > limits.write_seconds + taken / limits.write_rate:
