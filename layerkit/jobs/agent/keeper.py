@@ -153,7 +153,7 @@ class Keeper:
                 self.running.add(ref)
                 self.metrics.running(1)
                 try:
-                    answer = await self._pull_job(name)
+                    return await self._take(name, await self._pull_job(name))
                 finally:
                     self.running.discard(ref)
                     self.metrics.running(-1)
@@ -161,7 +161,6 @@ class Keeper:
             self.metrics.failed()
             self.note_error(name, exc)
             raise
-        return await self._take(name, answer)
 
     async def _pull_job(self, name: Name) -> dict[str, Any]:
         servers = [{"url": server.url, "token": server.token} for server in self.health.list_all()]
