@@ -130,6 +130,9 @@ class ServerApp:
         except asyncio.CancelledError:
             if GONE not in scope:
                 raise
+            exchange.status = STATUS_GONE
+        except ConnectionError:
+            exchange.status = STATUS_GONE
         finally:
             self.metrics.in_flight.dec()
             self._count(exchange, time.perf_counter() - begun)
@@ -372,9 +375,6 @@ class ServerApp:
 
 def make_app(source: Source) -> ServerApp:
     """The application of a server that knows no users and has the usual limits."""
-    from layerkit.edges.http.old import OldSource
-
-    source = source if hasattr(source, "open_blob") else OldSource(source)
     return ServerApp(source, metrics=Metrics(), gate=Gate(None), limits=Limits())
 
 

@@ -226,8 +226,12 @@ class WireProtocol(HttpToolsProtocol):
             while self.transport.get_write_buffer_size() and not self.transport.is_closing():
                 await self.flow.drain()
             await writer.send_file(fd, offset, size, self._progress)
+        except ConnectionError:
+            cycle.disconnected = True
+            raise
         finally:
-            self.transport.set_write_buffer_limits()
+            if not self.transport.is_closing():
+                self.transport.set_write_buffer_limits()
         cycle.expected_content_length -= size
 
     def _progress(self, size: int) -> None:
