@@ -40,6 +40,7 @@ FORMATS = {
     "deflate": ("", "deflate zstandard"),
     "tar": ("", ""),
     "tree": ("tar", ""),
+    "supplychain": ("digest buildinfo oci", "cyclonedx packageurl"),
     "splitting": ("buildinfo elf layer tar tree", ""),
     "layer": ("tar", ""),
     "layerform": ("cursor digest addressfree elf golang", "zstandard"),

@@ -20,7 +20,7 @@ from layerkit.errors import NotFoundError, UsageError
 from layerkit.formats import layer
 from layerkit.formats.buildconfig import FILE_NAME
 
-__all__ = ["read_assets", "read_base", "read_file"]
+__all__ = ["base_packages", "read_assets", "read_base", "read_file"]
 
 MAX_ASSET_SIZE: Final = 4 << 30  # bytes of one asset; layers are held in memory
 
@@ -61,11 +61,16 @@ def read_assets(folder: Path, patterns: Sequence[str], key: str) -> list[layer.E
     return entries
 
 
+def base_packages() -> tuple[tuple[str, str], ...]:
+    """Names and versions of the Python packages that the base layer is made from."""
+    return (("certifi", certifi.__version__), ("tzdata", tzdata.__version__))
+
+
 def read_base() -> tuple[list[layer.Entry], str]:
     """The base layer's entries and what they were made from."""
     root = importlib.resources.files(tzdata)
     names = root.joinpath("zones").read_text("utf-8").split()
     zones = {name: root.joinpath("zoneinfo", *name.split("/")).read_bytes() for name in names}
     bundle = certifi.contents().encode("ascii")
-    made_from = f"layerkit base: certifi {certifi.__version__}, tzdata {tzdata.__version__}"
+    made_from = "layerkit base: " + ", ".join(f"{name} {v}" for name, v in base_packages())
     return layer.base_entries(bundle, zones), made_from

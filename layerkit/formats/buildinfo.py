@@ -1,7 +1,7 @@
 """Go's build info in a linked binary: release, main package, its module, the other modules.
 
 What `go version -m` prints; stripped binaries keep it. Go up to 1.17 stored it by pointers: read as
-absent. Checksums and build settings are not kept.
+absent. Build settings are not kept.
 Sources: src/debug/buildinfo/buildinfo.go, src/runtime/debug/mod.go ParseBuildInfo, go1.18 to
 go1.27. Limits: INFO_LIMIT.
 """
@@ -27,11 +27,16 @@ INFO_LIMIT: Final = 1 << 24  # bytes; a large server with 500 modules has 60 KB
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: its import path and version; `replaced_by` names where its source came from."""
+    """One module: its import path and version; `replaced_by` names where its source came from.
+
+    `sum` is go.sum's `h1:…` of the source that was used; "" for one from a folder.
+    """
 
     path: str
     version: str
     replaced_by: str = ""
+    sum: str = ""
+    replaced_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +76,22 @@ def parse_build_info(release: str, text: str) -> BuildInfo:
         elif word in ("mod", "dep"):
             if len(columns) not in (2, 3):
                 raise FormatError(f"build info: {len(columns)} columns of a module, want 2 or 3")
-            module = Module(columns[0], columns[1])
+            module = Module(columns[0], columns[1], "", "".join(columns[2:]))
             replaces_main = word == "mod"
             if replaces_main:
                 main = module
             else:
                 deps.append(module)
         elif word == "=>" and columns and not replaces_main and deps:
-            deps[-1] = Module(deps[-1].path, deps[-1].version, columns[0])
+            deps[-1] = _replaced(deps[-1], columns)
         elif word == "=>" and columns and main is not None:
-            main = Module(main.path, main.version, columns[0])
+            main = _replaced(main, columns)
     return BuildInfo(release, path, main, tuple(deps))
+
+
+def _replaced(module: Module, columns: list[str]) -> Module:
+    path, version, checksum = [*columns, "", ""][:3]
+    return Module(module.path, module.version, path, checksum, version)
 
 
 def _text(raw: bytes) -> str:

@@ -44,6 +44,7 @@ __all__ = [
     "pack_image",
     "pack_index",
     "pack_layer",
+    "pack_referrer",
     "pack_tar",
 ]
 
@@ -197,6 +198,21 @@ def pack_chunks_artifact(
     data = oci.serialize_manifest(manifest)
     descriptor = oci.describe(data, oci.MANIFEST, artifact_type=oci.CHUNKS_ARTIFACT)
     return (*blobs, Blob(descriptor, data))
+
+
+def pack_referrer(image: oci.Descriptor, artifact_type: str, data: bytes) -> tuple[Blob, ...]:
+    """An artifact about an image with one blob of the artifact's own type: its blobs, its manifest
+    last; `subject` is the image. Spec: OCI image-spec 1.1 "Guidelines for Artifact Usage"."""
+    blob = Blob(oci.describe(data, artifact_type), data)
+    manifest = oci.Manifest(
+        oci.EMPTY_DESCRIPTOR,
+        (blob.descriptor,),
+        artifact_type=artifact_type,
+        subject=oci.Descriptor(image.media_type, image.digest, image.size),
+    )
+    raw = oci.serialize_manifest(manifest)
+    described = oci.describe(raw, oci.MANIFEST, artifact_type=artifact_type)
+    return Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB), blob, Blob(described, raw)
 
 
 def _pack_labels(tar: bytes, made: LayerForm) -> bytes:

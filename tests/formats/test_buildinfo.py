@@ -28,7 +28,10 @@ WANTED = BuildInfo(
     "go1.26.8",
     "example.com/app/cmd/fn",
     Module("example.com/app", "(devel)"),
-    (Module("github.com/a/b/v2", "v2.1.0"), Module("example.com/lib", "v0.0.0", "../lib")),
+    (
+        Module("github.com/a/b/v2", "v2.1.0", sum="h1:abc="),
+        Module("example.com/lib", "v0.0.0", "../lib", replaced_version="(devel)"),
+    ),
 )
 # src/cmd/go/internal/modload/build.go infoStart, infoEnd
 START = bytes.fromhex("3077af0c9274080241e1c107e6d618e6")

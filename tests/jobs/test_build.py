@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -28,9 +29,10 @@ from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.deflate import compress, decompress
 from layerkit.formats.formpack import PACKED_TYPE, unpack
-from layerkit.formats.tar import read_tar
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
+from layerkit.formats.supplychain import PROVENANCE_TYPE, SBOM_TYPE
+from layerkit.formats.tar import read_tar
 from layerkit.jobs.build import BuildResult, build
 
 pytestmark = pytest.mark.go
@@ -192,9 +194,29 @@ def test_chunks_artifact_lies_beside_the_image(hello: tuple[BuildResult, Layout]
     (referrer,) = layout.referrers(result.digest, oci.CHUNKS_ARTIFACT)
     artifact = layout.read_manifest(referrer.digest)
     diff_ids = [str(layer.diff_id) for layer in result.images[0].layers]
-    assert [item.annotations[oci.ANNOTATION_LAYER] for item in artifact.layers[::2]] == diff_ids
+    assert (
+        list(dict.fromkeys(item.annotations[oci.ANNOTATION_LAYER] for item in artifact.layers))
+        == diff_ids
+    )
     chunks = parse_chunk_manifest(layout.read_blob(artifact.layers[2]))
     assert chunks.plain_size == result.images[0].layers[1].plain_size
+
+
+def test_an_sbom_and_provenance_lie_beside_the_image(
+    hello: tuple[BuildResult, Layout],
+) -> None:
+    result, layout = hello
+    (entry,) = layout.referrers(result.digest, SBOM_TYPE)
+    bom = json.loads(layout.read_blob(layout.read_manifest(entry.digest).layers[0]))
+    names = {part["name"]: part["purl"] for part in bom["components"]}
+    assert names["std"] == f"pkg:golang/std@{result.go.removeprefix('go')}"
+    assert "tzdata" in names
+    binary = bom["metadata"]["component"]["hashes"][0]["content"]
+    assert binary == result.images[0].binary_digest.hex
+    (entry,) = layout.referrers(result.digest, PROVENANCE_TYPE)
+    statement = json.loads(layout.read_blob(layout.read_manifest(entry.digest).layers[0]))
+    assert statement["subject"] == [{"name": "hello", "digest": {"sha256": result.digest.hex}}]
+    assert str(layout.path) not in json.dumps([bom, statement])
 
 
 def test_several_platforms_give_one_index(env: dict[str, str], tmp_path: Path) -> None:

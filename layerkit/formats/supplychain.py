@@ -1,0 +1,136 @@
+"""What an image is made of, and how: a CycloneDX document and SLSA provenance, as bytes. Pure.
+
+Both say what Go's build info and the build's settings say, no more: no path, user, host or time of
+the machine, so the same sources give the same documents. They are published as referrers of the
+image and decide nothing. The provenance is not signed here.
+
+Specs: CycloneDX 1.6 (by its own library); in-toto Statement v1; SLSA provenance v1; purl.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+from uuid import NAMESPACE_URL, uuid5
+
+from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
+
+from layerkit.digest import Digest
+from layerkit.formats.buildinfo import BuildInfo
+from layerkit.formats.oci import serialize_json
+
+__all__ = ["PROVENANCE_TYPE", "SBOM_TYPE", "Built", "make_provenance", "make_sbom"]
+
+SBOM_TYPE: Final = "application/vnd.cyclonedx+json"
+PROVENANCE_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT: Final = "https://in-toto.io/Statement/v1"
+PREDICATE: Final = "https://slsa.dev/provenance/v1"
+BUILD_TYPE: Final = "https://layerkit.dev/build/v1"
+BUILDER: Final = "https://layerkit.dev/builder"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # there is no clock in a build
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is described: one platform's image."""
+
+    name: str  # of the repository
+    image: Digest
+    platform: str
+    binary: str  # the file's name
+    binary_digest: Digest
+    info: BuildInfo
+    packages: Sequence[tuple[str, str]] = ()  # of PyPI, that the base layer was made from
+    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+
+def make_sbom(built: Built) -> bytes:
+    """CycloneDX 1.6 as JSON: the binary, its Go modules and Go itself, what base was made from."""
+    main = built.info.main
+    root = Component(
+        type=ComponentType.APPLICATION,
+        name=main.path if main else built.binary,
+        version=main.version if main and main.version != "(devel)" else "",
+        bom_ref=str(built.image),
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=built.binary_digest.hex)],
+    )
+    parts = [
+        Component(
+            type=ComponentType.LIBRARY,
+            name=name,
+            version=version,
+            purl=url,
+            bom_ref=url.to_string(),
+            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else [],
+        )
+        for name, version, url, digest in _parts(built)
+    ]
+    bom = Bom(components=parts, serial_number=uuid5(NAMESPACE_URL, str(built.image)))
+    bom.metadata.component = root
+    bom.metadata.timestamp = _EPOCH
+    bom.register_dependency(root, parts)
+    return JsonV1Dot6(bom).output_as_string().encode("utf-8")
+
+
+def make_provenance(built: Built) -> bytes:
+    """An in-toto statement about the image, with SLSA provenance."""
+    materials = [
+        {"uri": url.to_string()} | ({"digest": {"dirHash": digest}} if digest else {})
+        for _, _, url, digest in _parts(built)
+    ]
+    definition = {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {"platform": built.platform, **built.settings},
+        "internalParameters": {"package": built.info.path},
+        "resolvedDependencies": materials,
+    }
+    statement = {
+        "_type": STATEMENT,
+        "subject": [{"name": built.name, "digest": {"sha256": built.image.hex}}],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": definition,
+            "runDetails": {
+                "builder": {"id": BUILDER},
+                "byproducts": [
+                    {"name": built.binary, "digest": {"sha256": built.binary_digest.hex}}
+                ],
+            },
+        },
+    }
+    return serialize_json(statement)
+
+
+def _parts(built: Built) -> list[tuple[str, str, PackageURL, str]]:
+    """Name, version, package URL and `h1` hash (hex, "" if unknown) of each part."""
+    release = built.info.release.removeprefix("go").split()[0] if built.info.release else ""
+    found = [("std", release, PackageURL("golang", None, "std", release), "")] if release else []
+    for module in built.info.deps:
+        path, version = module.path, module.version
+        if module.replaced_by and not module.replaced_by.startswith((".", "/")):
+            path, version = module.replaced_by, module.replaced_version
+        folder, _, name = path.rpartition("/")
+        url = PackageURL("golang", folder or None, name, version or None)
+        found.append((path, version, url, _hex_of(module.sum)))
+    for name, version in built.packages:
+        found.append((name, version, PackageURL("pypi", None, name, version), ""))
+    return found
+
+
+def _hex_of(text: str) -> str:
+    """go.sum's `h1:` as hex: SHA-256 over the list of the module's files."""
+    if not text.startswith("h1:"):
+        return ""
+    try:
+        raw = base64.b64decode(text[3:], validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    return raw.hex() if len(raw) == 32 else ""
