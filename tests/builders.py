@@ -8,7 +8,7 @@ from pathlib import Path
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.layout import Layout
-from layerkit.edges.storage import FolderStorage
+from layerkit.edges.storage import FolderStorage, Shelf
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
     ROLE_CODES,
@@ -20,7 +20,7 @@ from layerkit.formats.formpack import PACKED_TYPE, pack
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.protocol import pack_form
 from layerkit.formats.reference import Reference
-from layerkit.jobs.serve import StorageSource
+from layerkit.jobs.serve import SourceOptions, StorageSource
 
 AMD64 = oci.Platform("linux", "amd64")
 
@@ -113,8 +113,17 @@ def hello_files(binary: bytes) -> dict[str, dict[str, bytes]]:
 class LayoutSource(StorageSource):
     """The source of a layout folder; tests give it other answers."""
 
-    def __init__(self, layout: Path) -> None:
-        super().__init__(FolderStorage(layout), bare_name=layout.resolve().name.lower())
+    def __init__(
+        self, layout: Path, made: Shelf | None = None, options: SourceOptions | None = None
+    ) -> None:
+        super().__init__(FolderStorage(layout, made), options)
+
+    def prepare_all(self) -> int:
+        """Do now what a server does aside; how many things were done."""
+        preparing, count = self.make_preparing(), 0
+        while preparing.step():
+            count += 1
+        return count
 
     def path_of(self, name: str, digest: Digest) -> Path:
         """The file of a blob, to damage it."""

@@ -231,7 +231,7 @@ class PackedSource(LayoutSource):
     def __init__(self, layout: Path, damaged: bool) -> None:
         super().__init__(layout)
         self._damaged, self.sizes = damaged, list[int]()
-        assert self.pack_tagged() == 1
+        self.prepare_all()
 
     def read_packed(self, name: str, digest: Digest) -> bytes:
         raw = bytearray(super().read_packed(name, digest))
@@ -271,7 +271,7 @@ def test_a_server_that_has_packed_nothing_is_not_asked_for_it(tmp_path: Path, st
 
 def test_a_server_packs_what_gets_a_tag_while_it_runs(layout: Path, store: Store) -> None:
     source, stop = LayoutSource(layout), threading.Event()
-    packing = threading.Thread(target=source.keep_packing, args=(stop,))
+    packing = threading.Thread(target=source.make_preparing().run, args=(stop,))
     packing.start()
     try:
         publish_image(layout, "team/new:v1", hello_files(repetitive()))
@@ -297,7 +297,7 @@ def test_a_form_packed_by_the_build_comes_as_a_blob(tmp_path: Path, store: Store
     publish_image(tmp_path / "packed", REF, hello_files(repetitive()), packs=True)
     publish_image(tmp_path / "other", REF, hello_files(repetitive()))
     source = LayoutSource(tmp_path / "packed")
-    assert source.pack_tagged() == 0  # it is there already
+    assert source.prepare_all() == 0  # it is there already
     with start_server(make_app(source)) as running:
         moved = run(running, store).moved_size
     with start(tmp_path / "other") as running, Store(tmp_path / "own", Disk()) as own:

@@ -37,7 +37,7 @@ class Cache(Generic[T]):
                     if key in self._made:
                         return self._made[key][0]
                 value, size = make()
-                self._keep(key, value, size)
+                self.put(key, value, size)
                 return value
         finally:
             with self._lock:
@@ -46,9 +46,17 @@ class Cache(Generic[T]):
                 if count == 1:
                     del self._making[key]
 
-    def _keep(self, key: Hashable, value: T, size: int) -> None:
+    def find(self, key: Hashable) -> T | None:
+        """What is kept under `key`."""
         with self._lock:
+            if key not in self._made:
+                return None
+            self._made.move_to_end(key)
+            return self._made[key][0]
+
+    def put(self, key: Hashable, value: T, size: int) -> None:
+        with self._lock:
+            self._size += size - self._made.pop(key, (value, 0))[1]
             self._made[key] = (value, size)
-            self._size += size
             while self._size > self._limit and len(self._made) > 1:
                 self._size -= self._made.popitem(last=False)[1][1]

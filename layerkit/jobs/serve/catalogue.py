@@ -135,6 +135,20 @@ class Catalogue:
     def get(self, name: str) -> Repository:
         return self.view().get(name)
 
+    def list_images(self, top: Digest) -> list[tuple[Digest, Manifest]]:
+        """The image manifests of a tag: itself, or one for each platform."""
+        document = self.find_document(top)
+        if isinstance(document, Manifest):
+            return [(top, document)]
+        children = document.manifests if document is not None else ()
+        found = [(child.digest, self.find_document(child.digest)) for child in children]
+        return [(digest, one) for digest, one in found if isinstance(one, Manifest)]
+
+    def find_document(self, digest: Digest) -> Manifest | Index | None:
+        """A manifest or index that the index of the storage reaches, parsed; None for one that
+        cannot be read, or is not there any more."""
+        return self._documents.get(digest)
+
     def read_blob(self, name: str, digest: Digest, limit: int, what: str) -> bytes:
         """A blob of repository `name`, verified: nodes build on it. StoreError for what is listed
         and not there, or other bytes."""
@@ -192,16 +206,20 @@ class _IndexReader:
     def read(self, entries: Sequence[Descriptor], bare_name: str) -> dict[str, Repository]:
         referring: list[Descriptor] = []
         for entry in reversed(entries):  # the newest first
-            if text := entry.annotations.get(ANNOTATION_REF_NAME, ""):
-                name, tag = _parse_ref_name(text, bare_name)
-                repository = self._enter(name)
-                repository.tags.setdefault(tag, entry.digest)
-            elif text := entry.annotations.get(ANNOTATION_WAS, ""):
-                repository = self._enter(_parse_ref_name(text, bare_name)[0])
-            else:
+            now = entry.annotations.get(ANNOTATION_REF_NAME, "")
+            text = now or entry.annotations.get(ANNOTATION_WAS, "")
+            if not text:
                 if entry.media_type not in INDEX_TYPES:
                     referring.append(entry)
                 continue
+            try:
+                name, tag = _parse_ref_name(text, bare_name)
+            except UsageError as exc:  # of another tool; `verify` says what a layout has wrong
+                _log.error("%s is left out: %s", entry.digest.short, exc.message)
+                continue
+            repository = self._enter(name)
+            if now:
+                repository.tags.setdefault(tag, entry.digest)
             repository.versions.setdefault(entry.digest)
             self._add_manifest(repository, entry)
         holders: dict[Digest, list[Repository]] = {}
@@ -283,8 +301,5 @@ def _add_chunk_lists(repository: Repository, artifact: Manifest) -> None:
 def _parse_ref_name(text: str, bare_name: str) -> tuple[str, str]:
     if ":" not in text and "/" not in text and is_tag(text):
         return bare_name, text
-    try:
-        ref = Reference.parse(text)
-    except UsageError as exc:
-        raise FormatError(f"index: reference name {text[:80]!r} is not valid") from exc
+    ref = Reference.parse(text)
     return ref.repository, ref.tag or DEFAULT_TAG

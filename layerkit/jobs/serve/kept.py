@@ -1,80 +1,93 @@
-"""Bytes that a server makes once and keeps while they fit: updates, changes of chunk manifests."""
+"""Bytes that servers make once: kept in memory while they fit, and on the storage's shelf.
+
+The shelf outlives the server, and is shared with others over the same storage. Safe for threads.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+import contextlib
+import time
 from typing import Final
 
+from layerkit.edges.http.source import Meter
+from layerkit.edges.storage import Shelf
 from layerkit.errors import NotFoundError
+from layerkit.formats.tokens import Caller
+from layerkit.jobs.serve.cache import Cache
+from layerkit.jobs.serve.workshop import Make, Workshop
 
 __all__ = ["Kept"]
 
-MAX_KEPT_COUNT: Final = 4096
-MAX_JOB_COUNT: Final = 32  # that are being made or wait for their turn
+ENTRY_SIZE: Final = 1024  # bytes that an entry counts at least
 
 
 class Kept:
-    """Bytes by key: made once for all who ask at the same time, kept while they fit. None is an
-    answer, too. Safe for threads."""
+    """Things of one kind, `what`, by key. None is an answer, too: it is known that there is none.
+    `limit` is of bytes in memory."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._made: OrderedDict[Hashable, bytes | None] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._size = 0
-        self._jobs: dict[Hashable, Future[bytes | None]] = {}
+    def __init__(
+        self, what: str, limit: int, workshop: Workshop, meter: Meter, shelf: Shelf | None = None
+    ) -> None:
+        self._what = what
+        self._workshop = workshop
+        self._meter = meter
+        self._shelf = shelf
+        self._made = Cache[bytes](limit)  # empty: there is none
 
-    def get(self, key: Hashable, make: Callable[[], bytes | None]) -> bytes | None:
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            with self._lock:
-                if key in self._made:
-                    self._made.move_to_end(key)
-                    return self._made[key]
-            made = make()
-            with self._lock:
-                self._made[key] = made
-                self._size += len(made or b"")
-                while len(self._made) > 1 and (
-                    self._size > self._limit or len(self._made) > MAX_KEPT_COUNT
-                ):
-                    gone, dropped = self._made.popitem(last=False)
-                    self._making.pop(gone, None)
-                    self._size -= len(dropped or b"")
-            return made
+    def find(self, key: str) -> bytes | None:
+        """What was made under `key`, here or by another server; NotFoundError if nothing was."""
+        raw = self._made.find(key)
+        if raw is None and self._shelf is not None:
+            raw = self._shelf.get(key)
+            if raw is not None:
+                self._remember(key, raw)
+        if raw is None:
+            raise NotFoundError("it is not made yet")
+        return raw or None
 
     def get_soon(
-        self, key: Hashable, make: Callable[[], bytes | None], seconds: float
+        self, key: str, make: Make, seconds: float, caller: Caller, size: int = 0
     ) -> bytes | None:
-        """The same, made in a thread of its own, for who waits `seconds` at most: NotFoundError
-        then, and when MAX_JOB_COUNT others are being made. It is kept for who asks later."""
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-            job = self._jobs.get(key)
-            if job is None:
-                if len(self._jobs) >= MAX_JOB_COUNT:
-                    raise NotFoundError("too much is being made at once")
-                job = self._jobs[key] = Future()
-                threading.Thread(target=self._run, args=(key, make, job), daemon=True).start()
+        """What was made, or is made within `seconds` at the cost of `caller`, from forms of `size`
+        bytes. NotFoundError when that takes longer (it is made nevertheless, for who asks later),
+        or the caller's budget is spent."""
+        job = self._workshop.join(key, caller.id)
+        if job is None:
+            try:
+                found = self.find(key)
+            except NotFoundError:
+                self._meter.kept(self._what, False)
+            else:
+                self._meter.kept(self._what, True)
+                return found
+            job = self._workshop.submit(key, self._making(key, make), size, caller.id)
         try:
             return job.result(seconds)
         except TimeoutError as exc:
-            raise NotFoundError(f"not made within {seconds:.0f} seconds") from exc
+            raise NotFoundError(f"it is not made within {seconds:.0f} seconds") from exc
 
-    def _run(
-        self, key: Hashable, make: Callable[[], bytes | None], job: Future[bytes | None]
-    ) -> None:
+    def make_here(self, key: str, make: Make, size: int = 0) -> bytes | None:
+        """What was made, or is made in this thread."""
         try:
-            job.set_result(self.get(key, make))
-        except BaseException as exc:
-            job.set_exception(exc)  # for those who wait
-        finally:
-            with self._lock:
-                del self._jobs[key]
+            return self.find(key)
+        except NotFoundError:
+            return self._workshop.make_here(key, self._making(key, make), size)
+
+    def _making(self, key: str, make: Make) -> Make:
+        """`make`, which keeps what it makes before anyone gets it."""
+
+        def made() -> bytes | None:
+            with contextlib.suppress(NotFoundError):
+                return self.find(key)  # of another server, or of who was quicker
+            started = time.monotonic()
+            raw = make()
+            self._meter.made(self._what, time.monotonic() - started)
+            self._remember(key, raw or b"")
+            if self._shelf is not None:
+                self._shelf.put(key, raw or b"")
+            return raw
+
+        return made
+
+    def _remember(self, key: str, raw: bytes) -> None:
+        self._made.put(key, raw, max(len(raw), ENTRY_SIZE))

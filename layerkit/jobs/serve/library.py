@@ -6,7 +6,7 @@ that was found in an image's documents is read from whichever repository lists i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Final
 
 from layerkit.digest import Digest
@@ -24,6 +24,8 @@ from layerkit.formats.updating import Documents
 from layerkit.jobs.serve.catalogue import Catalogue, Repository
 from layerkit.jobs.serve.forms import Forms, Place
 from layerkit.jobs.serve.kept import Kept
+from layerkit.jobs.serve.packing import Packing
+from layerkit.jobs.serve.workshop import Make
 
 __all__ = ["Library"]
 
@@ -31,12 +33,23 @@ MAX_LAYER_SIZE: Final = 256 << 20  # bytes of a blob that goes into an update wh
 
 
 class Library:
-    """Reads images for updates. Safe for threads."""
+    """Reads images for updates. `is_aside`: for who prepares; what is asked for is made in the
+    thread that asks, at nobody's cost. Safe for threads."""
 
-    def __init__(self, catalogue: Catalogue, forms: Forms, deltas: Kept) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        forms: Forms,
+        packing: Packing,
+        deltas: Kept,
+        *,
+        is_aside: bool = False,
+    ) -> None:
         self._catalogue = catalogue
         self._forms = forms
+        self._packing = packing
         self._deltas = deltas
+        self._is_aside = is_aside
 
     def version(self) -> Hashable:
         return self._catalogue.view().version
@@ -109,10 +122,25 @@ class Library:
             raise NotFoundError(f"chunk manifest {listed.short} is not held here")
         return names[0]
 
-    # --- deltas ----------------------------------------------------------------------------------
+    # --- what is made ----------------------------------------------------------------------------
+
+    def find_packed(self, form: Digest) -> bytes | None:
+        """The packed form of a form blob that servers made, if there is one."""
+        return self._packing.find(form)
+
+    def is_packing(self, form: Descriptor) -> bool:
+        """May there be a packed form soon, where there is none yet?"""
+        return self._packing.is_coming(form.digest)
+
+    def find_made(self, key: str) -> bytes | None:
+        """What is kept under `key`; NotFoundError if nothing is. None: it is known to be no use."""
+        return self._deltas.find(key)
 
     def make_soon(
-        self, key: str, make: Callable[[], bytes | None], seconds: float, caller: Caller
+        self, key: str, make: Make, seconds: float, caller: Caller, size: int = 0
     ) -> bytes | None:
-        """What is kept under `key`, or is made in `seconds` at most; NotFoundError: not yet."""
-        return self._deltas.get_soon(key, make, seconds)
+        """What is kept under `key`, or is made from forms of `size` bytes in `seconds` at most and
+        at the cost of `caller`; NotFoundError: not yet."""
+        if self._is_aside:
+            return self._deltas.make_here(key, make, size)
+        return self._deltas.get_soon(key, make, seconds, caller, size)

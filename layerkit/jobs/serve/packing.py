@@ -1,14 +1,17 @@
-"""Packed forms that a server makes aside, of what tags name. `formats.formpack` is how."""
+"""Packed forms that servers make aside, of what tags name. `formats.formpack` is how.
+
+What was packed lies under its key in `Kept`, so also on the shelf: servers find each other's. A
+form that packing gains nothing for is known as such. Nobody waits for a packed form: while there is
+none, the form blob is the quick way.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from layerkit.digest import Digest
@@ -19,122 +22,188 @@ from layerkit.formats.oci import (
     CHUNK_MANIFEST,
     CHUNKS_ARTIFACT,
     FORM_ZSTD,
-    INDEX_TYPES,
     Descriptor,
     Manifest,
-    parse_index,
-    parse_manifest,
 )
 from layerkit.jobs.serve.catalogue import Catalogue
 from layerkit.jobs.serve.forms import Forms
+from layerkit.jobs.serve.kept import Kept
 
-__all__ = ["Packing"]
+__all__ = ["PACKED_SIZE", "Packing", "Unpacked"]
 
-PACKED_SIZE: Final = 256 << 20  # bytes of packed forms kept
-PACKING_PAUSE: Final = 0.5  # seconds between two looks for new tags: one stat of a file
-PACKING_NICENESS: Final = 15
+PACKED_SIZE: Final = 256 << 20  # bytes of packed forms in all: the rest of the shelf is for deltas
+LOOK_SECONDS: Final = 5.0  # until it is looked again whether another server has packed a form
 _log = logging.getLogger(__name__)
 
 
-class Packing:
-    """Packs forms of `catalogue`. Safe for threads."""
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A form that was published without a packed one, and where to read it."""
 
-    def __init__(self, catalogue: Catalogue, forms: Forms) -> None:
+    name: str
+    listed: Descriptor
+    form: Descriptor
+
+
+class Packing:
+    """The packed forms of `catalogue`. Safe for threads. `may_come`: this server, or one that
+    shares its shelf, packs."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        forms: Forms,
+        kept: Kept,
+        *,
+        may_come: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._catalogue = catalogue
         self._forms = forms
+        self._kept = kept
+        self._may_come = may_come
+        self._now = now
         self._lock = threading.Lock()
-        self._packed: OrderedDict[Digest, bytes] = OrderedDict()  # empty: it does not pack
+        self._sizes: dict[Digest, int] = {}  # of what is known; 0: it does not pack
+        self._looked: dict[Digest, float] = {}
+        self._listed: tuple[Hashable, dict[Digest, Unpacked]] = (None, {})
+
+    # --- for nodes -------------------------------------------------------------------------------
 
     def read(self, name: str, digest: Digest) -> bytes:
-        """The packed form of a form blob, where there is one."""
+        """The packed form of a form blob of repository `name`, where there is one."""
         lists = self._catalogue.get(name).chunk_lists
         if all(form.digest != digest for form in lists.values()):
             raise NotFoundError(f"form {digest.short} is not in repository {name}")
-        with self._lock:
-            raw = self._packed.get(digest)
-        if not raw:
+        raw = self.find(digest)
+        if raw is None:
             raise NotFoundError(f"form {digest.short} is not packed")
         return raw
 
+    def find(self, form: Digest) -> bytes | None:
+        """The packed form of a form blob, made here or by another server."""
+        if not self._is_known(form):
+            return None
+        try:
+            return self._kept.find(_key(form))
+        except NotFoundError:  # the shelf has dropped it
+            self._forget(form)
+            return None
+
+    def is_coming(self, form: Digest) -> bool:
+        """May there be a packed form soon, where there is none yet?"""
+        with self._lock:
+            full = sum(self._sizes.values()) >= PACKED_SIZE
+        return self._may_come and not full and form in self._unpacked() and not self._decided(form)
+
     def annotate(self, name: str, entries: Sequence[Descriptor]) -> Sequence[Descriptor]:
         """Referrers of repository `name`: a chunks artifact with what of it is packed here."""
+        return [
+            self._annotate(entry) if entry.artifact_type == CHUNKS_ARTIFACT else entry
+            for entry in entries
+        ]
+
+    def _annotate(self, entry: Descriptor) -> Descriptor:
+        artifact = self._catalogue.find_document(entry.digest)
+        blobs = artifact.layers if isinstance(artifact, Manifest) else ()
+        forms = [blob.digest for blob in blobs if blob.media_type == FORM_ZSTD]
+        names = ",".join(str(form) for form in forms if self._is_known(form))
+        return (
+            replace(entry, annotations={**entry.annotations, ANNOTATION_PACKED: names})
+            if names
+            else entry
+        )
+
+    # --- packing ---------------------------------------------------------------------------------
+
+    def list_unpacked(self) -> list[Unpacked]:
+        """What is still to be packed of the images that tags name, the newest first; nothing when
+        PACKED_SIZE is reached."""
         with self._lock:
-            packed = {form for form, raw in self._packed.items() if raw}
-        return [self._annotate(name, one, packed) if packed else one for one in entries]
+            if sum(self._sizes.values()) >= PACKED_SIZE:
+                return []
+        found = self._unpacked()
+        return [one for form, one in found.items() if not self._decided(form)]
 
-    def _annotate(self, name: str, entry: Descriptor, packed: set[Digest]) -> Descriptor:
-        if entry.artifact_type != CHUNKS_ARTIFACT:
-            return entry
-        blobs = parse_manifest(self._catalogue.read_document(name, entry.digest)).layers
-        names = ",".join(str(blob.digest) for blob in blobs if blob.digest in packed)
-        more = {ANNOTATION_PACKED: names} if names else {}
-        return replace(entry, annotations={**entry.annotations, **more})
+    def pack(self, one: Unpacked) -> bool:
+        """Pack it in this thread; False where there is nothing to gain. 3 s for 6 MB."""
+        form = one.form
 
-    def pack_tagged(self, stop: threading.Event | None = None) -> int:
-        """Pack the forms of all images that a tag names, the newest first, until PACKED_SIZE bytes
-        are kept; those that were published packed are left alone. Returns how many were packed.
-        3 s for 6 MB; nobody waits for it."""
-        count = 0
-        for name, listed, form in self._list_unpacked():
-            with self._lock:
-                full = sum(map(len, self._packed.values())) >= PACKED_SIZE
-            if full or (stop is not None and stop.is_set()):
-                break
-            raw = b""
-            try:
-                form_size = self._forms.find_places(name, listed.digest).form_size
-                if worth_packing(form.size, form_size):
-                    raw = pack(self._forms.read_form(name, listed.digest, form))
-            except LayerkitError as exc:
-                _log.warning("form %s is not packed: %s", form.digest.short, exc.message)
-            with self._lock:
-                self._packed[form.digest] = raw if len(raw) < form.size else b""
-            count += bool(raw)
-        return count
+        def make() -> bytes | None:
+            form_size = self._forms.find_places(one.name, one.listed.digest).form_size
+            if not worth_packing(form.size, form_size):
+                return None
+            raw = pack(self._forms.read_form(one.name, one.listed.digest, form))
+            return raw if len(raw) < form.size else None
 
-    def _list_unpacked(self) -> list[tuple[str, Descriptor, Descriptor]]:
-        """Chunk manifest and form of each layer of the tagged images that is still to be packed."""
-        found: dict[Digest, tuple[str, Descriptor, Descriptor]] = {}
-        for name, repository in self._catalogue.view().repositories.items():
-            images = set(repository.tags.values())
+        try:
+            raw = self._kept.make_here(_key(form.digest), make, form.size)
+        except LayerkitError as exc:
+            _log.warning("form %s is not packed: %s", form.digest.short, exc.message)
+            raw = None
+        self._learn(form.digest, raw)
+        return raw is not None
+
+    def _unpacked(self) -> dict[Digest, Unpacked]:
+        """By the form's digest, for the current view."""
+        view = self._catalogue.view()
+        version, found = self._listed
+        if version == view.version and found:
+            return found
+        found = {}
+        for name, repository in view.repositories.items():
             for top in repository.tags.values():
-                if repository.manifests[top].media_type in INDEX_TYPES:
-                    raw = self._catalogue.read_document(name, top)
-                    images |= {child.digest for child in parse_index(raw).manifests}
-            for image, referrers in repository.referrers.items():
-                for entry in referrers if image in images else ():
-                    if entry.artifact_type == CHUNKS_ARTIFACT:
-                        raw = self._catalogue.read_document(name, entry.digest)
-                        unpacked = _unpacked(parse_manifest(raw))
-                        found |= {form: (name, *parts) for form, parts in unpacked.items()}
+                for image, _ in self._catalogue.list_images(top):
+                    for entry in repository.referrers.get(image, []):
+                        artifact = self._catalogue.find_document(entry.digest)
+                        if entry.artifact_type == CHUNKS_ARTIFACT and artifact is not None:
+                            assert isinstance(artifact, Manifest)  # it has a subject
+                            for one in _list_unpacked(name, artifact):
+                                found.setdefault(one.form.digest, one)
+        self._listed = (view.version, found)
+        return found
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    def _is_known(self, form: Digest) -> bool:
+        return self._decided(form) and bool(self._sizes.get(form))
+
+    def _decided(self, form: Digest) -> bool:
+        """Is there a packed form, or is it known that there will be none? Looks on the shelf now
+        and then."""
         with self._lock:
-            return [parts for form, parts in found.items() if form not in self._packed]
+            if form in self._sizes:
+                return True
+            if self._now() - self._looked.get(form, -LOOK_SECONDS) < LOOK_SECONDS:
+                return False
+            self._looked[form] = self._now()
+        try:
+            self._learn(form, self._kept.find(_key(form)))
+        except NotFoundError:
+            return False
+        return True
 
-    def keep_packing(self, stop: threading.Event) -> None:
-        """Until `stop`: pack what is tagged, and what gets a tag from now on. Gives way to who
-        answers requests."""
-        with contextlib.suppress(OSError):  # of this thread alone, as Linux has it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PACKING_NICENESS)
-        seen = None
-        while not stop.is_set():
-            try:
-                version = self._catalogue.view().version
-                if seen != version:
-                    seen = version
-                    self.pack_tagged(stop)
-            except LayerkitError as exc:
-                _log.warning("nothing is packed: %s", exc.message)
-            stop.wait(PACKING_PAUSE)
+    def _learn(self, form: Digest, raw: bytes | None) -> None:
+        with self._lock:
+            self._sizes[form] = len(raw or b"")
+            self._looked.pop(form, None)
+
+    def _forget(self, form: Digest) -> None:
+        with self._lock:
+            self._sizes.pop(form, None)
 
 
-def _unpacked(artifact: Manifest) -> dict[Digest, tuple[Descriptor, Descriptor]]:
-    """Chunk manifest and form of each layer in a chunks artifact that has no packed form, by the
-    form's digest."""
+def _key(form: Digest) -> str:
+    return f"{PACKED_TYPE}/{form}"  # a packed form of another version is another thing
+
+
+def _list_unpacked(name: str, artifact: Manifest) -> list[Unpacked]:
+    """The layers in a chunks artifact that have a form, but no packed one."""
     parts: dict[str, dict[str, Descriptor]] = {}
     for blob in artifact.layers:
         parts.setdefault(blob.annotations.get(ANNOTATION_LAYER, ""), {})[blob.media_type] = blob
-    return {
-        part[FORM_ZSTD].digest: (part[CHUNK_MANIFEST], part[FORM_ZSTD])
+    return [
+        Unpacked(name, part[CHUNK_MANIFEST], part[FORM_ZSTD])
         for part in parts.values()
         if CHUNK_MANIFEST in part and FORM_ZSTD in part and PACKED_TYPE not in part
-    }
+    ]

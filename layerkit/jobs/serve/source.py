@@ -1,51 +1,103 @@
-"""The `Source` of a chunk server over a storage. A thin front: `catalogue` knows what is held,
-`forms` and `chunks` read it, `updates` and `packing` make of it what nodes want."""
+"""The `Source` of a chunk server over a storage: a front.
+
+`catalogue` knows what is held, `forms` and `chunks` read it, `updates` and `packing` make of it
+what nodes want, through `kept` (made once) and `workshop` (a few at a time, in turns, at the cost
+of who asks). `preparing` makes things before anyone asks. The server has no state but what it can
+find again: several over one storage serve the same.
+
+Memory: constants of `forms` (CACHE_SIZE, PLACES_COUNT), of `workshop` (MAKING_SIZE), DELTAS_SIZE
+and PACKED_MEMORY here, CHANGES_SIZE of `chunks`.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.http.source import Blob, RepositoryFacts, UpdateAnswer
+from layerkit.edges.http.source import Blob, Meter, RepositoryFacts, UpdateAnswer
 from layerkit.edges.storage import FolderStorage, Storage
 from layerkit.errors import NotFoundError
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor, Platform
 from layerkit.formats.tokens import Caller
+from layerkit.jobs.serve.budget import BUDGET_SECONDS, BUDGET_WINDOW, Budgets
 from layerkit.jobs.serve.catalogue import Catalogue
 from layerkit.jobs.serve.chunks import Chunks
+from layerkit.jobs.serve.facts import Facts
 from layerkit.jobs.serve.forms import CACHE_SIZE, Forms
 from layerkit.jobs.serve.kept import Kept
+from layerkit.jobs.serve.ledger import Ledger
 from layerkit.jobs.serve.library import Library
 from layerkit.jobs.serve.packing import Packing
+from layerkit.jobs.serve.preparing import PREPARE_COUNT, Preparing
 from layerkit.jobs.serve.updates import Updates
+from layerkit.jobs.serve.workshop import Workshop
 
-__all__ = ["StorageSource", "open_layout"]
+__all__ = ["SourceOptions", "StorageSource", "open_layout"]
 
-UPDATES_SIZE: Final = 256 << 20  # bytes of updates kept
+DELTAS_SIZE: Final = 128 << 20  # bytes of deltas in memory: some ten thousand of an edit each
+PACKED_MEMORY: Final = 64 << 20  # bytes of packed forms in memory
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How a source serves. `bare_name` is the repository of tags that name none."""
+
+    bare_name: str = ""
+    cache_size: int = CACHE_SIZE  # bytes of decompressed forms
+    prepare_count: int = PREPARE_COUNT  # versions from which updates are prepared; 0: none
+    budget_seconds: float = BUDGET_SECONDS  # of a processor, for each caller; 0: no limit
+    budget_window: float = BUDGET_WINDOW  # seconds
+    is_preparing: bool = False  # this server prepares and packs, or one with the same shelf does
 
 
 def open_layout(path: Path) -> StorageSource:
     """The source of a layout folder, whose bare tags belong to the repository of its name."""
-    return StorageSource(FolderStorage(path), bare_name=path.resolve().name.lower())
+    return StorageSource(FolderStorage(path), SourceOptions(bare_name=path.resolve().name.lower()))
 
 
 class StorageSource:
     """The `Source` of a storage. Safe for threads."""
 
     def __init__(
-        self, storage: Storage, *, bare_name: str = "", cache_size: int = CACHE_SIZE
+        self,
+        storage: Storage,
+        options: SourceOptions | None = None,
+        meter: Meter | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
+        meter, options = meter or _NoMeter(), options or SourceOptions()
         self._storage = storage
-        self.catalogue = Catalogue(storage, bare_name)
-        self._forms = Forms(self.catalogue, cache_size)
+        self._options = options
+        self._workshop = workshop or Workshop(
+            Budgets(options.budget_seconds, options.budget_window)
+        )
+        self.catalogue = Catalogue(storage, options.bare_name)
+        self._forms = Forms(self.catalogue, options.cache_size)
         self._chunks = Chunks(self.catalogue, self._forms)
-        self._packing = Packing(self.catalogue, self._forms)
-        self._library = Library(self.catalogue, self._forms, Kept(UPDATES_SIZE))
-        self._updates = Updates(self._library)
+        self._deltas = Kept("delta", DELTAS_SIZE, self._workshop, meter, storage.made)
+        packed = Kept("packed", PACKED_MEMORY, self._workshop, meter, storage.made)
+        self._packing = Packing(self.catalogue, self._forms, packed, may_come=options.is_preparing)
+        self._updates = Updates(self._library(is_aside=False))
+        self._ledger = Ledger(storage.made)
+        self._facts = Facts(self.catalogue, self._ledger)
+
+    def _library(self, *, is_aside: bool) -> Library:
+        return Library(self.catalogue, self._forms, self._packing, self._deltas, is_aside=is_aside)
+
+    def make_preparing(self) -> Preparing:
+        """What prepares for this source, to be run in a thread."""
+        return Preparing(
+            self.catalogue,
+            Updates(self._library(is_aside=True)),
+            self._packing,
+            self._workshop,
+            self._ledger,
+            self._options.prepare_count,
+        )
 
     def version(self) -> Hashable:
         return self.catalogue.version()
@@ -117,13 +169,6 @@ class StorageSource:
         """The packed form of a form blob, where there is one: `list_referrers` says so."""
         return self._packing.read(name, digest)
 
-    def pack_tagged(self, stop: threading.Event | None = None) -> int:
-        """Pack the forms of what tags name, now; returns how many."""
-        return self._packing.pack_tagged(stop)
-
-    def keep_packing(self, stop: threading.Event) -> None:
-        self._packing.keep_packing(stop)
-
     # --- updates -----------------------------------------------------------------------------
 
     def read_update(
@@ -142,4 +187,12 @@ class StorageSource:
         return self._updates.answer(name, top, have, caller, platform, within)
 
     def describe(self, caller: Caller) -> tuple[RepositoryFacts, ...]:
-        return ()
+        return self._facts.describe(caller)
+
+
+class _NoMeter:
+    """Of a source that nobody measures."""
+
+    def kept(self, what: str, hit: bool) -> None: ...
+
+    def made(self, what: str, seconds: float) -> None: ...
