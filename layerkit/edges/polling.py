@@ -1,15 +1,15 @@
 """Asks servers whether a reference names another image than before; many at once in one event loop.
 
-A chunk server holds the question until there is news (`GET /v1/<name>/updates/<ref>?wait=`, asked
-with HEAD: docs/design.md "Server surface"). Any other registry is asked by `HEAD` of the manifest.
-A question costs a connection and no thread. What it says is only a hint to pull: nothing is
-accepted because of it. Redirects are not followed.
+A chunk server holds the question until there is news (`GET /v1/<name>/updates/<ref>?wait=`,
+docs/design.md "Server surface"), and the news is the update itself: no further request is needed.
+Any other registry is asked by `HEAD` of the manifest. A question costs a connection and no thread.
+What comes is only a hint to pull, not verified here. Redirects are not followed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,13 +18,14 @@ import aiohttp
 from layerkit.digest import Digest
 from layerkit.errors import FormatError, NotFoundError, RemoteDeniedError, RemoteError
 from layerkit.formats.oci import INDEX_TYPES, MANIFEST_TYPES
-from layerkit.formats.update import MAX_HAVE_COUNT
+from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE
 
 __all__ = ["Answer", "Poller", "Question"]
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 30.0  # beyond the time that the server was asked to wait
 MAX_HEAD_SIZE: Final = 16 << 10
+MAX_UPDATE_SIZE: Final = 1 << 20  # bytes; a larger one is left to the pull, which streams it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`changed`: it names another image (`digest`, where the server says); `waited`: the server
-    held the question, so that it may be asked again at once."""
+    """`changed`: it names another image (`digest`, where the server says, and maybe the update to
+    it); `waited`: the server held the question, so that it may be asked again at once."""
 
     changed: bool
-    digest: Digest | None
-    waited: bool
+    digest: Digest | None = None
+    waited: bool = False
+    update: bytes = b""
 
 
 class Poller:
@@ -74,14 +76,15 @@ class Poller:
         have = ",".join(map(str, question.have[:MAX_HAVE_COUNT]))
         path = (
             f"/v1/{question.name}/updates/{question.ref}?from={have}"
-            f"&platform={question.platform}&wait={wait:.0f}&within=0"
+            f"&platform={question.platform}&wait={wait:.0f}"
         )
         started = loop.time()
-        status, headers = await self._ask(url, path, token, {}, wait)
+        status, headers, update = await self._ask("GET", url, path, token, {}, wait)
         if status == 404:
             return None
         waited = status == 304 and loop.time() - started >= 0.5 * wait
-        return Answer(status == 200, _digest(headers), waited)
+        digest = _digest(headers, "docker-content-digest")
+        return Answer(status == 200, digest, waited, update)
 
     async def look(self, url: str, token: str, question: Question) -> Answer:
         """Ask any registry what the tag names now. Raises RemoteError, NotFoundError."""
@@ -89,17 +92,23 @@ class Poller:
         if question.have:
             accept["if-none-match"] = f'"{question.have[0]}"'
         path = f"/v2/{question.name}/manifests/{question.ref}"
-        status, headers = await self._ask(url, path, token, accept, 0.0)
+        status, headers, _ = await self._ask("HEAD", url, path, token, accept, 0.0)
         if status == 404:
             raise NotFoundError(f"{url}{path} does not exist")
-        digest = _digest(headers)
-        if status == 304 or (digest is not None and digest in question.have[:1]):
-            return Answer(False, digest, False)
-        return Answer(True, digest, False)
+        digest = _digest(headers, "docker-content-digest") or _digest(headers, "etag")
+        is_same = status == 304 or (digest is not None and digest in question.have[:1])
+        return Answer(not is_same, digest)
 
     async def _ask(
-        self, url: str, path: str, token: str, headers: Mapping[str, str], wait: float
-    ) -> tuple[int, Mapping[str, str]]:
+        self,
+        method: str,
+        url: str,
+        path: str,
+        token: str,
+        headers: Mapping[str, str],
+        wait: float,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers, and a body that is an update and not too large."""
         if token:
             headers = {**headers, "authorization": f"Bearer {token}"}
         where = url + path.partition("?")[0]
@@ -107,12 +116,13 @@ class Poller:
             total=wait + ANSWER_SECONDS + CONNECT_SECONDS, sock_connect=CONNECT_SECONDS
         )
         try:
-            async with self._session.head(
-                url + path, headers=headers, timeout=timeout, allow_redirects=False
+            async with self._session.request(
+                method, url + path, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                status = response.status
-                answered = response.headers
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                status, body = response.status, b""
+                if method == "GET" and status == 200:
+                    body = await _read_update(response)
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, TimeoutError, OSError) as exc:
             raise RemoteError(
                 f"cannot ask {where}", cause=(str(exc) or type(exc).__name__)[:300]
             ) from exc
@@ -120,15 +130,21 @@ class Poller:
             raise RemoteDeniedError(f"{where} refuses access: got status {status}")
         if status not in (200, 304, 404):
             raise RemoteError(f"{where}: got status {status}")
-        return status, answered
+        return status, response.headers, body
 
 
-def _digest(headers: Mapping[str, str]) -> Digest | None:
+async def _read_update(response: aiohttp.ClientResponse) -> bytes:
+    """The body, if it is an update of at most MAX_UPDATE_SIZE; else the connection is closed."""
+    size = response.content_length
+    if response.content_type != UPDATE_TYPE or size is None or size > MAX_UPDATE_SIZE:
+        response.close()
+        return b""
+    return await response.content.readexactly(size)
+
+
+def _digest(headers: Mapping[str, str], name: str) -> Digest | None:
     """What the server says that the tag names: only a hint."""
-    names: Sequence[str] = ("docker-content-digest", "etag")
-    for name in names:
-        try:
-            return Digest.parse(headers.get(name, "").strip('"'))
-        except FormatError:
-            continue
-    return None
+    try:
+        return Digest.parse(headers.get(name, "").strip('"'))
+    except FormatError:
+        return None

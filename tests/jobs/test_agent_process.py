@@ -172,6 +172,7 @@ def test_killed_at_any_moment_it_ends_at_the_newest(
     agent.wait_for(HELLO, newest)
     assert current(agent) == BODY + b"%d" % number
     eventually(lambda: len(agent.name(HELLO)["versions"]) == 2)
+    agent.post("/v1/gc")
     assert agent.stop() == 0
     assert left_behind(agent.folder) == []
     versions = [path.name for path in (agent.root / "hello").iterdir() if not path.is_symlink()]
@@ -184,7 +185,8 @@ def test_killed_at_any_moment_it_ends_at_the_newest(
 @pytest.mark.slow
 def test_one_that_cannot_be_pulled_stops_nobody(agent: AgentProcess, layout: Path) -> None:
     """A damaged image is told, tried again, and its mended version comes at once."""
-    bad = publish(layout, 50, "broken:latest")
+    code = {"code": {"app/x": noise(90_000, 5)}}  # shares no blob with the good one
+    bad = publish_image(layout, "broken:latest", code).digest
     for blob in Layout(layout).read_manifest(bad).layers:
         Layout(layout).blob_path(blob.digest).write_bytes(b"rot")
     artifact = Layout(layout).referrers(bad)[0]

@@ -9,6 +9,7 @@ is removed.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import time
@@ -72,7 +73,7 @@ class Keeper:
         self._pulls: dict[str, asyncio.Task[Document]] = {}
         self._chore_wanted = asyncio.Event()
         self._gc_wanted = False
-        self._collected = time.monotonic() - GC_SECONDS
+        self._collected = time.monotonic()
         self._engine_pause = Pause()
         self.platform = settings.platform
         disk.make_folder(folder, 0o700)
@@ -102,6 +103,7 @@ class Keeper:
             elif digest != name.current:
                 name.add(digest, self._now())  # the link moved, and then the agent died
             self._count(name)
+        self._gc_wanted = True  # temp files in the store, too
         self._chore_wanted.set()
 
     async def stop(self) -> None:
@@ -130,12 +132,13 @@ class Keeper:
 
     # --- pull ------------------------------------------------------------------------------------
 
-    async def pull(self, ref: str) -> Document:
-        """Pull a name; joins the pull of it that runs. Who leaves does not stop it."""
+    async def pull(self, ref: str, server: str = "", update: bytes = b"") -> Document:
+        """Pull a name; joins the pull of it that runs. Who leaves does not stop it. `server` is
+        asked first, it told of the news; `update` is what it brought with them."""
         task = self._pulls.get(ref)
         if task is None:
             self.names.add(ref)
-            task = asyncio.create_task(self._pull(ref))
+            task = asyncio.create_task(self._pull(ref, server, update))
             self._pulls[ref] = task
             task.add_done_callback(lambda done: self._pulled(ref, done))
         return await asyncio.shield(task)
@@ -145,7 +148,7 @@ class Keeper:
         if not task.cancelled():
             task.exception()  # seen, also when all who asked have left
 
-    async def _pull(self, ref: str) -> Document:
+    async def _pull(self, ref: str, server: str, update: bytes) -> Document:
         name = self.names.get(ref)
         try:
             async with self._slots:
@@ -153,7 +156,7 @@ class Keeper:
                 self.running.add(ref)
                 self.metrics.running(1)
                 try:
-                    return await self._take(name, await self._pull_job(name))
+                    return await self._take(name, await self._pull_job(name, server, update))
                 finally:
                     self.running.discard(ref)
                     self.metrics.running(-1)
@@ -162,9 +165,15 @@ class Keeper:
             self.note_error(name, exc)
             raise
 
-    async def _pull_job(self, name: Name) -> dict[str, Any]:
-        servers = [{"url": server.url, "token": server.token} for server in self.health.list_all()]
-        return await self._run("pull", ref=name.ref, link=name.link, servers=servers)
+    async def _pull_job(self, name: Name, server: str, update: bytes) -> dict[str, Any]:
+        raw = base64.b64encode(update).decode()
+        listed = self._list_servers(server)
+        return await self._run("pull", ref=name.ref, link=name.link, servers=listed, update=raw)
+
+    def _list_servers(self, first: str = "") -> list[dict[str, str]]:
+        """As a job takes them: `first`, then those that answer, then the others."""
+        listed = sorted(self.health.list_all(), key=lambda server: server.url != first)
+        return [{"url": server.url, "token": server.token} for server in listed]
 
     async def _take(self, name: Name, answer: dict[str, Any]) -> Document:
         """Record what a pull brought, durably; then what is too old may go."""
@@ -245,12 +254,13 @@ class Keeper:
         """Hand what engines lack to them; after a failure the seconds to wait, else None."""
         for name in self.list_unhanded():
             version = name.versions[0]
-            servers = [
-                {"url": server.url, "token": server.token} for server in self.health.list_all()
-            ]
             async with self._slots:
                 answer = await self._run(
-                    "pull", ref=name.ref, link=name.link, servers=servers, digest=version.digest
+                    "pull",
+                    ref=name.ref,
+                    link=name.link,
+                    servers=self._list_servers(),
+                    digest=version.digest,
                 )
             version.config, version.manifest = answer["config"], answer["manifest"]
             self._note_engines(version, answer["engines"])

@@ -87,8 +87,10 @@ class Watching:
     async def _step(self, name: Name, refused: _Refused | None) -> _Refused | None:
         """Ask once, and pull if there is news; what was refused, if anything."""
         news: Digest | None = None
+        server, update = "", b""
         if name.versions and name.ref not in self.keeper.unsure:
-            answer = await self._ask(name, refused)
+            server, answer = await self._ask(name, refused)
+            update = answer.update if refused is None else b""
             is_due = refused is not None and self.now() >= refused.until
             if not answer.changed and not is_due:
                 if refused is None:
@@ -101,7 +103,7 @@ class Watching:
                 return None  # it went back to what is here
         before = name.current
         try:
-            await self.keeper.pull(name.ref)
+            await self.keeper.pull(name.ref, server, update)
         except LayerkitError:
             if news is None:
                 raise
@@ -117,8 +119,8 @@ class Watching:
             seconds = min(seconds, max(0.1, refused.until - self.now()))
         return seconds * (0.75 + 0.5 * self.dice())
 
-    async def _ask(self, name: Name, refused: _Refused | None) -> Answer:
-        """The first server that answers; RemoteError when none does."""
+    async def _ask(self, name: Name, refused: _Refused | None) -> tuple[str, Answer]:
+        """The first server that answers, and what; RemoteError when none does."""
         health = self.keeper.health
         while not (servers := health.list_usable()):
             await asyncio.sleep(health.seconds_left() + self.dice())
@@ -137,7 +139,7 @@ class Watching:
                 try:
                     answer = await self._ask_one(server, question, wait)
                     health.worked(server)
-                    return answer
+                    return server.url, answer
                 except (RemoteDeniedError, NotFoundError) as exc:
                     failure = exc  # it answers: other names may be there
                 except RemoteError as exc:

@@ -9,6 +9,7 @@ next, so a death in between is found and finished by the next pull or by `sweep`
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
@@ -77,19 +78,20 @@ def run_job(job: Mapping[str, object]) -> Mapping[str, object]:
 
 def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     """`ref`, from the first of `servers` that gives it whole, to where the place says. With
-    `digest` that version, for engines that did not get it."""
+    `digest` that version, for engines that did not get it; `update` is what a poll brought."""
     ref = Reference.parse(job["ref"]).tagged
     wanted = Digest.parse(job["digest"]) if job.get("digest") else None
     asked = replace(ref, digest=wanted) if wanted else ref
     kind = bench.place.kind if not wanted else ""
+    update = base64.b64decode(job.get("update", ""))
     needs_files = bool(kind or bench.place.engines)
     with bench.folders.staging(ref) if needs_files else contextlib.nullcontext(Path()) as staging:
-        result, url = _pull_from_any(bench, asked, parse_servers(job["servers"]), staging)
+        result, url = _pull_from_any(bench, asked, parse_servers(job["servers"]), staging, update)
         answer: dict[str, object] = {
             "digest": str(result.digest),
             "server": url,
             "up_to_date": result.up_to_date,
-            "moved_size": result.moved_size,
+            "moved_size": result.moved_size + len(update),
             "whole_size": result.whole_size,
             "seconds": result.seconds,
         }
@@ -104,13 +106,15 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _pull_from_any(
-    bench: _Bench, ref: Reference, servers: tuple[Server, ...], staging: Path
+    bench: _Bench, ref: Reference, servers: tuple[Server, ...], staging: Path, update: bytes
 ) -> tuple[PullResult, str]:
     kind, engines = bench.place.kind if ref.digest is None else "", bench.place.engines
     failure: LayerkitError | None = None
     for server in servers:
         try:
             with Remote(server.url, token=server.token) as remote:
+                if update:
+                    remote.offer_update(ref.repository, ref.tag, update)
                 found = pull(
                     ref,
                     remote,
@@ -122,6 +126,7 @@ def _pull_from_any(
                 )
                 return found, server.url
         except NEXT_SERVER as exc:
+            update = b""  # it came from the first
             _log.warning("%s from %s: %s (%s)", ref, server.url, exc.message, exc.cause)
             # what is not there says less than what went wrong
             if failure is None or isinstance(failure, NotFoundError):
@@ -202,6 +207,8 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     staging = Path(bench.place.store) / STAGING_NAME
     if staging.is_dir():
         bench.disk.remove_tree(staging)
+    for path in staging.parent.glob(f"{TEMP_PREFIX}*"):  # of the record
+        bench.disk.remove(path)
     removed, names = 0, {}
     for name in job["names"]:
         ref = Reference.parse(name["ref"])
