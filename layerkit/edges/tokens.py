@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def read_token_file(path: Path) -> tuple[Token, ...]:
     """The tokens in `path`; StoreError if others could read or change it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
         raise NotFoundError(
             f"token file {path} does not exist", hint="make one with 'layerkit token add'"

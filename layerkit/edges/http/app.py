@@ -107,6 +107,7 @@ class ServerApp:
 
     def close(self) -> None:
         self.routes.close()
+        self.ready.clear()
         if self.log is not None:
             self.log.close()
 

@@ -100,6 +100,9 @@ class Ready:
                 os.close(entry.fd)
                 entry.fd = -1
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def clear(self) -> None:
         for key in list(self._entries):
             self._drop(key)

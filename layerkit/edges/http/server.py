@@ -204,11 +204,12 @@ class _Server(uvicorn.Server):
 class RunningServer:
     """A server in a thread of this process."""
 
-    def __init__(self, app: ServerApp, host: str, port: int) -> None:
+    def __init__(self, app: ServerApp, host: str, port: int, tls: TlsFiles | None) -> None:
+        context = _load_tls(tls)
         self._sock = _bind(host, port)
         self._app = app
-        self.url = _url(self._sock, False)
-        self._server = _Server(app, None, 0.0, 10.0, lambda: None)
+        self.url = _url(self._sock, tls is not None)
+        self._server = _Server(app, context, 0.0, 10.0, lambda: None)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._sock]}, daemon=True
         )
@@ -228,9 +229,11 @@ class RunningServer:
         self.stop()
 
 
-def start_server(app: ServerApp, host: str = "127.0.0.1", port: int = 0) -> RunningServer:
+def start_server(
+    app: ServerApp, host: str = "127.0.0.1", port: int = 0, tls: TlsFiles | None = None
+) -> RunningServer:
     """Serve in the background; the URL is known at once, port 0 takes a free one."""
-    return RunningServer(app, host, port)
+    return RunningServer(app, host, port, tls)
 
 
 # --- sockets -------------------------------------------------------------------------------------
