@@ -13,11 +13,11 @@ from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest, 
 from layerkit.formats.chunksync import MAX_OLD_COUNT
 from layerkit.formats.delta import DIGEST_SIZE
 from layerkit.formats.reference import Reference
-from layerkit.formats.update import MAX_HAVE_COUNT
-from layerkit.formats.updating import Documents
+from layerkit.formats.update import MAX_HAVE_COUNT, Documents
 
 __all__ = [
     "find_form",
+    "find_layers",
     "list_held",
     "list_near",
     "list_versions",
@@ -46,17 +46,20 @@ def list_held(store: Store, ref: Reference) -> list[Digest]:
     others: dict[str, Digest] = {}
     for image in store.list_images():
         name = Reference.parse(image.ref).repository
-        if image.complete and name != ref.repository and _has_forms(store, image.digest):
+        if image.complete and name != ref.repository:
             others[name] = image.digest
     found = [digest for digest in dict.fromkeys(others.values()) if digest not in own]
     left = MAX_HAVE_COUNT - len(own)
+    found.sort(key=lambda digest: not _has_forms(store, digest))
     if len(found) > left:
-        found.sort(key=lambda digest: (-_count_chunks(store, digest), digest))
+        found.sort(
+            key=lambda one: (not _has_forms(store, one), -_count_chunks(store, one), one)
+        )
     return own + found[:left]
 
 
 def _has_forms(store: Store, top: Digest) -> bool:
-    """Was the image pulled with its chunks artifact? Else no server can build on it."""
+    """Was the image pulled with its chunks artifact? Else only whole layers of it are of use."""
     return bool(store.list_blobs(top, ARTIFACT_KIND))
 
 
@@ -81,18 +84,40 @@ def find_form(store: Store, images: Sequence[Digest], digest: bytes) -> ChunkMan
     return None
 
 
+def find_layers(store: Store, ref: Reference, wanted: set[Digest]) -> dict[Digest, ChunkManifest]:
+    """Chunk manifests held of layers with these diff_ids, from whole images: those of the
+    reference's repository, then one of each other repository."""
+    found: dict[Digest, ChunkManifest] = {}
+    for top in list_held(store, ref):
+        for listed in store.list_blobs(top, CHUNK_MANIFEST_KIND):
+            if len(found) == len(wanted):
+                return found
+            try:
+                raw = store.get_blob(listed)
+                diff_id = parse_root(raw).diff_id
+                if diff_id in wanted and diff_id not in found:
+                    found[diff_id] = parse_chunk_manifest(raw)
+            except (FormatError, IntegrityError, NotFoundError):
+                continue  # damaged: of no use here
+    return found
+
+
 def read_documents(store: Store, top: Digest) -> Documents:
-    """An image's documents as the server sees them, byte for byte."""
-    raw = store.get_blob(top)
+    """An image's documents as the server sees them, byte for byte; those of one that was pulled
+    without a chunks artifact have none."""
+    raw, manifest = store.get_blob(top), b""
+    try:
+        parsed = oci.parse_manifest(raw)
+    except FormatError:
+        listed = set(store.list_blobs(top))
+        children = [one.digest for one in oci.parse_index(raw).manifests if one.digest in listed]
+        if not children:
+            raise NotFoundError(f"the store holds no image of index {top.short}") from None
+        manifest = store.get_blob(children[0])
+        parsed = oci.parse_manifest(manifest)
     artifacts = store.list_blobs(top, ARTIFACT_KIND)
-    if not artifacts:
-        raise NotFoundError(f"image {top.short} was pulled without its chunks artifact")
-    artifact = store.get_blob(artifacts[0])
-    subject = oci.parse_manifest(artifact).subject
-    image = subject.digest if subject is not None else top
-    manifest = b"" if image == top else store.get_blob(image)
-    config = oci.parse_manifest(manifest or raw).config.digest
-    return Documents(raw, manifest, store.get_blob(config), artifact)
+    artifact = store.get_blob(artifacts[0]) if artifacts else b""
+    return Documents(raw, manifest, store.get_blob(parsed.config.digest), artifact)
 
 
 def list_near(store: Store, ref: Reference, role: int, profile: str) -> dict[Digest, bytes]:

@@ -53,6 +53,7 @@ PAUSES: Final = (0.2, 0.8, 3.0)  # seconds before each retry
 MAX_PAUSE: Final = 60.0  # seconds that a server may ask to wait
 MAX_ERROR_SIZE: Final = 16 << 10
 GAIN_SIZE: Final = 16 << 10  # bytes that a cut body must have brought for its tries to begin anew
+FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
 SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the link is
 _log = logging.getLogger(__name__)
 
@@ -79,17 +80,23 @@ class Tls:
 
 @dataclass(slots=True)
 class Measured:
-    """What was seen of the way to a server: bytes a second, seconds of a round trip; 0: nothing."""
+    """What was seen of the way to a server: bytes a second, seconds of a round trip; 0: nothing.
+    `waited` sums the seconds that were spent on it."""
 
     bandwidth: float = 0.0
     round_trip: float = 0.0
+    waited: float = 0.0
+
+    def forget(self) -> None:
+        """Begin anew; what was seen is kept elsewhere."""
+        self.bandwidth = self.round_trip = 0.0
 
     def see_body(self, size: int, seconds: float, *, waited: bool) -> None:
-        """A body of `size` bytes. The best one counts: what came slower was slowed by the server,
-        or, unless it was `waited` for, by who read it."""
+        """A body of `size` bytes came in `seconds`. Of several the best one counts: the others were
+        slowed by the server. Slow ones count only if the reader did nothing else (`waited`)."""
         if size >= SAMPLE_SIZE:
             rate = size / max(seconds, 1e-5)
-            if waited or self.bandwidth:
+            if waited or rate > FAST:
                 self.bandwidth = max(self.bandwidth, rate)
 
     def see_head(self, seconds: float) -> None:
@@ -242,12 +249,17 @@ class Client:
             )
         total, marked, looked = 0, 0, self._now()
         deadline = looked + self._least_seconds + limit / LEAST_RATE
-        while part := answer.response.read1(READ_SIZE, decode_content=False):
+        while True:
+            asked = self._now()
+            part = answer.response.read1(READ_SIZE, decode_content=False)
+            now = self._now()
+            self.link.waited += now - asked
+            if not part:
+                return
             total += len(part)
             self.bytes_moved += len(part)
             if total > limit:
                 raise RemoteLimitError(f"{self._where(path)}: answer is over {limit} bytes")
-            now = self._now()
             if now - looked > self._least_seconds > 0:
                 is_slow = total - marked < (now - looked) * LEAST_RATE / SLOW_FACTOR
                 marked, looked = total, now
@@ -290,6 +302,7 @@ class Client:
                     raise self.broken(path, exc) from exc
                 self._sleep(pause)
                 continue
+            self.link.waited += self._now() - started
             if response.status in (200, 206, 304):
                 self.link.see_head(self._now() - started)
                 if response.status == 304 or method == "HEAD":

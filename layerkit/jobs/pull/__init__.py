@@ -1,20 +1,19 @@
 """`layerkit pull`: bring an image into the store, moving only what the node lacks.
 
-resolve -> documents -> plan (pure) -> fetch -> verify each chunk -> assemble -> verify form digest
-and diff_id -> commit -> materialise. What was fetched stays fetched: after a crash or a cut the
-next pull goes on. The chunks artifact only says how to move bytes; what is accepted is decided by
-the image's own manifest and diff_ids. Memory: one layer's form and plain tar, and plain tars up to
-KEEP_SIZE.
+choose the way -> an update, or documents -> plan (pure) -> fetch -> verify each chunk -> assemble
+-> verify form digest and diff_id -> commit -> materialise. What was fetched stays fetched: after a
+crash or a cut the next pull goes on. The chunks artifact only says how to move bytes; what is
+accepted is decided by the image's own manifest and diff_ids. Memory: one layer's form and plain
+tar, and plain tars up to KEEP_SIZE while they are to be written out.
 
-`updates` takes all in one answer where the server gives one; else `documents` reads what the
-reference names, and `fetching` moves bytes into the store. Here is the order of things, and the way
-back from the store to layers.
+`documents` reads what the reference names, `updates` takes what one answer brings, `fetching` moves
+bytes into the store, `rates` measures, `rebuilding` makes forms of what came plainly; here is the
+order of things, and the way back from the store to layers.
 """
 
 from __future__ import annotations
 
 import logging
-import platform as host
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,26 +21,56 @@ from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest, check_digest, sha256_digest
+from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
-from layerkit.edges.rootfs import extract_layers
+from layerkit.edges.rootfs import Limits, Rights, extract_layers
 from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import parse_chunk_manifest, serialize_chunk_manifest
+from layerkit.formats.chunkmanifest import (
+    RAW,
+    parse_chunk_manifest,
+    parse_root,
+    serialize_chunk_manifest,
+)
 from layerkit.formats.deflate import compress
-from layerkit.formats.plan import LayerPlan, LayerWant, Plan, plan_pull
+from layerkit.formats.plan import (
+    BLOB,
+    FORM,
+    PACKED,
+    PLAIN_PART,
+    UPDATE,
+    LayerPlan,
+    LayerWant,
+    Plan,
+    plan_pull,
+    prefers_documents,
+    prefers_plain,
+    replan,
+)
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import NewLayer, plain_of_form
-from layerkit.jobs.pull.documents import REFUSED, WantedImage
+from layerkit.jobs.pull.documents import REFUSED, WantedImage, host_platform
 from layerkit.jobs.pull.fetching import Fetcher, Progress
+from layerkit.jobs.pull.rates import Stopwatch, facts_of
+from layerkit.jobs.pull.rebuilding import rebuild_forms
 from layerkit.jobs.pull.updates import measure_update, try_update
 
-__all__ = ["LayerPlan", "LayerWant", "Plan", "PullResult", "host_platform", "plan_pull", "pull"]
+__all__ = [
+    "LayerPlan",
+    "LayerWant",
+    "Plan",
+    "PullResult",
+    "host_platform",
+    "plan_pull",
+    "pull",
+    "rebuild_forms",
+]
 
 KEEP_SIZE: Final = 256 << 20  # bytes of plain tars kept between verifying and materialising
-_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+DELTA_PART: Final = 0.1  # of the plain bytes: an update that moves more brings layers whole
 _log = logging.getLogger(__name__)
 
 
@@ -61,11 +90,21 @@ class PullResult:
     whole_size: int  # what a plain pull of the layers would move
     seconds: float
     refetched: tuple[str, ...] = ()  # ids of chunks that came wrong and were fetched again
+    plain_count: int = 0  # layers that came as plain blobs: `rebuild_forms` makes their forms
 
 
-def host_platform() -> oci.Platform:
-    """Linux on this machine's processor."""
-    return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a pulled image is written to, besides the store: an OCI layout, a file tree."""
+
+    layout: Path | None = None
+    rootfs: Path | None = None
+    limits: Limits = field(default_factory=Limits)  # of the file tree
+    rights: Rights = field(default_factory=Rights)
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.layout is not None or self.rootfs is not None
 
 
 def pull(
@@ -76,37 +115,32 @@ def pull(
     disk: Disk | None = None,
     output: Path | None = None,
     rootfs: Path | None = None,
+    limits: Limits | None = None,
+    rights: Rights | None = None,
     platform: oci.Platform | None = None,
     dry_run: bool = False,
+    fewest_bytes: bool = False,
     progress: Progress | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> PullResult:
-    """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to."""
+    """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to.
+    `limits` and `rights` are those of the file tree. With `fewest_bytes` the time that bytes take
+    to unpack does not count."""
     started = now()
     image = WantedImage(ref.tagged, remote, store, platform or host_platform())
-    run = _Pull(image, Fetcher(ref.repository, remote, store, progress))
+    target = Output(output, rootfs, limits or Limits(), rights or Rights())
+    run = _Pull(
+        image,
+        Fetcher(ref.repository, remote, store, progress),
+        Stopwatch(facts_of(store), remote),
+        keeps=target.is_wanted and not dry_run,
+        fewest_bytes=fewest_bytes,
+    )
     before = (remote.bytes_moved, remote.request_count)
-    planned_size = 0
     with store.session():
-        update_size = measure_update(image) if dry_run else None
-        if dry_run or not try_update(image, run.fetcher, run.take_made):
-            run.forget_layers()
-            image.resolve()
-        if update_size is not None:
-            planned_size = update_size
-        elif not image.up_to_date:
-            run.make_plan()
-            planned_size = remote.bytes_moved - before[0] + run.plan.planned_size
-            if not dry_run:
-                run.fetch()
-                run.check_layers()
-                run.commit()
-        elif not dry_run and (output is not None or rootfs is not None):
-            run.load_stored()
-        if not dry_run and output is not None:
-            run.write_layout(Layout(output, disk or Disk()))
-        if not dry_run and rootfs is not None:
-            extract_layers(run.plain_layers(), rootfs, disk or Disk())
+        planned_size = run.bring(dry_run=dry_run)
+        if not dry_run:
+            run.write(target, disk or Disk())
     return PullResult(
         str(ref.tagged),
         image.top,
@@ -120,6 +154,7 @@ def pull(
         sum(blob.size for blob in image.manifest.layers),
         now() - started,
         tuple(str(chunk) for chunk in run.fetcher.refetched),
+        run.plain_count,
     )
 
 
@@ -129,9 +164,14 @@ class _Pull:
 
     image: WantedImage
     fetcher: Fetcher
+    watch: Stopwatch
+    keeps: bool  # plain tars will be written out
+    fewest_bytes: bool
     wants: list[LayerWant] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
+    plain_count: int = 0
     _plains: dict[Digest, bytes] = field(default_factory=dict)
+    _verified: set[Digest] = field(default_factory=set)  # diff_ids of layers that came whole
 
     @property
     def remote(self) -> Remote:
@@ -141,60 +181,127 @@ class _Pull:
     def store(self) -> Store:
         return self.image.store
 
+    # --- which way ---------------------------------------------------------------------------
+
+    def bring(self, *, dry_run: bool) -> int:
+        """Have the image in the store; returns the bytes that were planned, or would move."""
+        image, before = self.image, self.remote.bytes_moved
+        way = self._choose_way()
+        update_size = measure_update(image) if dry_run and way == UPDATE else None
+        if dry_run or way != UPDATE or not self._try_update():
+            self._forget_layers()
+            image.resolve()
+        if update_size is not None:
+            return update_size
+        if image.up_to_date:
+            return 0
+        self._make_plan(plainly=way == BLOB)
+        planned_size = self.remote.bytes_moved - before + self.plan.planned_size
+        if not dry_run:
+            self._fetch()
+            self._check_layers()
+            self._commit()
+            self.watch.keep()
+        return planned_size
+
+    def _choose_way(self) -> str:
+        """One request for an update, the documents and then layer by layer, or the plain blobs: by
+        what the versions held here suggest. Nothing is known of the new one yet."""
+        if self.fewest_bytes:
+            return UPDATE
+        rates = self.watch.rates()
+        versions = held.list_versions(self.store, self.image.ref)
+        if not versions:
+            is_first = not held.list_held(self.store, self.image.ref)
+            return "documents" if is_first and prefers_documents(rates) else UPDATE
+        size, plain_size = self._measure_code(versions[0])
+        return BLOB if size and prefers_plain(rates, size, plain_size) else UPDATE
+
+    def _measure_code(self, top: Digest) -> tuple[int, int]:
+        """Bytes of the layers of a held version that a new one will have anew, and their plain
+        bytes; zeros where that is not known."""
+        blobs = self.store.list_blobs(top, CHUNK_MANIFEST_KIND)
+        roots = [parse_root(self.store.get_blob(blob)) for blob in blobs]
+        code = [root for root in roots if root.transform != RAW] or roots
+        plain_size = sum(root.plain_size for root in code)
+        return int(plain_size / PLAIN_PART), plain_size
+
     # --- bytes -------------------------------------------------------------------------------
 
-    def make_plan(self) -> None:
-        """Read the documents; decide how each layer comes."""
-        self.wants = self.image.read_wants()
-        ids = {
-            chunk.id
-            for want in self.wants
-            if want.chunk_manifest
-            for chunk in want.chunk_manifest.chunks
-        }
-        self.plan = plan_pull(self.wants, self.store.has(ids))
+    def _try_update(self) -> bool:
+        before = self.remote.bytes_moved
+        with self.watch.work(UPDATE) as sizes:
+            done = try_update(self.image, self.fetcher, self._take_made)
+            sizes += map(len, self._plains.values())
+            if self.remote.bytes_moved - before > DELTA_PART * sum(sizes):
+                sizes.clear()  # no deltas, but layers whole: not what updates are like
+        return done
 
-    def fetch(self) -> None:
+    def _make_plan(self, *, plainly: bool) -> None:
+        """Read the documents; decide how each layer comes."""
+        self.wants = self.image.read_wants(plainly=plainly)
+        here, ids = set[bytes](), set[bytes]()
+        for want in self.wants:
+            if want.chunk_manifest is not None:
+                which = here if want.diff_id in self._verified else ids
+                which.update(want.chunk_manifest.list_raw_ids())
+        rates = None if self.fewest_bytes else self.watch.rates()
+        self.plan = plan_pull(self.wants, here | self.store.has_raw(ids), rates)
+
+    def _fetch(self) -> None:
         """Fetch what the plan says; each part is durable in the store before the next."""
         if self.fetcher.progress is not None:
             total = sum(chunk.size for layer in self.plan.layers for chunk in layer.chunks)
             total += sum(la.planned_size for la in self.plan.layers if not la.chunks)
             self.fetcher.progress.total(total)
         for index, layer in enumerate(self.plan.layers):
-            if layer.method == "blob":
-                self._take_plain(index)
-            elif layer.want.chunk_manifest is None:
-                self._take_whole(index)
-            elif layer.method != "held":
-                whole = layer.method == "form"
-                chunks = self.fetcher.fetch_form(layer) if whole else list(layer.chunks)
-                near = self.image.near.get(layer.want.diff_id, {})
-                self.fetcher.fetch_batches(layer.want, chunks, near)
+            if layer.method == "held":
+                continue
+            if not self.fewest_bytes and index:  # what came before has shown more of the line
+                layer = replan(layer, self.watch.rates())
+            with self.watch.work(layer.method) as sizes:
+                self._fetch_layer(index, layer)
+                manifest = self.wants[index].chunk_manifest
+                sizes.append(manifest.plain_size if manifest is not None else 0)
 
-    def _take_whole(self, index: int) -> None:
+    def _fetch_layer(self, index: int, layer: LayerPlan) -> None:
+        if layer.method == BLOB:
+            self._take_plain(index)
+        elif layer.want.chunk_manifest is None:
+            self._take_whole(index, layer.want)
+        else:
+            is_whole = layer.method in (FORM, PACKED)
+            chunks = self.fetcher.fetch_form(layer) if is_whole else list(layer.chunks)
+            near = self.image.near.get(layer.want.diff_id, {})
+            self.fetcher.fetch_batches(layer.want, chunks, near)
+
+    def _take_whole(self, index: int, want: LayerWant) -> None:
         """One layer by its form; by its plain blob when the form is not what it should be."""
-        want = self.wants[index]
         try:
             made = self.fetcher.fetch_whole(want)
         except REFUSED as exc:
             _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
             self._take_plain(index)
             return
-        self.take_made(made)
+        self._take_made(made)
         self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)
 
-    def take_made(self, made: NewLayer) -> None:
+    def _take_made(self, made: NewLayer) -> None:
         """Keep what a form gave: its chunk manifest for the commit, its tar while it fits."""
-        data = made.chunk_manifest_data
+        data, diff_id = made.chunk_manifest_data, made.chunk_manifest.diff_id
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
-        self._keep_plain(made.chunk_manifest.diff_id, made.plain)
+        self.image.layers[diff_id] = made.chunk_manifest
+        self._verified.add(diff_id)
+        self._keep_plain(diff_id, made.plain)
 
-    def forget_layers(self) -> None:
+    def _forget_layers(self) -> None:
         """What an update brought, when it was refused after all."""
         self._plains.clear()
+        self._verified.clear()
+        self.image.layers.clear()
 
     def _keep_plain(self, diff_id: Digest, plain: bytes) -> None:
-        if sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
+        if self.keeps and sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
             self._plains[diff_id] = plain
 
     def _take_plain(self, index: int) -> None:
@@ -204,6 +311,8 @@ class _Pull:
         data = serialize_chunk_manifest(manifest)
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self.wants[index] = LayerWant(want.blob, want.diff_id, manifest)
+        self._verified.add(want.diff_id)
+        self.plain_count += 1
 
     # --- assembling --------------------------------------------------------------------------
 
@@ -220,9 +329,11 @@ class _Pull:
         self._keep_plain(want.diff_id, plain)
         return plain
 
-    def check_layers(self) -> None:
+    def _check_layers(self) -> None:
         """Every layer's tar; one that its chunks do not give after all is pulled plainly."""
         for index, want in enumerate(self.wants):
+            if want.diff_id in self._verified:
+                continue
             try:
                 self.assemble(want)
             except (FormatError, IntegrityError) as exc:
@@ -233,13 +344,13 @@ class _Pull:
                 self._take_plain(index)
                 self.assemble(self.wants[index])
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         """Small blobs, then the one commit point."""
         for data, kind in self.image.blobs.values():
             self.store.put_blob(data, kind)
         self.store.commit_image(str(self.image.ref), self.image.top, self.image.blobs)
 
-    def load_stored(self) -> None:
+    def _load_stored(self) -> None:
         """Layers of an image that the store holds, for materialising."""
         manifest = self.image.manifest
         config = oci.parse_config(self.store.get_blob(manifest.config.digest))
@@ -257,10 +368,27 @@ class _Pull:
 
     # --- materialising -----------------------------------------------------------------------
 
-    def plain_layers(self) -> Iterator[bytes]:
-        return (self.assemble(want) for want in self.wants)
+    def write(self, target: Output, disk: Disk) -> None:
+        """Write the image to where it is wanted."""
+        if target.is_wanted and not self.wants:
+            self._load_stored()
+        if target.layout is not None:
+            self._write_layout(Layout(target.layout, disk))
+        if target.rootfs is not None:
+            layers = self._plain_layers(target.limits)
+            extract_layers(layers, target.rootfs, disk, target.limits, target.rights)
 
-    def write_layout(self, layout: Layout) -> None:
+    def _plain_layers(self, limits: Limits) -> Iterator[bytes]:
+        """The layers one after the other; each is let go when it was written."""
+        total = 0
+        for want in self.wants:
+            assert want.chunk_manifest is not None
+            total += want.chunk_manifest.plain_size
+            limits.check_size(total)  # before it is put together
+            yield self.assemble(want)
+            self._plains.pop(want.diff_id, None)
+
+    def _write_layout(self, layout: Layout) -> None:
         """The image with the digests that it was published with, as an OCI layout."""
         manifest = self.image.manifest
         config = self.image.read_small(manifest.config.digest, manifest.config.size)

@@ -7,6 +7,7 @@ It moves no layers (`fetching`) and writes nothing.
 from __future__ import annotations
 
 import logging
+import platform as host
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,18 +18,30 @@ from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 from layerkit.formats import oci
 from layerkit.formats.chunker import DEFAULT_PROFILE
-from layerkit.formats.chunkmanifest import ANNOTATION_CHUNKER, ROLE_CODES, parse_chunk_manifest
+from layerkit.formats.chunkmanifest import (
+    ANNOTATION_CHUNKER,
+    ROLE_CODES,
+    ChunkManifest,
+    parse_chunk_manifest,
+)
 from layerkit.formats.chunksync import MAX_RUN_COUNT, Have, change_olds, parse_change, short_id
 from layerkit.formats.formpack import ANNOTATION_PACKED, PACKED_TYPE
+from layerkit.formats.layerform import LABELS_TYPE
 from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import check_manifest
 
-__all__ = ["REFUSED", "WantedImage"]
+__all__ = ["REFUSED", "WantedImage", "host_platform"]
 
 CHANGE_OVERHEAD: Final = 4096  # bytes of a change beyond the chunk manifest itself
 REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
+_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _log = logging.getLogger(__name__)
+
+
+def host_platform() -> oci.Platform:
+    """Linux on this machine's processor."""
+    return oci.Platform("linux", _MACHINES.get(host.machine(), host.machine().lower()))
 
 
 @dataclass(slots=True)
@@ -45,7 +58,9 @@ class WantedImage:
     artifact: oci.Manifest | None = None
     near: dict[Digest, dict[Digest, bytes]] = field(default_factory=dict)  # by diff_id
     blobs: dict[Digest, tuple[bytes, str]] = field(default_factory=dict)  # to commit: data, kind
+    layers: dict[Digest, ChunkManifest] = field(default_factory=dict)  # made or found, by diff_id
     packed_here: frozenset[str] = frozenset()  # form blobs that the server has packed
+    has_artifact: bool = True  # False: an update said that there is none
     _manifest: oci.Manifest | None = None
 
     @property
@@ -60,6 +75,8 @@ class WantedImage:
 
     def resolve(self) -> None:
         """Find the image manifest; up to date if the store holds it whole."""
+        if self._manifest is not None:
+            return
         known = self.store.find_image(str(self.ref))
         if self.ref.digest is not None and self.store.is_complete(self.ref.digest):
             known = self.ref.digest
@@ -75,6 +92,13 @@ class WantedImage:
         else:
             raise NotFoundError(f"{self.ref} is not on {self.remote.url}")
         self.use_top(self.top, data)
+
+    def forget(self) -> None:
+        """All that was read: it came from who cannot be believed."""
+        self.up_to_date, self.artifact, self.has_artifact = False, None, True
+        self._manifest = None
+        self.blobs.clear()
+        self.layers.clear()
 
     def use_top(self, top: Digest, data: bytes) -> None:
         """Settle on what the reference names; up to date if the store holds it whole."""
@@ -120,8 +144,9 @@ class WantedImage:
         self.blobs[digest] = (data, kind)
         return data
 
-    def read_wants(self) -> list[LayerWant]:
-        """The layers by the config, and their chunk manifests where the server has them."""
+    def read_wants(self, *, plainly: bool = False) -> list[LayerWant]:
+        """The layers by the config, and their chunk manifests where the server has them. `plainly`:
+        only what a plain pull needs, and what is held."""
         manifest = self.manifest
         size = min(manifest.config.size, oci.MAX_DOCUMENT_SIZE)
         config = oci.parse_config(self.read_small(manifest.config.digest, size))
@@ -130,15 +155,17 @@ class WantedImage:
                 f"image {self.image.digest.short} has {len(manifest.layers)} layers"
                 f" and {len(config.diff_ids)} diff_ids"
             )
-        artifact = self._find_artifact()
+        if plainly:
+            self.layers |= held.find_layers(self.store, self.ref, set(config.diff_ids))
+        artifact = None if plainly else self.find_artifact()
         return [
             self._want(blob, diff_id, artifact)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         ]
 
-    def _find_artifact(self) -> oci.Manifest | None:
+    def find_artifact(self) -> oci.Manifest | None:
         """The chunks artifact of the image. A broken one only means a plain pull."""
-        if self.artifact is not None:
+        if self.artifact is not None or not self.has_artifact:
             return self.artifact
         kind = oci.CHUNKS_ARTIFACT
         for entry in self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind):
@@ -164,14 +191,20 @@ class WantedImage:
             if part.annotations.get(oci.ANNOTATION_LAYER) == str(diff_id)
         }
         listed, form = parts.get(oci.CHUNK_MANIFEST), parts.get(oci.FORM_ZSTD)
+        made = self.layers.get(diff_id)
         if listed is None:
-            return LayerWant(blob, diff_id)
+            return LayerWant(blob, diff_id, made)
         packed = parts.get(PACKED_TYPE)
         is_packed = form is not None and str(form.digest) in self.packed_here
+        want = LayerWant(
+            blob, diff_id, made, form, listed, packed, is_packed, parts.get(LABELS_TYPE)
+        )
+        if made is not None:
+            return want
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
         near = {} if known else self._list_near(blob, listed)
         if form is not None and not near and not known:
-            return LayerWant(blob, diff_id, None, form, listed, packed, is_packed)
+            return want
         try:
             if near:
                 self._fetch_change(listed, near)
@@ -183,7 +216,7 @@ class WantedImage:
             self.blobs.pop(listed.digest, None)
             return LayerWant(blob, diff_id)
         self.near[diff_id] = near
-        return LayerWant(blob, diff_id, manifest, form, listed, packed, is_packed)
+        return replace(want, chunk_manifest=manifest)
 
     def _list_near(self, blob: oci.Descriptor, listed: oci.Descriptor) -> dict[Digest, bytes]:
         """Chunk manifests of such layers that are held."""
