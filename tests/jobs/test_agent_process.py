@@ -8,6 +8,7 @@ import random
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,15 +226,31 @@ def test_sighup_reads_the_configuration_again(
 
 @pytest.mark.slow
 def test_another_server_takes_over(tmp_path: Path, layout: Path) -> None:
-    first, second = start(layout), start(layout)
-    options = ["--server", first.url, "--server", second.url, "--watch", "hello"]
-    with second, stopped_at_end(AgentProcess(tmp_path, *options)) as agent:
-        with first:
-            agent.start()
-            eventually(lambda: agent.name(HELLO).get("digest"))
-        agent.wait_for(HELLO, publish(layout, 1), 20)
-        usable = {one["url"]: one["usable"] for one in agent.ask("GET", "/v1/status")["servers"]}
-        assert usable[second.url]
+    argv = [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", "127.0.0.1:0"]
+    with (
+        subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as first,
+        start(layout) as second,
+    ):
+        try:
+            assert first.stdout is not None
+            urls = first.stdout.readline().strip(), second.url
+            servers = [word for url in urls for word in ("--server", url)]
+            with stopped_at_end(AgentProcess(tmp_path, *servers, "--watch", "hello")) as agent:
+                _fail_over(agent, first, layout, urls)
+        finally:
+            first.kill()
+
+
+def _fail_over(
+    agent: AgentProcess, first: subprocess.Popen[str], layout: Path, urls: tuple[str, str]
+) -> None:
+    agent.start()
+    eventually(lambda: agent.name(HELLO).get("digest"))
+    time.sleep(0.5)  # it waits at the first
+    first.kill()
+    agent.wait_for(HELLO, publish(layout, 1), 20)
+    usable = {one["url"]: one["usable"] for one in agent.ask("GET", "/v1/status")["servers"]}
+    assert usable == {urls[0]: False, urls[1]: True}
 
 
 @pytest.mark.slow
