@@ -10,7 +10,13 @@ from typing import Any, Final
 
 from layerkit.digest import Digest, check_digest, sha256_digest, verify_stream
 from layerkit.edges.httpclient import Client, Measured, Tls
-from layerkit.errors import IntegrityError, NotFoundError, RemoteError
+from layerkit.errors import (
+    IntegrityError,
+    NotFoundError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteLimitError,
+)
 from layerkit.formats.chunksync import CHANGE_TYPE, PLACES_TYPE, Have, serialize_have
 from layerkit.formats.formpack import PACKED_TYPE
 from layerkit.formats.oci import (
@@ -136,9 +142,14 @@ class Remote:
         path = _update_path(name, ref, have, platform)
         path += "" if within is None else f"&within={within:.3g}"
         path += "" if wait is None else f"&wait={wait:.3g}"
-        answer, parts = self._client.stream(
-            path, MAX_UPDATE_SIZE, {}, (within or 0.0) + (wait or 0.0)
-        )
+        try:
+            answer, parts = self._client.stream(
+                path, MAX_UPDATE_SIZE, {}, (within or 0.0) + (wait or 0.0)
+            )
+        except RemoteError as exc:
+            if exc.retriable or isinstance(exc, RemoteDeniedError | RemoteLimitError):
+                raise
+            raise NotFoundError(f"{self.url} does not know such updates", cause=exc.cause) from exc
         if answer.status == 304:
             return None
         if answer.media_type != UPDATE_TYPE:

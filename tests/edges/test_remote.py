@@ -250,6 +250,16 @@ def test_an_offered_update_is_taken_once_and_asks_nobody() -> None:
             remote.open_update("a", "v1", [DIGEST], "linux/amd64")
 
 
+@pytest.mark.parametrize("status", ["400 Bad", "404 None", "405 What"])
+def test_a_server_that_does_not_know_such_updates_has_none(status: str) -> None:
+    with (
+        lying(answer(head(status, 0))) as url,
+        client(url) as remote,
+        pytest.raises(NotFoundError),
+    ):
+        remote.open_update("a", "v1", [], "linux/amd64")
+
+
 def test_a_range_that_was_not_asked_for_is_refused() -> None:
     def say(request: str, send: Callable[[bytes], None]) -> None:
         if "range: bytes=" not in request:
