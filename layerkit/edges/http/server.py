@@ -43,6 +43,7 @@ __all__ = ["OpenSource", "RunningServer", "run_server", "start_server"]
 BACKLOG: Final = 2048
 SWEEP_SECONDS: Final = 1.0
 HANDSHAKE_SECONDS: Final = 10.0  # of TLS
+GOODBYE_SECONDS: Final = 2.0  # for the other side's last word in TLS
 TLS_LOOK_SECONDS: Final = 10.0  # between two looks for a renewed certificate
 USER_TIMEOUT: Final = 60_000  # milliseconds: the kernel drops who acknowledges nothing for so long
 
@@ -155,6 +156,7 @@ class _Server(uvicorn.Server):
                 ssl=self._tls,
                 backlog=BACKLOG,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS if self._tls else None,
+                ssl_shutdown_timeout=GOODBYE_SECONDS if self._tls else None,
             )
             for sock in sockets or []
         ]

@@ -6,6 +6,7 @@ when the parent is gone, for it holds the other end of another pipe.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -99,7 +100,8 @@ class _Crew:
         def started() -> None:
             nonlocal told
             told = True
-            os.write(told_write, b"{}")
+            with contextlib.suppress(BrokenPipeError):  # of a worker that is started again
+                os.write(told_write, b"{}")
             os.close(told_write)
 
         try:
