@@ -54,7 +54,7 @@ def test_systemd_takes_the_unit(analyze: str, tmp_path: Path) -> None:
 def test_systemd_refuses_a_broken_unit(analyze: str, tmp_path: Path) -> None:
     """The check above can fail."""
     broken = UNIT.read_text().replace("ProtectSystem=strict", "ProtectSystem=very")
-    assert "ProtectSystem" in verify(analyze, broken, tmp_path).stderr
+    assert "protect system" in verify(analyze, broken, tmp_path).stderr
 
 
 @pytest.mark.docker
