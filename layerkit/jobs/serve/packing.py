@@ -198,7 +198,7 @@ def _key(form: Digest) -> str:
 
 
 def _list_unpacked(name: str, artifact: Manifest) -> list[Unpacked]:
-    """The layers in a chunks artifact that have a form, but no packed one."""
+    """The layers in a chunks artifact whose form is large enough to pack, and is not packed."""
     parts: dict[str, dict[str, Descriptor]] = {}
     for blob in artifact.layers:
         parts.setdefault(blob.annotations.get(ANNOTATION_LAYER, ""), {})[blob.media_type] = blob
@@ -206,4 +206,5 @@ def _list_unpacked(name: str, artifact: Manifest) -> list[Unpacked]:
         Unpacked(name, part[CHUNK_MANIFEST], part[FORM_ZSTD])
         for part in parts.values()
         if CHUNK_MANIFEST in part and FORM_ZSTD in part and PACKED_TYPE not in part
+        if worth_packing(part[FORM_ZSTD].size, 0)  # the form's own size is known later
     ]
