@@ -1,19 +1,15 @@
-"""The verbs that move or keep bytes: pull, verify, gc."""
+"""The verbs that keep what is in the store: verify, gc."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from layerkit.cli.common import State, document_of, json_option, option, state_of, verb
-from layerkit.errors import IntegrityError, NotFoundError, PartialError, RemoteError
-
-if TYPE_CHECKING:
-    from layerkit.formats.reference import Reference
-    from layerkit.jobs.pull import PullResult
+from layerkit.errors import IntegrityError, NotFoundError, PartialError
 
 __all__ = ["add_move_verbs"]
 
@@ -39,102 +35,8 @@ store_option = option(
 
 def add_move_verbs(group: click.Group) -> None:
     """Register the verbs of this module."""
-    verb(group, "pull")(pull)
     verb(group, "verify")(verify)
     verb(group, "gc")(gc)
-
-
-@click.argument("ref")
-@option(
-    "--server",
-    "servers",
-    multiple=True,
-    required=True,
-    metavar="URL",
-    help="A chunk server; with several, the next one is asked when one fails.",
-)
-@store_option
-@option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write the image to this OCI layout.",
-)
-@option(
-    "--rootfs",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write the image's files to this folder.",
-)
-@option("--platform", help="Which image of an index to take.  [default: this machine's]")
-@option("--token", default="", help="Bearer token for the servers.", show_default=False)
-@option("--dry-run", is_flag=True, help="Fetch no bytes of layers, say what would be fetched.")
-@json_option
-@click.pass_context
-def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts: Any) -> None:
-    """Bring the image REF into the store, fetching only the chunks that it lacks.
-
-    Prints the image's digest. What was fetched stays fetched: after a cut, pull again.
-    """
-    from layerkit.formats.reference import Reference
-
-    parsed = Reference.parse(ref).tagged
-    state = state_of(context)
-    for url in servers[:-1]:
-        try:
-            found = _pull_from(url, parsed, state, **facts)
-            break
-        except RemoteError as exc:
-            state.console.warn(f"{exc.message} [{exc.code}], asking the next server")
-    else:
-        found = _pull_from(servers[-1], parsed, state, **facts)
-    if state.as_json:
-        state.console.document(document_of(found))
-        return
-    if found.dry_run:
-        state.console.result(_describe_pull(found))
-        return
-    state.console.result(str(parsed.pinned(found.digest)))
-    state.console.say(_describe_pull(found))
-
-
-def _pull_from(url: str, ref: Reference, state: State, **facts: Any) -> PullResult:
-    from layerkit.edges.disk import Disk
-    from layerkit.edges.remote import Remote
-    from layerkit.edges.store import Store
-    from layerkit.formats.oci import parse_platform
-    from layerkit.jobs.pull import pull as run_pull
-
-    disk = Disk()
-    with (
-        Remote(url, token=facts["token"]) as remote,
-        Store(facts["store"], disk) as store,
-        state.console.progress(str(ref)) as progress,
-    ):
-        return run_pull(
-            ref,
-            remote,
-            store,
-            disk=disk,
-            output=facts["output"],
-            rootfs=facts["rootfs"],
-            platform=parse_platform(facts["platform"]) if facts["platform"] else None,
-            dry_run=facts["dry_run"],
-            progress=progress,
-        )
-
-
-def _describe_pull(found: PullResult) -> str:
-    from layerkit.console import human_size
-
-    if found.up_to_date:
-        return f"up to date: moved {human_size(found.moved_size)}"
-    whole = human_size(found.whole_size)
-    if found.dry_run:
-        return f"would move about {human_size(found.planned_size)} instead of {whole}"
-    return (
-        f"moved {human_size(found.moved_size)} instead of {whole}, {found.request_count} requests,"
-        f" {found.seconds:.2f} s; {found.fetched_count} chunks fetched, {found.held_count} held"
-    )
 
 
 def must_exist(store: Path) -> None:

@@ -1,0 +1,215 @@
+"""The verb `pull`: which servers, whom to trust, where the image goes to, what it may ask for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from layerkit.cli.common import State, document_of, json_option, option, state_of, verb
+from layerkit.cli.move import store_option
+from layerkit.errors import IntegrityError, LayerkitError, NotFoundError, RemoteError, UsageError
+
+if TYPE_CHECKING:
+    from layerkit.edges.remote import Remote
+    from layerkit.edges.store import Store
+    from layerkit.formats.reference import Reference
+    from layerkit.jobs.pull import PullResult
+
+__all__ = ["add_pull_verb"]
+
+MAX_TOKEN_SIZE: Final = 4096  # bytes of a token file
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_FOLDER: Final = click.Path(file_okay=False, path_type=Path)
+
+
+def add_pull_verb(group: click.Group) -> None:
+    """Register the verb."""
+    verb(group, "pull")(pull)
+
+
+def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the node shows to a server, and whom it believes."""
+    for one in (
+        option("--client-key", type=_FILE, help="Its key, if it is not in the same file."),
+        option("--client-cert", type=_FILE, help="PEM file of the certificate to show."),
+        option("--ca", type=_FILE, help="PEM file of the authorities to trust.  [default: system]"),
+        option("--token-file", type=_FILE, help="File that holds the bearer token."),
+        option(
+            "--token",
+            default="",
+            show_default=False,
+            help="Bearer token for the servers; others on this machine see it: better a file.",
+        ),
+    ):
+        function = one(function)
+    return function
+
+
+def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the file tree of an image may hold."""
+    count = click.IntRange(min=1)
+    for one in (
+        option("--max-depth", type=count, default=64, help="Parts of a path in --rootfs at most."),
+        option("--max-size", type=count, help="Bytes in --rootfs at most.  [default: 8 GiB]"),
+        option("--max-files", type=count, default=1 << 18, help="Files in --rootfs at most."),
+        option("--keep-owners", is_flag=True, help="Owners in --rootfs as in the image; for root."),
+        option("--allow-setuid", is_flag=True, help="Leave setuid and setgid bits in --rootfs."),
+        option("--allow-devices", is_flag=True, help="Make devices and pipes in --rootfs."),
+    ):
+        function = one(function)
+    return function
+
+
+@click.argument("ref")
+@option(
+    "--server",
+    "servers",
+    multiple=True,
+    required=True,
+    metavar="URL",
+    help="A chunk server; with several, the next one is asked when one fails.",
+)
+@store_option
+@option("-o", "--output", type=_FOLDER, help="Write the image to this OCI layout.")
+@option("--rootfs", type=_FOLDER, help="Write the image's files to this folder.")
+@option("--platform", help="Which image of an index to take.  [default: this machine's]")
+@trust_options
+@option("--dry-run", is_flag=True, help="Fetch no bytes of layers, say what would be fetched.")
+@option("--fewest-bytes", is_flag=True, help="Move few bytes also where more would be quicker.")
+@tree_options
+@json_option
+@click.pass_context
+def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts: Any) -> None:
+    """Bring the image REF into the store, fetching only the chunks that it lacks.
+
+    Prints the image's digest. What was fetched stays fetched: after a cut, pull again. On a fast
+    line a layer comes whole where that is quicker, and its form is made when the image is there.
+    """
+    from layerkit.edges.disk import Disk
+    from layerkit.edges.store import Store
+    from layerkit.formats.reference import Reference
+
+    parsed = Reference.parse(ref).tagged
+    state = state_of(context)
+    if facts["keep_owners"] and os.geteuid() != 0:
+        raise UsageError("--keep-owners needs root", hint="run as root, or leave it out")
+    facts["token"] = _read_token(facts["token"], facts["token_file"])
+    with Store(facts["store"], Disk()) as store:
+        url, found = _pull_from_any(servers, parsed, store, state, facts)
+        _show(found, parsed, state)
+        if found.plain_count:
+            sys.stdout.flush()
+            with _open_remote(url, facts) as remote:
+                _rebuild(parsed, remote, store, state, facts)
+
+
+def _pull_from_any(
+    servers: tuple[str, ...], ref: Reference, store: Store, state: State, facts: dict[str, Any]
+) -> tuple[str, PullResult]:
+    """Ask one server after the other; what one has sent is not asked for again."""
+    for at, url in enumerate(servers, 1):
+        try:
+            with _open_remote(url, facts) as remote:
+                return url, _pull_from(remote, ref, store, state, facts)
+        except (RemoteError, IntegrityError) as exc:
+            if at == len(servers):
+                raise
+            state.console.warn(f"{exc.message} [{exc.code}], asking the next server")
+    raise AssertionError("unreachable")
+
+
+def _open_remote(url: str, facts: dict[str, Any]) -> Remote:
+    from layerkit.edges.remote import Remote, Tls
+
+    tls = Tls(facts["ca"], facts["client_cert"], facts["client_key"])
+    return Remote(url, token=facts["token"], tls=tls)
+
+
+def _pull_from(
+    remote: Remote, ref: Reference, store: Store, state: State, facts: dict[str, Any]
+) -> PullResult:
+    from layerkit.edges.disk import Disk
+    from layerkit.edges.rootfs import Limits, Rights
+    from layerkit.formats.oci import parse_platform
+    from layerkit.jobs.pull import pull as run_pull
+
+    limits = Limits(
+        facts["max_files"], facts["max_size"] or Limits().total_size, facts["max_depth"]
+    )
+    rights = Rights(facts["allow_devices"], facts["allow_setuid"], facts["keep_owners"])
+    with state.console.progress(str(ref)) as progress:
+        return run_pull(
+            ref,
+            remote,
+            store,
+            disk=Disk(),
+            output=facts["output"],
+            rootfs=facts["rootfs"],
+            limits=limits,
+            rights=rights,
+            platform=parse_platform(facts["platform"]) if facts["platform"] else None,
+            dry_run=facts["dry_run"],
+            fewest_bytes=facts["fewest_bytes"],
+            progress=progress,
+        )
+
+
+def _rebuild(
+    ref: Reference, remote: Remote, store: Store, state: State, facts: dict[str, Any]
+) -> None:
+    """Forms of what came plainly. The image is there already: a failure only costs bytes later."""
+    from layerkit.formats.oci import parse_platform
+    from layerkit.jobs.pull import rebuild_forms
+
+    platform = parse_platform(facts["platform"]) if facts["platform"] else None
+    try:
+        rebuild_forms(ref, remote, store, platform=platform)
+    except (LayerkitError, OSError) as exc:
+        state.console.warn(f"the next update moves more bytes: {exc}")
+
+
+def _read_token(token: str, path: Path | None) -> str:
+    """The bearer token: given, or what a file holds in one line."""
+    if path is None:
+        return token
+    if token:
+        raise UsageError("--token and --token-file exclude each other")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_TOKEN_SIZE + 1)
+    except OSError as exc:
+        raise NotFoundError(f"cannot read {path}", cause=str(exc.strerror)) from exc
+    text = raw.decode("ascii", "replace").strip()
+    if not text or len(raw) > MAX_TOKEN_SIZE:
+        raise UsageError(f"{path} holds no token", hint="put the token in it, in one line")
+    return text
+
+
+def _show(found: PullResult, ref: Reference, state: State) -> None:
+    if state.as_json:
+        state.console.document(document_of(found))
+        return
+    if found.dry_run:
+        state.console.result(_describe(found))
+        return
+    state.console.result(str(ref.pinned(found.digest)))
+    state.console.say(_describe(found))
+
+
+def _describe(found: PullResult) -> str:
+    from layerkit.console import human_size
+
+    if found.up_to_date:
+        return f"up to date: moved {human_size(found.moved_size)}"
+    whole = human_size(found.whole_size)
+    if found.dry_run:
+        return f"would move about {human_size(found.planned_size)} instead of {whole}"
+    return (
+        f"moved {human_size(found.moved_size)} instead of {whole}, {found.request_count} requests,"
+        f" {found.seconds:.2f} s; {found.fetched_count} chunks fetched, {found.held_count} held"
+    )
