@@ -12,10 +12,10 @@ import pytest
 from agents import AgentProcess, eventually, stopped_at_end
 from docker_engine import Engine
 
+from layerkit.digest import Digest
 from layerkit.edges.engine import Docker, Handed
 from layerkit.edges.layout import Layout
 from layerkit.errors import ToolError
-from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.build import build
 from layerkit.jobs.serve import start
@@ -28,7 +28,6 @@ import "fmt"
 func main() { fmt.Println("%s") }
 """
 SAYS = Reference.parse("says:v1")
-AMD64 = Platform("linux", "amd64")
 
 
 @pytest.fixture
@@ -109,17 +108,11 @@ def ctr(socket: Path, *argv: str) -> str:
     return done.stdout
 
 
-def test_docker_says_nothing_to_a_foreign_archive_and_that_is_an_error(
+def test_an_archive_that_docker_does_not_understand_is_an_error(
     go_toolchain: Path, address: str, layout: Path, tmp_path: Path
 ) -> None:
-    top, config = publish(layout, "three")
+    top, config = map(Digest.parse, publish(layout, "three"))
     archive = tmp_path / "x.tar"
     subprocess.run(["tar", "-C", str(layout), "-cf", str(archive), "."], check=True)
-    opened = Layout(layout)
-    image = Handed(
-        SAYS,
-        opened.read_manifest(opened.resolve(SAYS).digest).config.digest,
-        opened.resolve(SAYS).digest,
-    )
     with pytest.raises(ToolError):
-        Docker(address).load(archive, image)
+        Docker(address).load(archive, Handed(SAYS, config, top))

@@ -73,6 +73,7 @@ class Keeper:
         self._pulls: dict[str, asyncio.Task[Document]] = {}
         self._chore_wanted = asyncio.Event()
         self._gc_wanted = False
+        self._plain: dict[str, str] = {}  # names with layers that came plainly, and from where
         self._collected = time.monotonic()
         self._engine_pause = Pause()
         self.platform = settings.platform
@@ -145,6 +146,7 @@ class Keeper:
 
     def _pulled(self, ref: str, task: asyncio.Task[Document]) -> None:
         del self._pulls[ref]
+        self._chore_wanted.set()
         if not task.cancelled():
             task.exception()  # seen, also when all who asked have left
 
@@ -194,6 +196,8 @@ class Keeper:
             is_new=is_new,
         )
         self._count(name)
+        if answer["plain_count"]:
+            self._plain[name.ref] = answer["server"]
         await self.save()
         if is_new:
             _log.info(
@@ -205,7 +209,6 @@ class Keeper:
                 answer["seconds"],
                 answer["server"],
             )
-        self._chore_wanted.set()
         return self.describe(name) | {"up_to_date": not is_new, "server": answer["server"]}
 
     def note_error(self, name: Name, error: LayerkitError) -> None:
@@ -292,6 +295,8 @@ class Keeper:
         async with self._chores:
             await self._remove_surplus()
         wait = await self.hand_over() if self.settings.load else None
+        if not self._pulls:
+            await self._rebuild_forms()
         left = self._collected + GC_SECONDS - time.monotonic()
         if self._gc_wanted and left <= 0:
             self._collected = time.monotonic()
@@ -355,6 +360,14 @@ class Keeper:
         self.store_size = found["store_size"]
         self.metrics.store(self.store_size)
         return found
+
+    async def _rebuild_forms(self) -> None:
+        """For layers that came plainly: their forms, from which the next update can be a delta."""
+        while self._plain and not self._pulls:
+            ref, server = self._plain.popitem()
+            if self.names.find(ref) is not None:
+                async with self._slots:
+                    await self._run("rebuild", ref=ref, servers=self._list_servers(server))
 
     # --- what people ask for ---------------------------------------------------------------------
 

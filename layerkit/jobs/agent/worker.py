@@ -40,7 +40,7 @@ from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.logs import log_as_json
 from layerkit.jobs.agent.settings import Server
 from layerkit.jobs.agent.work import Place, kept_name, parse_servers
-from layerkit.jobs.pull import PullResult, host_platform, pull
+from layerkit.jobs.pull import PullResult, host_platform, pull, rebuild_forms
 
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
@@ -94,6 +94,7 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
             "moved_size": result.moved_size + len(update),
             "whole_size": result.whole_size,
             "seconds": result.seconds,
+            "plain_count": result.plain_count,
         }
         bench.store.commit_image(kept_name(ref, result.digest), result.digest, ())
         if kind:
@@ -133,6 +134,19 @@ def _pull_from_any(
                 failure = exc
     assert failure is not None, "an agent has a server"
     raise failure
+
+
+def _rebuild(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
+    """Make the forms of layers that came plainly, so that updates can build on them."""
+    ref = Reference.parse(job["ref"]).tagged
+    for server in parse_servers(job["servers"]):
+        try:
+            with Remote(server.url, token=server.token) as remote:
+                count = rebuild_forms(ref, remote, bench.store, platform=bench.platform)
+                return {"count": count}
+        except NEXT_SERVER as exc:
+            _log.info("no forms of %s from %s: %s", ref, server.url, exc.message)
+    return {"count": 0}
 
 
 def _hand_over(bench: _Bench, ref: Reference, path: Path, staging: Path) -> dict[str, object]:
@@ -277,6 +291,7 @@ def _measure(path: Path) -> int:
 
 _JOBS: Final = {
     "pull": _pull,
+    "rebuild": _rebuild,
     "remove": _remove,
     "sweep": _sweep,
     "gc": _gc,
