@@ -88,8 +88,25 @@ _folder = click.Path(file_okay=False, path_type=Path)
     help="After SIGTERM: /readyz says 503 so long before the port closes.",
 )
 @option("--repository", "repositories", multiple=True, help="Of a registry: serve only this one.")
-@option("--cache", type=_folder, default=_default_cache, help="For what a registry or bucket sent.")
-@option("--made", default="", metavar="DIR|URL", help="For what servers make and share.")
+@option("--cache", type=_folder, default=_default_cache, help="For what is fetched or made.")
+@option("--made", default="", metavar="DIR|URL", help="For what servers make, to share it.")
+@option("--made-size", type=_Size(), default="1G", show_default=True, help="Bytes of what is made.")
+@option(
+    "--prepare",
+    type=click.IntRange(0, 100),
+    default=3,
+    show_default=True,
+    metavar="COUNT",
+    help="Versions before a new one from which updates are made at once.",
+)
+@option(
+    "--cpu-budget",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A minute, for a token's updates that are not made yet; 0: no limit.",
+)
 @option("--storage-ca", type=_file, help="The CA of a registry, PEM.")
 @option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
 @click.pass_context
@@ -99,6 +116,7 @@ def serve(context: click.Context, /, storage: str, **facts: Any) -> None:
     Prints its URL when ready. SIGTERM ends it: what runs is finished.
     """
     from layerkit.edges.storage import open_storage
+    from layerkit.jobs.serve import SourceOptions
     from layerkit.jobs.serve import serve as run_serve
 
     console = state_of(context).console
@@ -109,12 +127,18 @@ def serve(context: click.Context, /, storage: str, **facts: Any) -> None:
         repositories=facts["repositories"],
         cache=facts["cache"],
         made=facts["made"],
+        made_size=int(facts["made_size"]),
         config=Path(docker) / "config.json" if docker else None,
         ca=facts["storage_ca"],
         realms=facts["realms"],
     )
     with contextlib.suppress(SystemExit):  # SIGTERM before the server ran
-        run_serve(opened, _server_options(facts), console.result)
+        run_serve(
+            opened,
+            _server_options(facts),
+            console.result,
+            SourceOptions(prepare_count=facts["prepare"], budget_seconds=facts["cpu_budget"]),
+        )
     console.say("stopped")
 
 

@@ -341,12 +341,19 @@ def test_a_registry_without_a_cache_is_a_usage_error() -> None:
         open_storage("http://127.0.0.1:1")
 
 
-def test_a_folder_is_opened_with_its_shelf(layout: Path) -> None:
-    storage = open_storage(str(layout))
+def test_a_folder_is_opened_with_a_shelf_of_its_own_outside_of_it(
+    layout: Path, tmp_path: Path
+) -> None:
+    before = sorted(layout.rglob("*"))
+    storage = open_storage(str(layout), cache=tmp_path / "cache")
     assert storage.made is not None
     storage.made.put("key", b"bytes")
-    assert open_storage(str(layout)).made.get("key") == b"bytes"
-    assert storage.read_index()
+    again = open_storage(str(layout), cache=tmp_path / "cache").made
+    other = open_storage(str(tmp_path / "other"), cache=tmp_path / "cache").made
+    assert again is not None and again.get("key") == b"bytes"
+    assert other is not None and other.get("key") is None
+    assert storage.read_index() and sorted(layout.rglob("*")) == before
+    assert open_storage(str(layout)).made is None
 
 
 def test_a_registry_is_opened(fake: FakeRegistry, layout: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from layerkit.edges.storage.cache import BlobCache
 from layerkit.edges.storage.cached import CachedStorage, Origin
 from layerkit.edges.storage.folder import FolderStorage
 from layerkit.edges.storage.protocol import Shelf, Storage
-from layerkit.edges.storage.shelf import FolderShelf
+from layerkit.edges.storage.shelf import SHELF_SIZE, FolderShelf
 from layerkit.errors import UsageError
 
 __all__ = ["is_bucket", "is_registry", "open_storage"]
@@ -38,14 +38,17 @@ def open_storage(
     repositories: Sequence[str] = (),
     cache: Path | None = None,
     made: str = "",
+    made_size: int = SHELF_SIZE,
     disk: Disk | None = None,
     config: Path | None = None,
     ca: Path | None = None,
     realms: Collection[str] = (),
 ) -> Storage:
     """The storage that `text` names. `cache` is the folder for what is fetched, needed but for a
-    folder; `made` (a folder, or an s3: URL) is where servers keep what they make, if not beside the
-    images. `config`, `ca` and `realms` are a registry's (see `Transport`). Raises UsageError."""
+    folder; `made` (a folder, or an s3: URL) is where servers keep what they make, within
+    `made_size` bytes. Without it that is beside a bucket's images, else in `cache`: never in a
+    layout, which others may serve without asking who reads. `config`, `ca` and `realms` are a
+    registry's (see `Transport`). Raises UsageError."""
     disk = disk or Disk()
     if not (is_registry(text) or is_bucket(text)):
         if "://" in text:
@@ -54,13 +57,16 @@ def open_storage(
                 hint="name a layout folder, https://registry or s3://bucket/prefix",
             )
         path = Path(text)
-        return FolderStorage(path, _open_shelf(made, disk) or FolderShelf(path / MADE, disk))
+        shelf = _open_shelf(made, made_size, disk)
+        if shelf is None and cache is not None:
+            shelf = FolderShelf(_made_of(cache, str(path.resolve())), disk, made_size)
+        return FolderStorage(path, shelf)
     if cache is None:
         raise UsageError(f"{text[:120]!r} needs a folder for what is fetched", hint="give --cache")
-    shelf = _open_shelf(made, disk)
+    shelf = _open_shelf(made, made_size, disk)
     blobs = BlobCache(cache, disk)
     if is_bucket(text):
-        origin, beside = _open_bucket(text)
+        origin, beside = _open_bucket(text, made_size)
         return CachedStorage(origin, blobs, shelf or beside)
     from layerkit.edges.registry import Registry, Transport
     from layerkit.edges.storage.registry import RegistryOrigin
@@ -77,18 +83,22 @@ def open_storage(
         ca=ca,
         realms=realms,
     )
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    shelf = shelf or FolderShelf(cache / f"{MADE}-{name}", disk)
+    shelf = shelf or FolderShelf(_made_of(cache, text), disk, made_size)
     return CachedStorage(RegistryOrigin(Registry(transport), repositories), blobs, shelf)
 
 
-def _open_shelf(made: str, disk: Disk) -> Shelf | None:
+def _open_shelf(made: str, made_size: int, disk: Disk) -> Shelf | None:
     if is_bucket(made):
-        return _open_bucket(made)[1]
-    return FolderShelf(Path(made), disk) if made else None
+        return _open_bucket(made, made_size)[1]
+    return FolderShelf(Path(made), disk, made_size) if made else None
 
 
-def _open_bucket(url: str) -> tuple[Origin, Shelf]:
+def _made_of(cache: Path, storage: str) -> Path:
+    """A folder of its own for each storage: one's readers must not find another's by its key."""
+    return cache / f"{MADE}-{hashlib.sha256(storage.encode()).hexdigest()[:16]}"
+
+
+def _open_bucket(url: str, made_size: int) -> tuple[Origin, Shelf]:
     """What lies in a bucket, and the shelf beside it."""
     try:
         from layerkit.edges.storage.bucket import Bucket, BucketOrigin, BucketShelf
@@ -99,4 +109,4 @@ def _open_bucket(url: str) -> tuple[Origin, Shelf]:
             hint="run \"pip install 'layerkit[s3]'\"",
         ) from exc
     bucket = Bucket(url)
-    return BucketOrigin(bucket), BucketShelf(bucket)
+    return BucketOrigin(bucket), BucketShelf(bucket, made_size)
