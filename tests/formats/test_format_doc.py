@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from pathlib import Path
@@ -16,6 +17,7 @@ from layerkit.formats import (
     layerform,
     protocol,
     shelf,
+    tokens,
     update,
 )
 from layerkit.formats.addressfree import model, wire
@@ -104,3 +106,10 @@ def test_magics_and_constants_of_the_form_are_the_codes() -> None:
 def test_rules_are_the_codes() -> None:
     names = [row[0] for row in rows(section("Address-free form", "Rules"))]
     assert [int(name.split()[0]) for name in names] == list(range(model.RULE_COUNT))
+
+
+def test_the_table_of_the_token_file_is_the_file() -> None:
+    token = tokens.Token(tokens.Caller("x", ("*",), ()), bytes(32), "")
+    document = json.loads(tokens.serialize_tokens([token]))
+    fields = [row[0].strip("`") for row in rows(section("Token file"))]
+    assert fields == list(document["tokens"][0])
