@@ -273,6 +273,7 @@ def fetch(url: str, path: str) -> urllib3.BaseHTTPResponse:
         return pool.request("GET", url + path, headers={"connection": "close"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_ends_a_server_well(workers: int) -> None:
     """/readyz says so first, requests are still taken, what runs is finished, the status is 0."""
@@ -304,6 +305,7 @@ def pids_of(url: str, want: int) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_workers_share_a_port_and_a_dead_one_is_replaced() -> None:
     with program(2) as (process, url):
         first = pids_of(url, 2)
@@ -343,6 +345,7 @@ def test_a_source_that_cannot_be_opened_is_an_error_at_once(workers: int) -> Non
         assert process.wait(10) == StoreError.exit_status
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_all_workers() -> None:
     """Also of one that was killed: what it counted is not lost."""
     name = 'layerkit_http_requests_total{route="manifests",status="200"}'

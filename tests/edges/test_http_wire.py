@@ -128,6 +128,7 @@ def test_a_reader_who_stops_is_ended(
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_reader_who_is_slow_but_reads_is_served(source: MemorySource, tmp_path: Path) -> None:
     limits = dataclasses.replace(QUICK, write_rate=1 << 20)
     size = 8_000_000

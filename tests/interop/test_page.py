@@ -113,6 +113,7 @@ def test_the_page_says_what_is_served(browse: Browse, full: MemorySource) -> Non
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", dom)
 
 
+@pytest.mark.slow
 def test_an_empty_server_says_what_to_do(browse: Browse, full: MemorySource) -> None:
     with serving(MemorySource()) as served:
         shown = texts(browse(served.url, "--dump-dom"))
