@@ -25,6 +25,7 @@ __all__ = [
     "RemoteDeniedError",
     "RemoteError",
     "RemoteLimitError",
+    "StoreChangedError",
     "StoreError",
     "StoreFullError",
     "StoreLockedError",
@@ -166,6 +167,14 @@ class StoreFullError(StoreError):
 
     code = "STORE_FULL"
     http_status = 507
+
+
+class StoreChangedError(StoreError):
+    """What a pull relied on has gone from the store meanwhile; another try fetches it."""
+
+    code = "STORE_CHANGED"
+    http_status = 503
+    retriable = True
 
 
 class StoreLockedError(StoreError):

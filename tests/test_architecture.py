@@ -30,7 +30,14 @@ FORMATS = {
     "tokens": ("", ""),
     "update": ("cursor digest", "zstandard"),
     "shelf": ("digest", ""),
-    "updating": ("digest oci delta chunker chunkmanifest layerform update", ""),
+    "updateparts": (
+        "chunkmanifest chunksync cursor delta digest formpack oci protocol update",
+        "",
+    ),
+    "updating": (
+        "digest oci chunker chunkmanifest chunksync formpack layerform update",
+        "",
+    ),
     "delta": ("cursor digest", "numpy pyfastcdc"),
     "chunker": ("", "pyfastcdc"),
     "chunkmanifest": ("chunker cursor digest", ""),

@@ -88,9 +88,10 @@ class Disk:
     # --- whole files -----------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def open_new(self, path: Path, mode: int = 0o644) -> Iterator[OpenFile]:
-        """A temp file beside `path`; the caller writes and commits, else nothing is left."""
-        temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+    def open_new(self, path: Path, mode: int = 0o644, mark: str = "") -> Iterator[OpenFile]:
+        """A temp file beside `path`; the caller writes and commits, else nothing is left. `mark`
+        stands in the temp file's name, for who cleans up."""
+        temp = path.parent / f"{TEMP_PREFIX}{mark}{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = self.act("create", path, lambda: os.open(temp, flags, mode))
         file = OpenFile(self, fd, temp, path)
@@ -220,6 +221,37 @@ class Disk:
             yield
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def hold_new(self, path: Path) -> Iterator[None]:
+        """A new empty file that is locked from its first moment until it is removed at the end.
+        A killed owner leaves it unlocked."""
+        temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = self.act("lock", path, lambda: os.open(temp, flags, 0o644))
+        try:
+            self.act("lock", path, lambda: fcntl.flock(fd, fcntl.LOCK_EX))
+            self.act("lock", path, lambda: os.rename(temp, path))
+            yield
+        finally:
+            for name in (temp, path):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+            os.close(fd)
+
+    def is_held(self, path: Path) -> bool:
+        """Does a living process hold the file that `hold_new` made?"""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     # --- beneath a folder descriptor (extraction) -------------------------------------------
 

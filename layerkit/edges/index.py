@@ -8,35 +8,57 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from layerkit.edges.disk import Disk
 from layerkit.errors import StoreError, StoreFullError, StoreLockedError
 
-__all__ = ["INDEX_DAMAGED", "INDEX_NAME", "REPAIR_HINT", "Index", "as_bytes", "as_int"]
+__all__ = [
+    "INDEX_DAMAGED",
+    "INDEX_NAME",
+    "REPAIR_HINT",
+    "Connection",
+    "Index",
+    "as_bytes",
+    "as_int",
+]
 
+Connection = sqlite3.Connection  # what `transaction` yields
 INDEX_NAME: Final = "index.sqlite"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
 INDEX_DAMAGED: Final = "is damaged"
 REPAIR_HINT: Final = "run 'layerkit verify --repair'"
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-    size INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL,
-    offset INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS chunks_pack ON chunks (pack, offset);
-CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL,
-    data BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS images (ref TEXT PRIMARY KEY, digest TEXT NOT NULL,
-    complete INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holds (owner TEXT NOT NULL, blob TEXT NOT NULL,
-    PRIMARY KEY (owner, blob)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS pins (digest TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
+_SCHEMAS: Final = {
+    1: """
+CREATE TABLE packs (pack INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
+CREATE TABLE chunks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+    size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX chunks_pack ON chunks (pack, offset);
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE images (ref TEXT PRIMARY KEY, digest TEXT NOT NULL, complete INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE holds (owner TEXT NOT NULL, blob TEXT NOT NULL, PRIMARY KEY (owner, blob))
+    WITHOUT ROWID;
+CREATE TABLE pins (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+""",
+    # session: whose packs, blobs, claims and uses these are, for as long as that session lives.
+    # seal: BLAKE3 over a row and what it needs, for SQLite has no checksums; NULL before schema 2.
+    2: """
+ALTER TABLE packs ADD COLUMN session TEXT NOT NULL DEFAULT '';
+ALTER TABLE blobs ADD COLUMN session TEXT NOT NULL DEFAULT '';
+ALTER TABLE images ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN seal BLOB;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE claims (id BLOB PRIMARY KEY, session TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE uses (session TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (session, digest))
+    WITHOUT ROWID;
+""",
+}
+assert max(_SCHEMAS) == SCHEMA_VERSION
 
 
 class Index:
@@ -50,16 +72,27 @@ class Index:
             try:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=FULL")  # a committed image survives power loss
-                version = int(db.execute("PRAGMA user_version").fetchone()[0])
-                if version == 0:
-                    db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
-                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                elif version != SCHEMA_VERSION:
-                    raise StoreError(f"{path} has schema {version}, want {SCHEMA_VERSION}")
+                if _version(db) != SCHEMA_VERSION:
+                    self._migrate(db)
             except BaseException:
                 db.close()
                 raise
         self._db = db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        """From any older schema, in one transaction. Who comes second finds it done."""
+        db.execute("BEGIN IMMEDIATE")
+        version = _version(db)
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} has schema {version}, want {SCHEMA_VERSION}",
+                hint="a newer layerkit wrote this store: use that one",
+            )
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in _SCHEMAS[number].split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._disk.act("commit", self.path, lambda: db.execute("COMMIT"))
 
     def close(self) -> None:
         self._db.close()
@@ -81,6 +114,11 @@ class Index:
         with _mapped(self.path):
             return self._db.execute(sql, values).fetchall()
 
+    def run_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """One statement for many rows, in the transaction that is open, or in one of its own."""
+        with _mapped(self.path):
+            self._db.executemany(sql, rows)
+
     def check(self) -> None:
         """Raise StoreError unless SQLite finds its file sound."""
         found = self.query("PRAGMA quick_check(1)")
@@ -88,6 +126,10 @@ class Index:
             raise StoreError(
                 f"index {self.path} {INDEX_DAMAGED}", cause=str(found[:1]), hint=REPAIR_HINT
             )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def as_bytes(value: object) -> bytes:

@@ -89,7 +89,8 @@ class _LayoutRun:
         if manifest.artifact_type == oci.CHUNKS_ARTIFACT:
             self._read_artifact(manifest)
             return
-        self.image_count += 1
+        if not manifest.artifact_type:  # else something about an image, such as its SBOM
+            self.image_count += 1
         for blob in (manifest.config, *manifest.layers):
             if blob.digest not in self.seen:
                 self._read_blob(blob)

@@ -153,8 +153,8 @@ def test_gc_removes_what_a_crash_left(store: Store) -> None:
     assert os.listdir(store.path / "packs") == []
 
 
-def test_gc_does_not_run_during_a_pull(store: Store) -> None:
-    with store.session(), pytest.raises(StoreLockedError):
+def test_two_gcs_do_not_run_at_once(store: Store) -> None:
+    with Disk().lock(store.path / "lock"), pytest.raises(StoreLockedError):
         store.gc()
 
 

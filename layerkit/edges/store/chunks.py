@@ -1,0 +1,208 @@
+"""Chunks of a store: found by the index, read from packs, written as new packs.
+
+What is put is durable when `put` returns, and is kept from gc while the session that put it lives;
+then only what an image needs stays. A chunk is verified when it is read: bit rot is a
+ChunkDigestError, never wrong bytes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
+from layerkit.edges.disk import Disk
+from layerkit.edges.index import REPAIR_HINT, Index, as_bytes, as_int
+from layerkit.edges.pack import PACK_RECORD, PACK_START, PackReader
+from layerkit.errors import ChunkDigestError, FormatError, NotFoundError
+from layerkit.formats.chunker import MAX_CHUNK_SIZE
+
+__all__ = ["Chunks"]
+
+QUERY_COUNT: Final = 500  # ids a query; SQLite's oldest default limit is 999
+GROUP_SIZE: Final = 4 << 20  # bytes of chunks looked up together before they are written
+WRITE_SIZE: Final = 1 << 20  # bytes of records written at once
+
+
+class Chunks:
+    """The chunks of one store."""
+
+    def __init__(self, folder: Path, disk: Disk, index: Index) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._index = index
+        self._reader = PackReader(folder)
+        disk.make_folder(folder)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    # --- finding and reading -------------------------------------------------------------------
+
+    def has_raw(self, raw_ids: Iterable[bytes]) -> set[bytes]:
+        """Those of the ids that are held."""
+        return set(self._find(set(raw_ids)))
+
+    def _find(self, raw_ids: set[bytes]) -> dict[bytes, tuple[str, int, int]]:
+        """Where chunks lie: pack, offset, size."""
+        wanted = sorted(raw_ids)  # in the index's own order
+        found: dict[bytes, tuple[str, int, int]] = {}
+        names = {row[0]: str(row[1]) for row in self._index.query("SELECT pack, name FROM packs")}
+        for start in range(0, len(wanted), QUERY_COUNT):
+            raw = wanted[start : start + QUERY_COUNT]
+            marks = ",".join("?" * len(raw))
+            for name, pack, offset, size in self._index.query(
+                f"SELECT id, pack, offset, size FROM chunks WHERE id IN ({marks})", raw
+            ):
+                found[as_bytes(name)] = (names.get(pack, ""), as_int(offset), as_int(size))
+        return found
+
+    def get_all(self, raw_ids: Sequence[bytes], want: Digest, what: str) -> bytes:
+        """Chunks joined, verified as a whole by `want`; when it does not match, one by one, so that
+        the error names the damaged chunk."""
+        places = self._find(set(raw_ids))
+        if len(places) == len(set(raw_ids)):
+            data = self._reader.read_all([places[raw] for raw in raw_ids])
+            if data is not None and sha256_digest(data) == want:
+                return data
+        data = b"".join(self.get(Digest("b3", raw)) for raw in raw_ids)
+        check_digest(data, want, what)
+        return data
+
+    def get(self, chunk: Digest) -> bytes:
+        """The bytes of a chunk, verified. NotFoundError if not held, ChunkDigestError if rotten."""
+        for _ in range(2):  # gc may move a chunk to another pack between row and file
+            rows = self._index.query(
+                "SELECT name, offset, chunks.size FROM chunks JOIN packs USING (pack) WHERE id = ?",
+                (chunk.raw,),
+            )
+            if not rows:
+                break
+            name, offset, size = str(rows[0][0]), as_int(rows[0][1]), as_int(rows[0][2])
+            data = self._reader.read(name, offset, size)
+            if data is not None:
+                check_digest(data, chunk, f"chunk {chunk.short} in the store")
+                return data
+        else:
+            raise ChunkDigestError(
+                f"chunk {chunk.short} in the store has lost its pack",
+                got="no file",
+                want=str(chunk),
+                hint=REPAIR_HINT,
+            )
+        raise NotFoundError(f"chunk {chunk.short} is not in the store")
+
+    def find_bad(self) -> tuple[list[bytes], int]:
+        """Read every chunk: ids of the damaged ones, as the index has them, and how many there
+        are."""
+        rows = self._index.query(
+            "SELECT id, name, offset, chunks.size FROM chunks LEFT JOIN packs USING (pack)"
+            " ORDER BY pack, offset"
+        )
+        bad = []
+        for raw, name, offset, size in rows:
+            data = self._reader.read(str(name), as_int(offset), as_int(size)) if name else None
+            if data is None or chunk_id(data).raw != raw:
+                bad.append(as_bytes(raw))
+        return bad, len(rows)
+
+    def drop(self, raw_ids: Iterable[bytes]) -> None:
+        """Forget chunks (damaged ones), so that they are fetched again."""
+        with self._index.transaction() as db:
+            db.executemany("DELETE FROM chunks WHERE id = ?", ((raw,) for raw in raw_ids))
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def put(
+        self,
+        chunks: Iterable[tuple[Digest, bytes]],
+        session: str,
+        *,
+        guard: Callable[[int], None] = lambda size: None,
+        replace: bool = False,
+    ) -> int:
+        """Put verified chunks into one pack of `session`; returns the count. Those held already are
+        skipped, but with `replace` moved here. `guard` is told the pack's size before each write,
+        and may raise. Memory: what `chunks` yields at a time, and the rows."""
+        name = f"{session}-{secrets.token_hex(6)}.pack"
+        rows: list[tuple[bytes, int, int]] = []
+        seen: set[Digest] = set()
+        with self._disk.open_new(self._folder / name, mark=f"{session}-") as file:
+            file.write(PACK_START)
+            buffer = bytearray()
+            for chunk, data in chunks if replace else self._lacking(chunks):
+                if chunk in seen:
+                    continue
+                if not 0 < len(data) <= MAX_CHUNK_SIZE:
+                    raise FormatError(f"chunk {chunk.short} of {len(data)} bytes cannot be stored")
+                seen.add(chunk)
+                buffer += PACK_RECORD.pack(len(data), chunk.raw)
+                rows.append((chunk.raw, file.size + len(buffer), len(data)))
+                buffer += data
+                if len(buffer) >= WRITE_SIZE:
+                    guard(file.size + len(buffer))
+                    file.write(buffer)
+                    buffer.clear()
+            if not rows:
+                return 0
+            guard(file.size + len(buffer))
+            file.write(buffer)
+            file.commit()
+        self.add_pack(name, file.size, rows, session, replace=replace)
+        return len(rows)
+
+    def _lacking(self, chunks: Iterable[tuple[Digest, bytes]]) -> Iterator[tuple[Digest, bytes]]:
+        """Those that are not held, looked up in groups of up to GROUP_SIZE bytes."""
+        group: list[tuple[Digest, bytes]] = []
+        size = 0
+        for pair in chain(chunks, [None]):
+            if pair is not None:
+                group.append(pair)
+                size += len(pair[1])
+            if pair is None or size >= GROUP_SIZE or len(group) == QUERY_COUNT:
+                held = self.has_raw(chunk.raw for chunk, _ in group)
+                yield from (pair for pair in group if pair[0].raw not in held)
+                group, size = [], 0
+
+    def add_pack(
+        self,
+        name: str,
+        size: int,
+        rows: Iterable[tuple[bytes, int, int]],
+        session: str = "",
+        *,
+        replace: bool = False,
+    ) -> None:
+        """The rows of a pack that is durable: id, offset, size of each chunk."""
+        verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+        with self._index.transaction() as db:
+            pack = db.execute(
+                "INSERT INTO packs (name, size, session) VALUES (?, ?, ?)", (name, size, session)
+            )
+            number = pack.lastrowid
+            db.executemany(
+                f"{verb} INTO chunks (id, pack, offset, size) VALUES (?, ?, ?, ?)",
+                ((raw, number, offset, length) for raw, offset, length in rows),
+            )
+
+    def rewrite(self, pack: int, session: str) -> None:
+        """Copy the undamaged chunks of a pack into a new one; the old one loses their rows."""
+        rows = self._index.query("SELECT id FROM chunks WHERE pack = ? ORDER BY offset", (pack,))
+
+        def live() -> Iterator[tuple[Digest, bytes]]:
+            for (raw,) in rows:
+                chunk = Digest("b3", as_bytes(raw))
+                try:
+                    yield chunk, self.get(chunk)
+                except (ChunkDigestError, NotFoundError):
+                    continue  # stays in the old pack, for verify; or was dropped meanwhile
+
+        self.put(live(), session, replace=True)
+
+    def remove_pack(self, name: str) -> int:
+        """Remove a file of the folder that no row names."""
+        self._reader.forget(name)
+        return int(self._disk.remove(self._folder / name))

@@ -1,0 +1,205 @@
+"""Dropping what a store does not need: gc, eviction under a quota.
+
+gc runs beside pulls. It keeps what images and pins hold, and all that living sessions have put;
+what a pull found held and relied on may go, and its commit then says so (`StoreChangedError`) in
+place of committing an image with a hole. Rows go first, then files: a crash in between leaves files
+that the next gc removes. A file without a row is removed only when the session in its name is dead,
+for only that session could still give it one. Memory: one chunk manifest, names of packs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from layerkit.digest import Digest
+from layerkit.edges.disk import TEMP_PREFIX, Disk
+from layerkit.edges.index import REPAIR_HINT, Connection, Index, as_int
+from layerkit.edges.store.chunks import Chunks
+from layerkit.edges.store.images import CHUNK_MANIFEST_KIND, Images
+from layerkit.edges.store.sessions import Sessions, token_of
+from layerkit.errors import IntegrityError, StoreFullError
+from layerkit.formats.chunkmanifest import parse_chunk_manifest
+
+__all__ = ["GcResult", "Sweeper"]
+
+LOCK_NAME: Final = "lock"
+REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
+_OWNERS: Final = "(SELECT digest FROM images UNION SELECT digest FROM pins)"
+_DEAD: Final = (
+    " FROM chunks WHERE id NOT IN (SELECT id FROM live_chunks)"
+    " AND pack NOT IN (SELECT pack FROM packs WHERE session IN (SELECT token FROM live_sessions))"
+)
+_DEAD_BLOBS: Final = (
+    f" FROM blobs WHERE digest NOT IN (SELECT blob FROM holds WHERE owner IN {_OWNERS})"
+    " AND session NOT IN (SELECT token FROM live_sessions)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GcResult:
+    """What gc dropped, or would drop."""
+
+    chunk_count: int
+    blob_count: int
+    pack_count: int
+    freed_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeper:
+    """gc and eviction of one store."""
+
+    path: Path
+    disk: Disk
+    index: Index
+    chunks: Chunks
+    images: Images
+    sessions: Sessions
+
+    # --- gc ----------------------------------------------------------------------------------
+
+    def collect(self, *, dry_run: bool = False, wait: bool = False) -> GcResult:
+        """Drop what neither an image, a pin nor a living session needs. StoreLockedError while
+        another gc runs (unless `wait`); IntegrityError while a chunk manifest that an image needs
+        is damaged, for then nobody knows which chunks it needs."""
+        with self.disk.lock(self.path / LOCK_NAME, wait=wait), self.sessions.open() as token:
+            self._begin()
+            marked = self._mark(set())
+            with self.index.transaction() as db:
+                self._mark(marked)  # what was committed meanwhile
+                live = self.sessions.list_live()
+                db.execute("DELETE FROM live_sessions")
+                db.executemany("INSERT INTO live_sessions VALUES (?)", ((one,) for one in live))
+                count, freed = db.execute(f"SELECT COUNT(*), SUM(size){_DEAD}").fetchone()
+                (blob_count,) = db.execute(f"SELECT COUNT(*){_DEAD_BLOBS}").fetchone()
+                if not dry_run:
+                    self._drop(db)
+            packs = 0 if dry_run else self._clean(token)
+            self.index.query("DELETE FROM live_chunks")
+        return GcResult(int(count), int(blob_count), packs, int(freed or 0))
+
+    def _begin(self) -> None:
+        """Tables of this connection alone."""
+        for table, column in (("live_chunks", "id BLOB"), ("live_sessions", "token TEXT")):
+            self.index.query(
+                f"CREATE TEMP TABLE IF NOT EXISTS {table} ({column} PRIMARY KEY) WITHOUT ROWID"
+            )
+            self.index.query(f"DELETE FROM {table}")
+
+    def _mark(self, known: set[str]) -> set[str]:
+        """Put the chunks of all held chunk manifests but `known` into the table; their digests."""
+        rows = self.index.query(
+            "SELECT DISTINCT blob FROM holds JOIN blobs ON blobs.digest = holds.blob"
+            f" WHERE kind = '{CHUNK_MANIFEST_KIND}' AND owner IN {_OWNERS}"
+        )
+        found = {str(row[0]) for row in rows}
+        for name in sorted(found - known):
+            self.index.run_many(
+                "INSERT OR IGNORE INTO live_chunks VALUES (?)",
+                ((raw,) for raw in self._read_ids(name)),
+            )
+        return found
+
+    def _read_ids(self, name: str) -> list[bytes]:
+        try:
+            data = self.images.get_blob(Digest.parse(name))
+        except IntegrityError as exc:
+            raise IntegrityError(
+                f"nothing is dropped: chunk manifest {name[:19]} in the store is damaged",
+                got=exc.got,
+                want=exc.want,
+                hint=REPAIR_HINT,
+            ) from exc
+        return list(parse_chunk_manifest(data).list_raw_ids())
+
+    def _drop(self, db: Connection) -> None:
+        db.execute(f"DELETE{_DEAD_BLOBS}")
+        db.execute(f"DELETE{_DEAD}")
+        db.execute(f"DELETE FROM holds WHERE owner NOT IN {_OWNERS}")
+
+    def _clean(self, token: str) -> int:
+        """Rewrite packs that are mostly unused, then remove files that no row will name."""
+        used = self.index.query(
+            "SELECT pack, packs.size, COALESCE(SUM(chunks.size), 0), session FROM packs"
+            " LEFT JOIN chunks USING (pack) GROUP BY pack ORDER BY pack"
+        )
+        for pack, size, live, session in used:
+            if self.sessions.is_live(str(session)):
+                continue
+            if 0 < as_int(live) < REWRITE_BELOW * as_int(size):
+                self.chunks.rewrite(as_int(pack), token)
+        with self.index.transaction() as db:
+            db.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM chunks)")
+        removed = self._remove_files()
+        self.sessions.sweep()
+        return removed
+
+    def _remove_files(self) -> int:
+        packs = self.path / "packs"
+        removed = 0
+        for name in sorted(os.listdir(packs)):
+            token = token_of(name.removeprefix(TEMP_PREFIX))
+            if self.sessions.is_live(token) and token != self.sessions.token:
+                continue
+            # its session is dead by now, so no row comes any more
+            if not self.index.query("SELECT 1 FROM packs WHERE name = ?", (name,)):
+                removed += self.chunks.remove_pack(name)
+        for name in os.listdir(self.path):
+            if name.startswith(TEMP_PREFIX):
+                self.disk.remove(self.path / name)
+        return removed
+
+    # --- quota -------------------------------------------------------------------------------
+
+    def usage(self) -> int:
+        """Bytes of packs and blobs; the index's own overhead is some percent more."""
+        rows = self.index.query(
+            "SELECT COALESCE((SELECT SUM(size) FROM packs), 0)"
+            " + COALESCE((SELECT SUM(LENGTH(data)) FROM blobs), 0)"
+        )
+        return as_int(rows[0][0])
+
+    def evict(
+        self, target: int, keep: Collection[str], spare: Callable[[str], bool] = lambda ref: False
+    ) -> list[str]:
+        """Remove images, the least recently used first, until at most `target` bytes are in use;
+        never one that is pinned, being read, of a digest in `keep`, or spared. Returns their
+        references. What is left over the target is the caller's to judge."""
+        removed: list[str] = []
+        if self.usage() <= target:
+            return removed
+        self.collect(wait=True)
+        while self.usage() > target:
+            used = self.sessions.list_used() | set(keep)
+            victims = [
+                image
+                for image in self.images.list_images()
+                if not image.pinned and str(image.digest) not in used and not spare(image.ref)
+            ]
+            if not victims:
+                break
+            oldest = min(victims, key=lambda image: (image.used_at, image.ref))
+            self.images.remove(oldest.ref)
+            removed.append(oldest.ref)
+            self.collect(wait=True)
+        return removed
+
+    def make_room(self, size: int, quota: int, keep: Collection[str]) -> list[str]:
+        """Evict until `size` more bytes fit into `quota`; StoreFullError when they cannot."""
+        if size > quota:
+            raise StoreFullError(
+                f"{size} bytes do not fit into the quota of {quota}", hint="raise --quota"
+            )
+        removed = self.evict(quota - size, keep)
+        left = self.usage()
+        if left + size > quota:
+            raise StoreFullError(
+                f"{size} bytes do not fit: {left} of {quota} bytes are in use",
+                cause="what is left is pinned or being read",
+                hint="raise --quota, or unpin or remove images",
+            )
+        return removed
