@@ -17,7 +17,17 @@ from layerkit.console import Console, human_size, redact, render_error
 from layerkit.errors import FormatError, IntegrityError, LayerkitError, ToolError
 
 HEAVY = {
-    *("rich", "numpy", "starlette", "uvicorn", "urllib3", "zstandard", "deflate", "pyfastcdc"),
+    *(
+        "rich",
+        "numpy",
+        "jinja2",
+        "prometheus_client",
+        "uvicorn",
+        "urllib3",
+        "zstandard",
+        "deflate",
+        "pyfastcdc",
+    ),
     *("docker", "oras", "sqlite3", "asyncio", "subprocess", "blake3", "hdiffpatch", "iced_x86"),
 }
 
