@@ -105,7 +105,7 @@ class LocalApi:
             return _refuse(UsageError(f"a request is over {MAX_BODY_SIZE} bytes"))
         except Exception as exc:  # the request loop: a bug of ours fails this request alone
             _log.exception("%s %s failed", request.method, request.path)
-            return _refuse(LayerkitError(f"unexpected {type(exc).__name__}"))
+            return _respond(LayerkitError, f"unexpected {type(exc).__name__}", "", "")
 
     async def _handle(self, request: web.Request) -> Document:
         handler = self._handlers.get((request.method, request.path))
@@ -117,11 +117,13 @@ class LocalApi:
 
 
 def _refuse(error: LayerkitError) -> web.Response:
-    document = {"code": error.code, "message": error.message, "detail": error.cause}
-    return web.json_response(
-        {"errors": [document | ({"hint": error.hint} if error.hint else {})]},
-        status=error.http_status,
-    )
+    return _respond(type(error), error.message, error.cause, error.hint)
+
+
+def _respond(kind: type[LayerkitError], message: str, detail: str, hint: str) -> web.Response:
+    entry = {"code": kind.code, "message": message, "detail": detail}
+    document = {"errors": [entry | ({"hint": hint} if hint else {})]}
+    return web.json_response(document, status=kind.http_status)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -21,12 +21,18 @@ from layerkit.digest import Digest
 from layerkit.edges.agentmetrics import AgentMetrics
 from layerkit.edges.disk import Disk
 from layerkit.edges.forked import error_document
-from layerkit.errors import LayerkitError, NotFoundError, StoreLockedError, UsageError
+from layerkit.errors import (
+    LayerkitError,
+    NotFoundError,
+    StoreFullError,
+    StoreLockedError,
+    UsageError,
+)
 from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.names import Name, Names, Version, read_record, write_record
 from layerkit.jobs.agent.pauses import Health, Pause
 from layerkit.jobs.agent.settings import Settings
-from layerkit.jobs.agent.work import Place
+from layerkit.jobs.agent.work import Place, kept_name
 
 __all__ = ["Jobs", "Keeper"]
 
@@ -168,6 +174,31 @@ class Keeper:
             raise
 
     async def _pull_job(self, name: Name, server: str, update: bytes) -> dict[str, Any]:
+        try:
+            return await self._pull_once(name, server, update)
+        except StoreFullError:
+            if not await self._make_room():
+                raise
+            return await self._pull_once(name, server, b"")
+
+    async def _make_room(self) -> bool:
+        """Old versions go, the least recently used first, whichever name's they are."""
+        current = [name.current for name in self.names if name.versions]
+        found = await self._run("evict", keep=current)
+        gone = set(found["removed"])
+        for name in self.names:
+            versions = [
+                version
+                for version in name.versions[1:]
+                if kept_name(name.reference, Digest.parse(version.digest)) in gone
+            ]
+            if versions:
+                await self._remove_versions(name, versions)
+        if gone:
+            _log.warning("the store was full: %d versions went before their time", len(gone))
+        return bool(gone)
+
+    async def _pull_once(self, name: Name, server: str, update: bytes) -> dict[str, Any]:
         raw = base64.b64encode(update).decode()
         listed = self._list_servers(server)
         return await self._run("pull", ref=name.ref, link=name.link, servers=listed, update=raw)

@@ -29,6 +29,14 @@ MAJOR: Final = 1
 MAX_RECORD_SIZE: Final = 64 << 20
 CONFIG: Final = "config"  # watched because the configuration says so
 API: Final = "api"  # watched because somebody asked the agent to
+# what the record's values must be
+_KINDS: Final[Mapping[str, type]] = {
+    **dict.fromkeys(("link", "watched", "config", "manifest"), str),
+    **dict.fromkeys(("pinned", "leaving"), bool),
+    **dict.fromkeys(("moved_size", "whole_size"), int),
+    **dict.fromkeys(("pulled_at", "last_success", "seconds"), float),
+    "handed": list,
+}
 _log = logging.getLogger(__name__)
 
 
@@ -219,6 +227,10 @@ def _parse_name(entry: Mapping[str, Any]) -> Name:
     versions = [Version(**version) for version in entry["versions"]]
     name = Name(**{**entry, "versions": versions})
     check_name(name.reference)
+    for value in (name, *versions):
+        for field_, kind in _KINDS.items():
+            if not isinstance(getattr(value, field_, kind()), kind):
+                raise TypeError(f"{field_} is no {kind.__name__}")
     for version in versions:
         Digest.parse(version.digest)
     return name

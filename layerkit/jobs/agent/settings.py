@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from layerkit.edges.engine import ENGINES
+from layerkit.edges.versions import check_name
 from layerkit.errors import NotFoundError, StoreError, UsageError
 from layerkit.formats.oci import parse_platform
 from layerkit.formats.reference import Reference
@@ -197,6 +198,7 @@ def _refs(key: str, value: object) -> tuple[str, ...]:
     for ref in refs:
         if ref.digest is not None:
             raise UsageError(f"{ref} never changes: it is named by its digest", hint="pull it")
+        check_name(ref)
     return tuple(dict.fromkeys(map(str, refs)))
 
 

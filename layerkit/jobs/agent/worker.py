@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from layerkit.jobs.pull import PullResult, host_platform, pull, rebuild_forms
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
 STAGING_NAME: Final = "agent/staging"  # in the store: for images that only engines get
+EVICT_TO: Final = 0.75  # of the quota: room for some pulls, not for the next one only
 NEXT_SERVER: Final = (RemoteError, NotFoundError, IntegrityError, FormatError)
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def run_job(job: Mapping[str, object]) -> Mapping[str, object]:
     document: Mapping[str, Any] = job
     place, disk = Place.parse(document["place"]), Disk()
     root = Path(place.root) if place.kind else Path(place.store) / STAGING_NAME
-    with Store(Path(place.store), disk) as store:
+    with Store(Path(place.store), disk, place.quota) as store:
         bench = _Bench(place, disk, store, VersionFolders(root, disk))
         return _JOBS[document["do"]](bench, document)
 
@@ -248,8 +248,16 @@ def _gc(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
         "blob_count": found.blob_count,
         "pack_count": found.pack_count,
         "freed_size": found.freed_size,
-        "store_size": _measure(Path(bench.place.store)),
+        "store_size": bench.store.usage(),
     }
+
+
+def _evict(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
+    """Make room: images go, the least recently used first, but those in `keep` and what is pinned
+    or being read. Down to a part of the quota, or of what is used where the disk is full."""
+    limit = bench.place.quota or bench.store.usage()
+    target = int(limit * EVICT_TO)
+    return {"removed": bench.store.evict(target, [Digest.parse(text) for text in job["keep"]])}
 
 
 def _pin(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
@@ -274,19 +282,8 @@ def _list(bench: _Bench, _: Mapping[str, Any]) -> dict[str, object]:
             }
             for image in bench.store.list_images()
         ],
-        "store_size": _measure(Path(bench.place.store)),
+        "store_size": bench.store.usage(),
     }
-
-
-def _measure(path: Path) -> int:
-    """Bytes of the files in a folder and below."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                if not name.startswith(TEMP_PREFIX):
-                    total += os.lstat(os.path.join(folder, name)).st_size
-    return total
 
 
 _JOBS: Final = {
@@ -295,6 +292,7 @@ _JOBS: Final = {
     "remove": _remove,
     "sweep": _sweep,
     "gc": _gc,
+    "evict": _evict,
     "pin": _pin,
     "list": _list,
 }
