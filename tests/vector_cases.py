@@ -155,9 +155,20 @@ OLD = b"The quick brown fox jumps over the lazy dog, again and again and again."
 NEW = b"So the quick brown fox jumps over the lazy cat, again and again and again."
 RAW_RUN, HELD = b"a run of a tar", b"not ELF"
 OLD_IMAGE = sha256_digest(b"old image")
-OLD_DOCUMENTS = [b'{"manifest": "old"}', b"", b'{"config": "old"}', b'{"chunks": "old"}']
-UPDATE = update.Update(
-    b'{"manifest": "new"}', b"", b'{"config": "new"}', b'{"chunks": "new"}', (b"a delta",)
+OLD_DOCUMENTS = update.Documents(
+    b'{"manifest": "old"}', b"", b'{"config": "old"}', b'{"chunks": "old"}'
+)
+NEW_CONFIG = b'{"config": "new"}'
+NEW_DOCUMENTS = update.Documents(
+    b'{"manifest": "%s"}' % sha256_digest(NEW_CONFIG).hex.encode(),
+    b"",
+    NEW_CONFIG,
+    b'{"chunks": "new"}',
+)
+UPDATE_PARTS = (
+    update.Part(0, update.DELTA, b"a delta"),
+    update.Part(2, update.LIST, b"a change"),
+    update.Part(2, update.CHUNKS, b"chunks"),
 )
 
 
@@ -220,14 +231,16 @@ def _layer_form() -> Pieces:
 
 
 def _update() -> Pieces:
-    made = update.serialize_update(UPDATE, OLD_IMAGE, OLD_DOCUMENTS)
+    made = update.serialize_update(NEW_DOCUMENTS, UPDATE_PARTS, OLD_IMAGE, OLD_DOCUMENTS)
+    size = int.from_bytes(made[40:44], "little")
     return [
         (update.MAGIC, "magic"),
-        (b"\0\0", "major, minor"),
+        (b"\1\0", "major, minor"),
         (made[6:8], "header size"),
         (OLD_IMAGE.raw, "digest of the old image"),
-        (made[40:44], "size of the frame's content"),
-        (made[44:], "a zstd frame over the old documents: four documents, the deltas"),
+        (made[40:44], "size of the frame"),
+        (made[44 : 44 + size], "a zstd frame over the old documents: the new ones, the table"),
+        *((part.data, "a part") for part in UPDATE_PARTS),
     ]
 
 
@@ -261,7 +274,7 @@ def cases() -> Iterator[Case]:
          _minimal(), 4),
         ("delta/primed.txt", "a near match", "Delta", _primed_delta(), 4),
         ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
-        ("update/documents.txt", "four documents and a delta", "Update", _update(), 4),
+        ("update/parts.txt", "documents and three parts", "Update", _update(), 4),
         ("labels/raw.txt", "the labels of a raw binary", "Labels of a layer", _labels(), 4),
         ("shelf/entry.txt", "five bytes under a key", "Shelf entry", _shelf_entry(), 4),
     )  # fmt: skip

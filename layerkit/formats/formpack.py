@@ -59,9 +59,9 @@ def pack(form: bytes) -> bytes:
     return out.getvalue()
 
 
-def unpack(raw: bytes) -> bytes:
-    """The form. Memory is bounded by the two sizes that the header declares, at most
-    MAX_FORM_SIZE each; nothing is allocated for them before it is decompressed."""
+def unpack(raw: bytes, limit: int = MAX_FORM_SIZE) -> bytes:
+    """The form, of at most `limit` bytes. Memory is bounded by the two sizes that the header
+    declares, the other one at most twice that; nothing is allocated before it is decompressed."""
     reader = Reader(raw, "packed form")
     if bytes(reader.take(4)) != MAGIC:
         raise FormatError("packed form: no magic")
@@ -69,8 +69,8 @@ def unpack(raw: bytes) -> bytes:
     if major != MAJOR:
         raise VersionError(f"packed form: got major version {major}, want {MAJOR}")
     kind = reader.u8()
-    form_size = reader.varint(MAX_FORM_SIZE, "form size")
-    content_size = reader.varint(2 * MAX_FORM_SIZE, "content size")
+    form_size = reader.varint(min(limit, MAX_FORM_SIZE), "form size")
+    content_size = reader.varint(2 * min(limit, MAX_FORM_SIZE), "content size")
     content = _decompress(bytes(reader.take(reader.left)), content_size)
     if kind == PARTS:
         form = _restore(Reader(content, "packed form"), form_size)

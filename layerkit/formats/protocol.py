@@ -228,15 +228,15 @@ def pack_form(form: bytes | bytearray | memoryview, level: int = 19) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(form)
 
 
-def unpack_form(raw: bytes, form_size: int | None = None) -> bytes:
+def unpack_form(raw: bytes, form_size: int | None = None, limit: int = MAX_FORM_SIZE) -> bytes:
     """The form in a form blob; it must be exactly `form_size` bytes (checked before allocation),
-    or those that its frame declares."""
+    or those that its frame declares, at most `limit`."""
     try:
         declared = zstandard.frame_content_size(raw)
     except zstandard.ZstdError as exc:
         raise FormatError(f"form blob: not a zstd frame: {exc}") from exc
     form_size = declared if form_size is None else form_size
-    if not 0 <= form_size <= MAX_FORM_SIZE:
+    if not 0 <= form_size <= min(limit, MAX_FORM_SIZE):
         raise FormatError(f"form blob: form size {form_size} is over its limit")
     if declared not in (-1, form_size):
         raise FormatError(f"form blob: frame holds {declared} bytes, want {form_size}")

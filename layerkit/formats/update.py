@@ -1,134 +1,281 @@
 """An update: the answer to "this is what I hold, give me that" in one stream.
 
-It carries the documents of the wanted image (index, manifest, config, chunks artifact) and a delta
-for each layer whose form differs. The stream is one zstd frame that may refer to the documents of
-the old image, which the node has: little but digests differ between two versions.
+It has the documents of the wanted image (config, manifest, chunks artifact, index) and, part after
+part, the bytes of the layers that the node lacks. The documents come first, with the table of the
+parts, in a zstd frame that may refer to the documents of an image that the node holds: little but
+digests differs between two versions. A reader takes the parts one by one as they come.
 
-Spec: docs/format.md "Update". Decoding is bounded and raises only FormatError.
+What a part holds is the business of `updateparts`; which are sent, of `updating`.
+
+Spec: docs/format.md "Update". Bounded: the documents by MAX_DOCUMENT_SIZE each, a part by what
+came. Raises only FormatError.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import zstandard
 
-from layerkit.digest import Digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.cursor import Reader, Writer
 
 __all__ = [
     "MAX_HAVE_COUNT",
+    "MAX_LAYER_COUNT",
     "MAX_UPDATE_SIZE",
     "UPDATE_TYPE",
-    "Update",
-    "parse_update",
+    "Documents",
+    "Entry",
+    "Part",
+    "UpdateReader",
+    "check_documents",
     "serialize_update",
-    "update_old",
 ]
 
-UPDATE_TYPE: Final = "application/vnd.layerkit.update.v0"
+UPDATE_TYPE: Final = "application/vnd.layerkit.update.v1"
 MAGIC: Final = b"LKUP"
-MAJOR: Final = 0
+MAJOR: Final = 1
 MINOR: Final = 0
 LEVEL: Final = 19
 STEP: Final = 64  # bytes of the frame decompressed at once
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: frames that want more are refused; level 19 wants 2^23
-MAX_UPDATE_SIZE: Final = 1 << 30  # bytes, decompressed
+MAX_UPDATE_SIZE: Final = 1 << 30  # bytes of all parts
+MAX_FRAME_SIZE: Final = 16 << 20  # bytes of the documents and the table, packed
 MAX_DOCUMENT_SIZE: Final = 4 << 20
-MAX_DELTA_COUNT: Final = 128  # layers of an image
+MAX_LAYER_COUNT: Final = 128
+MAX_PART_COUNT: Final = 4096
+MAX_CONTENT_SIZE: Final = 4 * MAX_DOCUMENT_SIZE + 16 * MAX_PART_COUNT
 MAX_HAVE_COUNT: Final = 32  # images that a node names: 2.3 KB of a request's first line
 
-# magic, major, minor, header size, digest of the old image, size of the frame's content
+# kinds of parts; a layer has one of the first four, or a LIST and then any number of CHUNKS
+DELTA: Final = 1
+PACKED: Final = 2
+FORM: Final = 3
+BLOB: Final = 4
+LIST: Final = 5
+CHUNKS: Final = 6
+_FIRST: Final = (DELTA, PACKED, FORM, BLOB, LIST)
+_FOLLOWERS: Final[dict[int, tuple[int, ...]]] = {0: _FIRST, LIST: (CHUNKS,), CHUNKS: (CHUNKS,)}
+
+# magic, major, minor, header size, old image (zeros: none), size of the frame
 HEADER: Final = struct.Struct("<4sBBH32sI")
 assert HEADER.size == 44
 
+# In a document they stand for the hex digests of the config and of the manifest, which need not
+# travel. No JSON text has these bytes
+MARKS: Final = (b"\1", b"\2")
+
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """Documents as they are stored (digests name them), and the deltas of layers."""
+class Documents:
+    """An image's documents as stored; `manifest` is empty when `top` is the manifest, `artifact`
+    when there is none."""
 
-    top: bytes  # what the reference names: a manifest, or an index
-    manifest: bytes  # empty when `top` is it
+    top: bytes
+    manifest: bytes
     config: bytes
     artifact: bytes
-    deltas: tuple[bytes, ...]  # each names its old and new form
 
 
-def serialize_update(update: Update, old: Digest, old_documents: Sequence[bytes]) -> bytes:
-    """The stream for a node that holds image `old` with these documents."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the table: which layer of the manifest a part is of, its kind, its bytes."""
+
+    layer: int
+    kind: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as it is sent."""
+
+    layer: int
+    kind: int
+    data: bytes
+
+
+def serialize_update(
+    new: Documents, parts: Sequence[Part], old: Digest | None, old_documents: Documents | None
+) -> bytes:
+    """The stream for a node that holds image `old` with these documents, or none."""
     out = Writer()
-    for document in (update.top, update.manifest, update.config, update.artifact):
+    for document in _pack_documents(new):
         out.sized(document)
-    out.varint(len(update.deltas))
-    for delta in update.deltas:
-        out.sized(delta)
-    content = out.getvalue()
+    out.varint(len(parts))
+    for part in parts:
+        out.varint(part.layer)
+        out.u8(part.kind)
+        out.varint(len(part.data))
     packer = zstandard.ZstdCompressor(
         level=LEVEL,
-        dict_data=_prefix(old_documents),
+        dict_data=_dictionary(old_documents),
         write_content_size=False,
         write_checksum=False,
     )
-    return HEADER.pack(MAGIC, MAJOR, MINOR, HEADER.size, old.raw, len(content)) + packer.compress(
-        content
-    )
+    frame = packer.compress(out.getvalue())
+    name = old.raw if old is not None else bytes(32)
+    head = HEADER.pack(MAGIC, MAJOR, MINOR, HEADER.size, name, len(frame))
+    return b"".join((head, frame, *(part.data for part in parts)))
 
 
-def update_old(raw: bytes) -> Digest:
-    """The old image that an update builds on."""
-    return _read_header(raw)[0]
+class UpdateReader:
+    """Reads a stream that comes in pieces of any size: `old`, then `read_documents`, then
+    `read_parts`."""
+
+    def __init__(self, stream: Iterable[bytes]) -> None:
+        self._stream = _Stream(stream)
+        raw = self._stream.take(HEADER.size)
+        magic, major, minor, header_size, old, self._frame_size = HEADER.unpack(raw)
+        if magic != MAGIC:
+            raise FormatError("update: no magic")
+        if major != MAJOR:
+            raise VersionError(f"update: got major version {major}, want {MAJOR}", offset=4)
+        if header_size < HEADER.size or (header_size > HEADER.size and minor == MINOR):
+            raise FormatError(f"update: header size {header_size} is wrong", offset=6)
+        if self._frame_size > MAX_FRAME_SIZE:
+            raise FormatError(f"update: frame of {self._frame_size} bytes is too long", offset=40)
+        self._stream.take(header_size - HEADER.size)
+        self.old: Digest | None = Digest("sha256", old) if any(old) else None
+        self.table: tuple[Entry, ...] = ()
+
+    def read_documents(self, old_documents: Documents | None) -> Documents:
+        """The wanted image's documents, with those of `old`; then `table` is known, too."""
+        content = _unpack(self._stream.take(self._frame_size), _dictionary(old_documents))
+        reader = Reader(content, "update")
+        documents = _restore_documents([bytes(_sized(reader)) for _ in range(4)])
+        self.table = _read_table(reader)
+        reader.finish()
+        return documents
+
+    def read_parts(self) -> Iterator[tuple[Entry, bytes]]:
+        """Each part when it is there. Memory: one part."""
+        for entry in self.table:
+            yield entry, self._stream.take(entry.size)
+        self._stream.finish()
 
 
-def parse_update(raw: bytes, old_documents: Sequence[bytes]) -> Update:
-    """The update, with the documents of the old image that its header names."""
-    _, size, start = _read_header(raw)
-    unpacker = zstandard.ZstdDecompressor(
-        dict_data=_prefix(old_documents), max_window_size=MAX_WINDOW_SIZE
-    ).decompressobj()
-    try:
-        content = _bounded(unpacker, raw[start:], size)
-    except zstandard.ZstdError as exc:
-        raise FormatError("update: not a zstd frame", offset=start) from exc
-    reader = Reader(content, "update")
-    documents = [bytes(reader.sized(MAX_DOCUMENT_SIZE, "document")) for _ in range(4)]
-    count = reader.varint(MAX_DELTA_COUNT, "count of deltas")
-    deltas = tuple(bytes(reader.sized(MAX_UPDATE_SIZE, "delta")) for _ in range(count))
-    reader.finish()
-    return Update(documents[0], documents[1], documents[2], documents[3], deltas)
+class _Stream:
+    """Exact sizes out of pieces. Nothing is allocated for what did not come."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = memoryview(b"")
+        self._offset = 0
+
+    def take(self, size: int) -> bytes:
+        taken, left = [], size
+        while left:
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    raise FormatError("update: ends early", offset=self._offset)
+                self._rest = memoryview(piece)
+            taken.append(self._rest[:left])
+            left -= len(taken[-1])
+            self._offset += len(taken[-1])
+            self._rest = self._rest[len(taken[-1]) :]
+        return b"".join(taken)
+
+    def finish(self) -> None:
+        if self._rest or any(self._pieces):
+            raise FormatError("update: bytes follow the end", offset=self._offset)
 
 
-def _prefix(documents: Sequence[bytes]) -> zstandard.ZstdCompressionDict:
-    joined = b"".join(documents) or b"\0" * 8
+def _sized(reader: Reader) -> memoryview:
+    return reader.sized(MAX_DOCUMENT_SIZE, "document")
+
+
+def _read_table(reader: Reader) -> tuple[Entry, ...]:
+    """Rows in the order of layers; FormatError for a layer with parts that do not go together."""
+    rows: list[Entry] = []
+    left = MAX_UPDATE_SIZE
+    for _ in range(reader.varint(MAX_PART_COUNT, "count of parts")):
+        layer = reader.varint(MAX_LAYER_COUNT - 1, "layer")
+        kind = reader.u8()
+        size = reader.varint(left, "size of a part")
+        left -= size
+        before = rows[-1].kind if rows and rows[-1].layer == layer else 0
+        if rows and rows[-1].layer > layer:
+            raise reader.fail(f"layer {layer} comes late")
+        if kind not in _FOLLOWERS.get(before, ()):
+            raise reader.fail(f"kind {kind} behind kind {before} of the same layer")
+        rows.append(Entry(layer, kind, size))
+    return tuple(rows)
+
+
+def check_documents(documents: Documents) -> None:
+    """FormatError for those that no update can carry."""
+    if max(map(len, _pack_documents(documents))) > MAX_DOCUMENT_SIZE:
+        raise FormatError(f"update: a document is over {MAX_DOCUMENT_SIZE} bytes")
+
+
+def _pack_documents(documents: Documents) -> list[bytes]:
+    """Config, manifest, chunks artifact, and index if there is one, each without the digests that
+    follow from those before it."""
+    config, manifest = documents.config, documents.manifest or documents.top
+    index = documents.top if documents.manifest else b""
+    if any(mark in one for one in (config, manifest, documents.artifact, index) for mark in MARKS):
+        raise FormatError("update: a document is no JSON text")
+    names = _names(config, manifest)
+    packed = [config, _replace(manifest, _names(config))]
+    return [*packed, _replace(documents.artifact, names), _replace(index, names)]
+
+
+def _restore_documents(packed: Sequence[bytes]) -> Documents:
+    config, raw_manifest, raw_artifact, raw_index = packed
+    manifest = _restore(raw_manifest, _names(config))
+    names = _names(config, manifest)
+    artifact, index = _restore(raw_artifact, names), _restore(raw_index, names)
+    return Documents(index or manifest, manifest if index else b"", config, artifact)
+
+
+def _names(*documents: bytes) -> list[tuple[bytes, bytes]]:
+    """Marks, and the digests that they stand for."""
+    return [
+        (mark, sha256_digest(one).hex.encode()) for mark, one in zip(MARKS, documents, strict=False)
+    ]
+
+
+def _replace(document: bytes, names: Sequence[tuple[bytes, bytes]]) -> bytes:
+    for mark, name in names:
+        document = document.replace(name, mark)
+    return document
+
+
+def _restore(document: bytes, names: Sequence[tuple[bytes, bytes]]) -> bytes:
+    size = len(document) + sum(document.count(mark) * (len(name) - 1) for mark, name in names)
+    if size > MAX_DOCUMENT_SIZE:
+        raise FormatError(f"update: document of {size} bytes is over the limit")
+    return _replace(document, [(name, mark) for mark, name in names])
+
+
+def _dictionary(documents: Documents | None) -> zstandard.ZstdCompressionDict | None:
+    if documents is None:
+        return None
+    joined = b"".join(_pack_documents(documents)) + bytes(8)  # shorter ones are none to zstd
     return zstandard.ZstdCompressionDict(joined, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
-def _bounded(unpacker: zstandard.ZstdDecompressionObj, raw: bytes, size: int) -> bytes:
-    """Exactly `size` bytes, decompressed in small steps so that a bomb stops early: four bytes may
-    stand for a block of 128 KiB, so a step makes 2 MiB at most."""
+def _unpack(raw: bytes, dictionary: zstandard.ZstdCompressionDict | None) -> bytes:
+    """At most MAX_CONTENT_SIZE bytes, decompressed in small steps so that a bomb stops early: four
+    bytes may stand for a block of 128 KiB, so a step makes 2 MiB at most."""
+    unpacker = zstandard.ZstdDecompressor(
+        dict_data=dictionary, max_window_size=MAX_WINDOW_SIZE
+    ).decompressobj()
     out = bytearray()
-    for start in range(0, len(raw), STEP):
-        out += unpacker.decompress(raw[start : start + STEP])
-        if len(out) > size or unpacker.eof:
-            break
-    if len(out) != size or not unpacker.eof or unpacker.unused_data:
-        raise FormatError(f"update: got {len(out)} bytes, want {size}")
+    try:
+        for start in range(0, len(raw), STEP):
+            out += unpacker.decompress(raw[start : start + STEP])
+            if len(out) > MAX_CONTENT_SIZE:
+                raise FormatError(f"update: more than {MAX_CONTENT_SIZE} bytes of documents")
+    except zstandard.ZstdError as exc:
+        raise FormatError("update: not a zstd frame", offset=HEADER.size) from exc
+    if not unpacker.eof or unpacker.unused_data:
+        raise FormatError("update: the frame ends elsewhere", offset=HEADER.size)
     return bytes(out)
-
-
-def _read_header(raw: bytes) -> tuple[Digest, int, int]:
-    if len(raw) < HEADER.size:
-        raise FormatError("update: ends early")
-    magic, major, minor, header_size, old, size = HEADER.unpack_from(raw)
-    if magic != MAGIC:
-        raise FormatError("update: no magic")
-    if major != MAJOR:
-        raise VersionError(f"update: got major version {major}, want {MAJOR}")
-    if header_size < HEADER.size or (header_size > HEADER.size and minor == MINOR):
-        raise FormatError(f"update: header size {header_size} is wrong", offset=6)
-    if size > MAX_UPDATE_SIZE or header_size > len(raw):
-        raise FormatError(f"update: {size} bytes are over the limit", offset=40)
-    return Digest("sha256", old), size, header_size

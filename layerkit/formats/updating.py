@@ -1,23 +1,24 @@
-"""Making and applying updates: which documents and which deltas take a node from one image to the
-next. Pure: forms are read through a callback. The wire format is `formats.update`.
+"""Which update takes a node from the images that it holds to another: pure decisions.
 
-A node names images of the wanted repository and of others; `choose_olds` picks, by the chunks that
-they share, the image whose documents the new ones are written against, and for each layer up to
-MAX_OLD_FORMS forms, whichever images they are of.
+A node names images of the wanted repository and of others. `choose_route` picks, by the chunks that
+they share, the image whose documents the new ones are written against, and for each layer that none
+of them has up to MAX_OLD_FORMS forms, whichever images they are of, that a delta builds on. The
+wire format is `formats.update`, what a part of it holds `formats.updateparts`.
 
 What an update may change is only how bytes travel: every layer that comes out of it is checked
-against the image's own diff_id, and every chunk manifest against the artifact's digest of it.
+against the image's own diff_id (`check_form`), and every chunk manifest against the artifact's
+digest of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.errors import FormatError, IntegrityError, VersionError
-from layerkit.formats import delta, oci
+from layerkit.formats import oci
 from layerkit.formats.chunker import DEFAULT_PROFILE
 from layerkit.formats.chunkmanifest import (
     ANNOTATION_CHUNKER,
@@ -27,52 +28,45 @@ from layerkit.formats.chunkmanifest import (
     build_chunk_manifest,
     serialize_chunk_manifest,
 )
+from layerkit.formats.chunksync import MAX_OLD_COUNT
+from layerkit.formats.formpack import PACKED_TYPE
 from layerkit.formats.layerform import ADDRESS_FREE, decode_layer, is_layer_form
-from layerkit.formats.update import Update
+from layerkit.formats.update import MAX_LAYER_COUNT, Documents
 
 __all__ = [
-    "Documents",
+    "ImageLayer",
+    "LayerRoute",
     "NewLayer",
-    "Olds",
-    "apply_update",
+    "Pair",
+    "Place",
+    "Route",
     "check_form",
     "check_manifest",
     "choose_cover",
-    "choose_olds",
-    "documents_of",
-    "make_update",
+    "choose_route",
+    "estimate_chunks",
+    "layers_of",
     "plain_of_form",
 ]
 
 TRANSFORMS: Final = (RAW, ADDRESS_FREE)
-GROWTH_LIMIT: Final = 64 << 20  # bytes beyond four times the old form: no update is larger
 MAX_OLD_FORMS: Final = 3  # of one delta: the third halves it at best, the fourth says no more
 MIN_SHARE: Final = 0.1  # of a form that one of another repository must share: else it is no kin
 MIN_GAIN: Final = 0.01  # of a form that each further old form must add: it costs 0.8 s for 6 MB
 OLD_FORMS_SIZE: Final = 128 << 20  # bytes that the second and third old form may bring it to
-SMALL_SIZE: Final = 1 << 20  # bytes of a form that travels without any old one
+SMALL_SIZE: Final = 1 << 20  # bytes of a form that travels as a delta without any old one
+LOOSE: Final = 1.15  # chunks compress this much worse than the whole form (measured)
+CHUNK_COST: Final = (
+    40  # bytes for each missing chunk: its id and size in the chunk manifest's change
+)
 Place = tuple[int, int]  # offset and size of a chunk in its form
 ReadPlaces = Callable[[oci.Descriptor], Mapping[bytes, Place]]  # chunk manifest -> by raw id
-ReadForm = Callable[[oci.Descriptor, oci.Descriptor], bytes]  # chunk manifest, form -> form
-Part = tuple[oci.Descriptor, oci.Descriptor]  # chunk manifest, form
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """An image's documents as stored; `manifest` is empty when `top` is the manifest."""
-
-    top: bytes
-    manifest: bytes
-    config: bytes
-    artifact: bytes
-
-    def as_list(self) -> list[bytes]:
-        return [self.top, self.manifest, self.config, self.artifact]
+Pair = tuple[oci.Descriptor, oci.Descriptor]  # chunk manifest, form
 
 
 @dataclass(frozen=True, slots=True)
 class NewLayer:
-    """A layer that an update brought: its form, its verified tar, its chunk manifest."""
+    """A layer that came by its form: the form, its verified tar, its chunk manifest."""
 
     form: bytes
     plain: bytes
@@ -81,83 +75,132 @@ class NewLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class ImageLayer:
+    """A layer of an image, by its documents."""
+
+    index: int
     blob: oci.Descriptor
     diff_id: Digest
     chunk_manifest: oci.Descriptor | None
     form: oci.Descriptor | None
+    packed: oci.Descriptor | None
 
     @property
     def role(self) -> str:
         return self.blob.annotations.get(oci.ANNOTATION_ROLE, "")
 
     @property
-    def part(self) -> Part | None:
+    def pair(self) -> Pair | None:
         if self.chunk_manifest is None or self.form is None:
             return None
         return self.chunk_manifest, self.form
 
 
-def documents_of(update: Update) -> Documents:
-    """The new image's documents in an update."""
-    return Documents(update.top, update.manifest, update.config, update.artifact)
+@dataclass(frozen=True, slots=True)
+class LayerRoute:
+    """A layer that the node lacks: the forms that a delta builds on (None: no delta), and the
+    chunk manifests of its images that share most with this one."""
+
+    layer: ImageLayer
+    olds: tuple[Pair, ...] | None
+    near: tuple[Pair, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Olds:
-    """What an update builds on: the image whose documents the node has (its place among those that
-    were named), and for each layer that this image lacks the new and the old forms."""
+class Route:
+    """What an update builds on: the image whose documents the new ones are written against (its
+    place among those that were named), and a way for each layer that the node lacks."""
 
-    image: int
-    layers: tuple[tuple[Part, tuple[Part, ...]], ...]
+    image: int | None
+    layers: tuple[ImageLayer, ...]  # all that the new image has
+    lacking: tuple[LayerRoute, ...]
+    held: tuple[Pair, ...]  # of all images that were named
 
 
-def choose_olds(
+def layers_of(documents: Documents) -> list[ImageLayer]:
+    """The layers, and what the chunks artifact has of them."""
+    manifest = oci.parse_manifest(documents.manifest or documents.top)
+    config = oci.parse_config(documents.config)
+    if sha256_digest(documents.config) != manifest.config.digest:
+        raise IntegrityError("update: config of another image")
+    if len(config.diff_ids) != len(manifest.layers) or len(config.diff_ids) > MAX_LAYER_COUNT:
+        raise FormatError("update: layers and diff_ids do not match")
+    parts: dict[tuple[str, str], oci.Descriptor] = {}
+    if documents.artifact:
+        for part in oci.parse_manifest(documents.artifact).layers:
+            name = part.annotations.get(oci.ANNOTATION_LAYER, "")
+            parts.setdefault((part.media_type, name), part)
+    return [
+        ImageLayer(
+            index,
+            blob,
+            diff_id,
+            parts.get((oci.CHUNK_MANIFEST, str(diff_id))),
+            parts.get((oci.FORM_ZSTD, str(diff_id))),
+            parts.get((PACKED_TYPE, str(diff_id))),
+        )
+        for index, (blob, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True))
+    ]
+
+
+def choose_route(
     olds: Sequence[Documents], own_count: int, new: Documents, read_places: ReadPlaces
-) -> Olds | None:
-    """Choose among images of which the first `own_count` are of the wanted repository. None when
-    a layer has no old form that is near enough. It compares ids of chunks, which takes
-    milliseconds, and makes no delta."""
-    wanted = _layers(new)
-    layers = [_layers(old) for old in olds]
-    ids = [_sizes([part for layer in each if (part := layer.part)], read_places) for each in layers]
-    whole = _sizes([part for layer in wanted if (part := layer.part)], read_places)
+) -> Route:
+    """Choose among images of which the first `own_count` are of the wanted repository. It compares
+    ids of chunks, which takes milliseconds, and makes no delta."""
+    wanted = layers_of(new)
+    layers = [layers_of(old) for old in olds]
+    ids = [_sizes([pair for layer in each if (pair := layer.pair)], read_places) for each in layers]
+    whole = _sizes([pair for layer in wanted if (pair := layer.pair)], read_places)
     shares = [_shared(whole, each) for each in ids]
     image = max(range(len(olds)), key=lambda at: (shares[at], -at), default=None)
-    if image is None or (image >= own_count and shares[image] < MIN_SHARE * sum(whole.values())):
-        image = 0 if own_count else None
-    if image is None:
-        return None
-    held = {layer.diff_id for layer in layers[image]}
-    parts = {part[1].digest: part for each in layers for layer in each if (part := layer.part)}
-    chosen = []
+    if image is not None and own_count and not shares[image]:
+        image = 0
+    held = {layer.diff_id for each in layers for layer in each}
+    pairs = {pair[1].digest: pair for each in layers for layer in each if (pair := layer.pair)}
+    lacking = []
     for layer in wanted:
         if layer.diff_id in held:
             continue
-        if layer.part is None:
-            return None
-        kin = [old.part for old in layers[image] if old.part and old.role == layer.role]
-        first = kin[0] if kin and image < own_count else None
-        found = _choose_forms(layer.part, first, list(parts.values()), read_places)
-        if found is None:
-            return None
-        chosen.append((layer.part, found))
-    return Olds(image, tuple(chosen))
+        if layer.pair is None:
+            lacking.append(LayerRoute(layer, None, ()))
+            continue
+        kin = None
+        if image is not None and image < own_count:
+            same = (old.pair for old in layers[image] if old.pair and old.role == layer.role)
+            kin = next(same, None)
+        found = _choose_forms(layer.pair, kin, list(pairs.values()), read_places)
+        near = _choose_near(layer.pair, list(pairs.values()), read_places)
+        lacking.append(LayerRoute(layer, found, near))
+    return Route(image, tuple(wanted), tuple(lacking), tuple(pairs.values()))
 
 
 def _choose_forms(
-    new: Part, kin: Part | None, parts: Sequence[Part], read_places: ReadPlaces
-) -> tuple[Part, ...] | None:
+    new: Pair, kin: Pair | None, pairs: Sequence[Pair], read_places: ReadPlaces
+) -> tuple[Pair, ...] | None:
     """Old forms that share most chunks with the new one, together. If none is near, the layer of
     that role in an image of the same repository; for a small one, nothing."""
     wanted = _sizes([new], read_places)
-    held = [_sizes([part], read_places) for part in parts]
-    found = tuple(parts[at] for at in choose_cover(wanted, held))
+    held = [_sizes([pair], read_places) for pair in pairs]
+    found = tuple(pairs[at] for at in choose_cover(wanted, held))
     if found:
         return found
     if kin is not None:
         return (kin,)
-    return () if sum(size for _, size in read_places(new[0]).values()) <= SMALL_SIZE else None
+    return () if sum(wanted.values()) <= SMALL_SIZE else None
+
+
+def _choose_near(new: Pair, pairs: Sequence[Pair], read_places: ReadPlaces) -> tuple[Pair, ...]:
+    """Those whose chunk manifests have most in common with the new one, cut by the same profile."""
+    wanted = _sizes([new], read_places)
+    profile = new[0].annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+    shares = [
+        (_shared(wanted, _sizes([pair], read_places)), pair)
+        for pair in pairs
+        if pair[0].annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE) == profile
+    ]
+    shares.sort(key=lambda one: (-one[0], one[1][0].digest))
+    return tuple(pair for share, pair in shares[:MAX_OLD_COUNT] if share)
 
 
 def choose_cover(wanted: Mapping[bytes, int], held: Sequence[Mapping[bytes, int]]) -> list[int]:
@@ -179,55 +222,22 @@ def choose_cover(wanted: Mapping[bytes, int], held: Sequence[Mapping[bytes, int]
     return chosen
 
 
+def estimate_chunks(pair: Pair, known: Set[bytes], read_places: ReadPlaces) -> int:
+    """About how many bytes the layer moves as the chunks that are not `known`."""
+    wanted = _sizes([pair], read_places)
+    whole = max(1, sum(wanted.values()))
+    missing = [size for raw, size in wanted.items() if raw not in known]
+    ratio = min(1.0, LOOSE * pair[1].size / whole)
+    return int(sum(missing) * ratio) + CHUNK_COST * len(missing)
+
+
 def _shared(wanted: Mapping[bytes, int], held: Mapping[bytes, int]) -> int:
     return sum(size for raw, size in wanted.items() if raw in held)
 
 
-def _sizes(parts: Iterable[Part], read_places: ReadPlaces) -> dict[bytes, int]:
+def _sizes(pairs: Iterable[Pair], read_places: ReadPlaces) -> dict[bytes, int]:
     """Ids of the chunks of these forms, and their sizes."""
-    return {raw: size for part in parts for raw, (_, size) in read_places(part[0]).items()}
-
-
-def make_update(
-    olds: Olds, new: Documents, read_form: ReadForm, limit: float = 0.9
-) -> Update | None:
-    """The update to `new`; None when the deltas come to more than `limit` of the forms themselves,
-    or a form is over the limits of deltas."""
-    deltas, whole = [], 0
-    for part, old in olds.layers:
-        whole += part[1].size
-        try:
-            deltas.append(delta.diff([read_form(*one) for one in old], read_form(*part)))
-        except FormatError:
-            return None
-    if deltas and sum(map(len, deltas)) > limit * whole:
-        return None
-    return Update(new.top, new.manifest, new.config, new.artifact, tuple(deltas))
-
-
-def apply_update(
-    update: Update,
-    held: Iterable[ChunkManifest],
-    find_form: Callable[[bytes], ChunkManifest | None],
-    read_form: Callable[[ChunkManifest], bytes],
-) -> list[NewLayer]:
-    """The layers that the deltas make. `held` are chunk manifests of the old image; `find_form`
-    knows those of all images that were named, by the digest of a form as deltas have it."""
-    old_layers = {manifest.diff_id for manifest in held}
-    layers = [layer for layer in _layers(documents_of(update)) if layer.diff_id not in old_layers]
-    if len(layers) != len(update.deltas):
-        raise FormatError(f"update: {len(update.deltas)} deltas for {len(layers)} layers")
-    made = []
-    for layer, one in zip(layers, update.deltas, strict=True):
-        forms = []
-        for digest in delta.read_digests(one)[0]:
-            old = find_form(digest)
-            if old is None:
-                raise IntegrityError("update builds on a form that is not held", got=digest.hex())
-            forms.append(read_form(old))
-        form = delta.patch(forms, one, GROWTH_LIMIT + 4 * sum(map(len, forms)))
-        made.append(check_form(form, layer.blob, layer.diff_id, layer.chunk_manifest))
-    return made
+    return {raw: size for pair in pairs for raw, (_, size) in read_places(pair[0]).items()}
 
 
 def check_form(
@@ -259,27 +269,6 @@ def plain_of_form(transform: str, form: bytes, plain_size: int | None) -> bytes:
     if transform != RAW:
         raise FormatError(f"transform {transform!r} is not known")
     return form
-
-
-def _layers(documents: Documents) -> list[_Layer]:
-    manifest = oci.parse_manifest(documents.manifest or documents.top)
-    config = oci.parse_config(documents.config)
-    if sha256_digest(documents.config) != manifest.config.digest:
-        raise IntegrityError("update: config of another image")
-    if len(config.diff_ids) != len(manifest.layers):
-        raise FormatError("update: layers and diff_ids do not match")
-    parts: dict[tuple[str, str], oci.Descriptor] = {}
-    for part in oci.parse_manifest(documents.artifact).layers:
-        parts.setdefault((part.media_type, part.annotations.get(oci.ANNOTATION_LAYER, "")), part)
-    return [
-        _Layer(
-            blob,
-            diff_id,
-            parts.get((oci.CHUNK_MANIFEST, str(diff_id))),
-            parts.get((oci.FORM_ZSTD, str(diff_id))),
-        )
-        for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
-    ]
 
 
 def check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:

@@ -1,4 +1,4 @@
-"""Forms, deltas, layer forms and updates from a liar: our format errors and nothing else."""
+"""Forms, deltas and layer forms from a liar: our format errors and nothing else."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_go import toy_go
 
-from layerkit.digest import sha256_digest
 from layerkit.errors import FormatError, IntegrityError
-from layerkit.formats import addressfree, delta, update
+from layerkit.formats import addressfree, delta
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.layerform import decode_layer, encode_layer, find_binaries
 
 FORM = addressfree.encode(toy_go()).form
 OLD, NEW = noise(5000), noise(2500) + b"an edit" + noise(5000)[2500:]
 DELTA = delta.diff([OLD], NEW)
-DOCUMENTS = [b'{"old": 1}', b"", b'{"config": 1}', b'{"artifact": 1}']
-UPDATE = update.serialize_update(
-    update.Update(b'{"new": 1}', b"", b'{"config": 2}', b'{"artifact": 2}', (DELTA,)),
-    sha256_digest(b"old"),
-    DOCUMENTS,
-)
 
 edits = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6)
 
@@ -72,17 +65,6 @@ def test_a_delta_refuses_another_old_form() -> None:
 def test_delta_round_trip(first: bytes, second: bytes, new: bytes) -> None:
     made = delta.diff([first, second], new + first[100:900])
     assert delta.patch([first, second], made) == new + first[100:900]
-
-
-@given(edits)
-def test_a_damaged_update_is_refused(changes: list[tuple[int, int]]) -> None:
-    with contextlib.suppress(FormatError):
-        update.parse_update(damage(UPDATE, changes), DOCUMENTS)
-
-
-def test_an_update_comes_back() -> None:
-    made = update.parse_update(UPDATE, DOCUMENTS)
-    assert (made.top, made.deltas) == (b'{"new": 1}', (DELTA,))
 
 
 @given(st.binary(max_size=400))

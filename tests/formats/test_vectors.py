@@ -17,11 +17,12 @@ from vector_cases import (
     LONG_NEW,
     LONG_OLD,
     NEW,
+    NEW_DOCUMENTS,
     OLD,
     OLD_DOCUMENTS,
     OLD_IMAGE,
     RAW_RUN,
-    UPDATE,
+    UPDATE_PARTS,
     Case,
     cases,
     minimal_binary,
@@ -42,7 +43,7 @@ READ: dict[str, Callable[[bytes], object]] = {
     "labels": lambda data: layerform.rebuild_layer(RAW_RUN + HELD, data),
     "layerform": layerform.decode_layer,
     "shelf": lambda data: shelf.parse_entry(data, "a key"),
-    "update": lambda data: update.parse_update(data, OLD_DOCUMENTS),
+    "update": lambda data: read_update(data),
 }
 # SHA-256 of each vector's bytes, versions 0.0
 FROZEN = {
@@ -52,7 +53,7 @@ FROZEN = {
     "labels/raw.txt": "1aeaafeb51cb90599547f997255f9089cedf1c7a3d2756e9f472b046eab61bac",
     "layerform/two-parts.txt": "5c4a0e9ff36612cf9395ab7cda0b3fc45fb478c4bdebff44d36158c8122b4328",
     "shelf/entry.txt": "d6b39420aafbf4d3f4327a4eeb7c265ee2f385b396369f73c5c3aab72b11330f",
-    "update/documents.txt": "c9a826622165909e868524694f316ae7ea163dfabaa36d04c3ac9dad66576591",
+    "update/parts.txt": "f5f146747e36097dca72216354a790a3746842a41bf33cf434332983d0778b80",
 }
 
 
@@ -110,10 +111,17 @@ def test_the_labels_give_the_layer_form_from_the_tar() -> None:
     assert made == read_vector("layerform/two-parts.txt")
 
 
+def read_update(data: bytes) -> tuple[update.Documents, tuple[update.Part, ...]]:
+    reader = update.UpdateReader([data])
+    documents = reader.read_documents(OLD_DOCUMENTS)
+    parts = reader.read_parts()
+    return documents, tuple(update.Part(row.layer, row.kind, raw) for row, raw in parts)
+
+
 def test_the_update_parses() -> None:
-    assert update.parse_update(read_vector("update/documents.txt"), OLD_DOCUMENTS) == UPDATE
+    assert read_update(read_vector("update/parts.txt")) == (NEW_DOCUMENTS, UPDATE_PARTS)
 
 
 def test_the_update_is_what_serialize_makes() -> None:
-    made = update.serialize_update(UPDATE, OLD_IMAGE, OLD_DOCUMENTS)
-    assert made == read_vector("update/documents.txt")
+    made = update.serialize_update(NEW_DOCUMENTS, UPDATE_PARTS, OLD_IMAGE, OLD_DOCUMENTS)
+    assert made == read_vector("update/parts.txt")

@@ -425,26 +425,38 @@ def seeds_layer_labels() -> list[bytes]:
     return [b"\0" + raw, b"\1" + content]
 
 
-_DOCUMENTS = [b'{"old": 1}', b"", b'{"config": 1}', b'{"artifact": 1}']
+_OLD_DOCUMENTS = update.Documents(b'{"old": 1}', b"", b'{"config": 1}', b'{"artifact": 1}')
 
 
 def run_update(data: bytes) -> None:
-    """0: as it is; else the content of a frame over the old documents."""
+    """0: as it is; else the content of the frame and, behind it, the parts: the size of the content
+    is in the first two bytes."""
     raw = data[1:]
     if data[:1] != b"\0":
-        raw = _framed(raw)
+        size = int.from_bytes(data[1:3], "little")
+        raw = _framed(data[3 : 3 + size]) + data[3 + size :]
     with contextlib.suppress(FormatError):
-        found = update.parse_update(raw, _DOCUMENTS)
-        again = update.serialize_update(found, update.update_old(raw), _DOCUMENTS)
-        assert update.parse_update(again, _DOCUMENTS) == found
+        documents, parts = _read_update(raw)
+        again = update.serialize_update(documents, parts, None, None)
+        assert _read_update(again, None) == (documents, parts)
+
+
+def _read_update(
+    raw: bytes, old: update.Documents | None = _OLD_DOCUMENTS
+) -> tuple[update.Documents, list[update.Part]]:
+    reader = update.UpdateReader([raw])
+    documents = reader.read_documents(old)
+    parts = [update.Part(row.layer, row.kind, part) for row, part in reader.read_parts()]
+    return documents, parts
 
 
 def _framed(content: bytes) -> bytes:
     """A header, and a frame that holds the content."""
+    frame = _frame(content)
     header = update.HEADER.pack(
-        update.MAGIC, update.MAJOR, update.MINOR, update.HEADER.size, bytes(32), len(content)
+        update.MAGIC, update.MAJOR, update.MINOR, update.HEADER.size, bytes(32), len(frame)
     )
-    return header + _frame(content)
+    return header + frame
 
 
 def _frame(content: bytes) -> bytes:
@@ -454,15 +466,24 @@ def _frame(content: bytes) -> bytes:
 
 
 def seeds_update() -> list[bytes]:
-    one = update.Update(b'{"new": 1}', b"", b'{"config": 2}', b'{"artifact": 2}', (b"a delta", b""))
+    new = update.Documents(b'{"new": 1}', b"", b'{"config": 2}', b'{"artifact": 2}')
+    parts = [
+        update.Part(0, update.DELTA, b"a delta"),
+        update.Part(1, update.LIST, b"a list"),
+        update.Part(1, update.CHUNKS, b"chunks"),
+    ]
     content = Writer()
-    for document in (one.top, one.manifest, one.config, one.artifact):
+    for document in (new.config, b'{"new": "\1"}', b'{"subject": "\2"}', b""):
         content.sized(document)
-    content.varint(len(one.deltas))
-    for each in one.deltas:
-        content.sized(each)
-    raw = update.serialize_update(one, sha256_digest(b"old"), _DOCUMENTS)
-    return [b"\0" + raw, b"\1" + content.getvalue()]
+    content.varint(len(parts))
+    for part in parts:
+        content.varint(part.layer)
+        content.u8(part.kind)
+        content.varint(len(part.data))
+    raw = update.serialize_update(new, parts, sha256_digest(b"old"), _OLD_DOCUMENTS)
+    size = len(content).to_bytes(2, "little")
+    tail = b"".join(part.data for part in parts)
+    return [b"\0" + raw, b"\1" + size + content.getvalue() + tail]
 
 
 def run_packed_form(data: bytes) -> None:

@@ -19,19 +19,21 @@ from builders import AMD64, LayoutSource, hello_files, noise, publish_image
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges import held
-from layerkit.edges.http import RunningServer, UpdateAnswer, make_app, start_server
+from layerkit.edges.disk import Disk
+from layerkit.edges.http import RunningServer, make_app, start_server
+from layerkit.edges.http.source import UpdateAnswer
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
-from layerkit.errors import NotFoundError, StoreError
-from layerkit.formats import updating
+from layerkit.errors import StoreError
+from layerkit.formats import delta
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
-from layerkit.formats.oci import Platform
 from layerkit.formats.reference import Reference
 from layerkit.formats.tokens import ANYONE, Caller
-from layerkit.formats.update import MAX_HAVE_COUNT, parse_update, update_old
+from layerkit.formats.update import DELTA, MAX_HAVE_COUNT, UpdateReader
 from layerkit.jobs.build import build
 from layerkit.jobs.pull import PullResult, pull
 from layerkit.jobs.serve import start
+from layerkit.jobs.serve.library import Library
 
 COMMON = noise(150_000, 1)  # what all functions have, as of a Go release
 A = COMMON + noise(60_000, 2)
@@ -105,7 +107,8 @@ def test_a_server_that_knows_none_of_them_answers_as_to_a_new_node(
         hold_others(running, store)
     with start(tmp_path / "own") as running:
         result = run(running, store, "other/c:v1")
-    assert result.request_count > 1 and store.verify().good
+    assert result.request_count == 1 and store.verify().good
+    assert 0.95 * result.whole_size < result.moved_size < 1.05 * result.whole_size
 
 
 def test_functions_that_share_nothing_are_no_help(
@@ -117,30 +120,24 @@ def test_functions_that_share_nothing_are_no_help(
     def refuse(*_: object) -> None:
         pytest.fail("a delta was made")
 
-    monkeypatch.setattr(updating.delta, "diff", refuse)
-    assert run(server, store, "other/far:v1").request_count > 1
+    monkeypatch.setattr(delta, "diff", refuse)
+    assert run(server, store, "other/far:v1").request_count == 1
     assert store.verify().good
 
 
 def test_a_repository_that_may_not_be_read_is_not_built_on(layout: Path, store: Store) -> None:
-    class Source(LayoutSource):
-        def read_update(
-            self,
-            name: str,
-            ref: str,
-            have: Sequence[Digest],
-            platform: Platform,
-            caller: Caller,
-            within: float,
-        ) -> UpdateAnswer:
-            caller = Caller("b", ("team/b", "other/*"), ())
-            return super().read_update(name, ref, have, platform, caller, within)
-
-    with start_server(make_app(Source(layout))) as running:
-        run(running, store, "team/a:v1")
-        assert run(running, store, "other/c:v1").request_count > 1
-        run(running, store, "team/b:v1")
-    assert store.verify().good
+    source = LayoutSource(layout)
+    with start_server(make_app(source)) as running:
+        hold_others(running, store)
+    have = held.list_held(store, Reference.parse("other/c:v1"))
+    sizes = []
+    for patterns in (("*",), ("other/*", "team/b"), ("other/*",)):
+        raw = source.read_update("other/c", "v1", have, AMD64, Caller("x", patterns, ()), 10).raw
+        assert raw is not None
+        old = UpdateReader([raw]).old
+        assert old is None if len(patterns) == 1 and patterns != ("*",) else old in have
+        sizes.append(len(raw))
+    assert sizes[0] < sizes[1] / 10 < sizes[2] / 20
 
 
 def test_only_images_that_were_named_are_built_on(layout: Path) -> None:
@@ -148,18 +145,19 @@ def test_only_images_that_were_named_are_built_on(layout: Path) -> None:
     a = source.catalogue.get("team/a")
     held_a = a.tags["v1"]
     raw = ask_source(source, [held_a]).raw
-    assert raw is not None and update_old(raw) == held_a
-    library = source._library
-    documents = library.find_documents("team/a", held_a, AMD64)
-    assert documents is not None
+    assert raw is not None
+    reader = UpdateReader([raw])
+    assert reader.old == held_a
+    reader.read_documents(source._library(is_aside=False).find_documents("team/a", held_a, AMD64))
     digests = {
         parse_chunk_manifest(source.path_of("team/a", listed).read_bytes()).form_digest.raw[:16]
         for listed in a.chunk_lists
     }
     named = {
         digest
-        for one in parse_update(raw, documents.as_list()).deltas
-        for digest in updating.delta.read_digests(one)[0]
+        for entry, one in reader.read_parts()
+        if entry.kind == DELTA
+        for digest in delta.read_digests(one)[0]
     }
     assert named <= digests
 
@@ -182,11 +180,11 @@ UNKNOWN = [str(sha256_digest(bytes([seed]))) for seed in range(40)]
 @pytest.mark.parametrize(
     ("names", "status"),
     [
-        (UNKNOWN[:MAX_HAVE_COUNT], 404),
+        (UNKNOWN[:MAX_HAVE_COUNT], 200),
         (UNKNOWN[: MAX_HAVE_COUNT + 1], 400),
         (["team/a:v1"], 400),
         (["../../etc/passwd"], 400),
-        ([""], 404),
+        ([""], 200),
         (["sha256:" + "0" * 63], 400),
         (["b3:" + "0" * 64], 400),
         (["sha256:" + "0" * 64, "sha256:" + "A" * 64], 400),
@@ -203,7 +201,8 @@ def test_digests_of_what_is_no_image_are_not_built_on(layout: Path) -> None:
     repository = source.catalogue.get("team/a")
     image = repository.tags["v1"]
     others = [digest for digest in sorted(repository.blobs) if digest != image]
-    assert ask_source(source, others[:MAX_HAVE_COUNT]).raw is None
+    raw = ask_source(source, others[:MAX_HAVE_COUNT]).raw
+    assert raw is not None and UpdateReader([raw]).old is None
 
 
 def test_an_update_is_made_once_for_all_who_hold_the_same(
@@ -211,45 +210,77 @@ def test_an_update_is_made_once_for_all_who_hold_the_same(
 ) -> None:
     source = LayoutSource(layout)
     have = [source.catalogue.get(name).tags["v1"] for name in ("team/a", "team/b")]
-    made, diff = [], updating.delta.diff
+    made, diff = [], delta.diff
 
     def count(olds: list[bytes], new: bytes) -> bytes:
         made.append(len(olds))
         return diff(olds, new)
 
-    monkeypatch.setattr(updating.delta, "diff", count)
+    monkeypatch.setattr(delta, "diff", count)
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(ask_source, source, have) for _ in range(6)]
         answers = {one.result().raw for one in asked}
     assert made == [2] and len(answers) == 1
 
 
-def test_a_node_does_not_wait_long_and_the_next_one_gets_what_was_made(
-    layout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = LayoutSource(layout)
-    have = [source.catalogue.get("team/a").tags["v1"]]
-    go_on, diff = threading.Event(), updating.delta.diff
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, deltas are not ready."""
+    event, diff = threading.Event(), delta.diff
 
     def wait(olds: list[bytes], new: bytes) -> bytes:
-        assert go_on.wait(60)
+        assert event.wait(60)
         return diff(olds, new)
 
-    monkeypatch.setattr(updating.delta, "diff", wait)
-    with pytest.raises(NotFoundError):
-        ask_source(source, have, within=0.01)
-    go_on.set()
-    assert ask_source(source, have).raw is not None
+    monkeypatch.setattr(delta, "diff", wait)
+    return event
 
 
-def test_no_more_is_made_at_once_than_the_limit(
-    layout: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_made_yet_comes_in_chunks_in_the_same_answer(
+    layout: Path, go_on: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerkit.jobs.serve.kept.MAX_JOB_COUNT", 0)
+    monkeypatch.setattr("layerkit.edges.http.routes.DEFAULT_WITHIN_SECONDS", 0.5)
+    source = LayoutSource(layout)
+    sizes = []
+    for is_free in (False, True):
+        with (
+            start_server(make_app(source)) as running,
+            Store(tmp_path / str(is_free), Disk()) as store,
+            Remote(running.url) as remote,
+        ):
+            go_on.set()
+            hold_others(running, store)
+            if not is_free:
+                go_on.clear()
+            result = pull(Reference.parse("other/c:v1"), remote, store, platform=AMD64)
+            assert store.verify().good and store.find_image("other/c:v1") == result.digest
+            assert result.request_count == 1
+            sizes.append(result.moved_size)
+            go_on.set()
+    assert 2 * sizes[1] < sizes[0] < 0.1 * result.whole_size
+
+
+def test_only_an_answer_that_will_not_get_smaller_is_to_be_kept(
+    layout: Path, go_on: threading.Event
+) -> None:
     source = LayoutSource(layout)
     have = [source.catalogue.get("team/a").tags["v1"]]
-    with pytest.raises(NotFoundError, match="too much"):
-        ask_source(source, have)
+    quick = [ask_source(source, have, within) for within in (0, 0.05)]
+    go_on.set()
+    made = [ask_source(source, have, within) for within in (60, 0)]
+    assert [answer.was_kept for answer in (*quick, *made)] == [False, False, True, True]
+    assert made[0] == made[1]
+    assert quick[0].raw == quick[1].raw != made[0].raw
+
+
+def test_when_too_much_is_made_at_once_chunks_go_out(
+    layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerkit.jobs.serve.workshop.MAX_JOB_COUNT", 0)
+    source = LayoutSource(layout)
+    answer = ask_source(source, [source.catalogue.get("team/a").tags["v1"]])
+    assert answer.raw is not None and not answer.was_kept
+    assert 10_000 < len(answer.raw) < 80_000
 
 
 def test_what_fails_is_not_kept(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,24 +290,61 @@ def test_what_fails_is_not_kept(layout: Path, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise StoreError("layout is damaged")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError):
-        patch.setattr("layerkit.jobs.serve.updates.make_update", fail)
-        ask_source(source, have)
-    assert ask_source(source, have).raw is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(delta, "diff", fail)
+        failed = ask_source(source, have)
+    made = ask_source(source, have)
+    assert failed.raw and made.raw and len(made.raw) < len(failed.raw)
+    assert (failed.was_kept, made.was_kept) == (False, True)
+
+
+def test_what_cannot_be_read_is_left_to_the_node(
+    layout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("layout is damaged")
+
+    monkeypatch.setattr(Library, "form_of", fail)
+    monkeypatch.setattr(Library, "read_layer", fail)
+    source = LayoutSource(layout)
+    answer = ask_source(source, ())
+    assert answer.raw is not None and not answer.was_kept
+    reader = UpdateReader([answer.raw])
+    reader.read_documents(None)
+    assert reader.table == ()
+    with start_server(make_app(source)) as running:
+        assert run(running, store, "other/c:v1").request_count > 1
+    assert store.verify().good
+
+
+def test_shares_are_by_role_and_come_to_the_answer(layout: Path) -> None:
+    source = LayoutSource(layout)
+    for have in ([], [source.catalogue.get("team/a").tags["v1"]]):
+        answer = ask_source(source, have)
+        assert answer.raw is not None
+        shares = {share.role: share for share in answer.shares}
+        assert sum(share.sent_size for share in answer.shares) == len(answer.raw)
+        assert (shares["base"].sent_size == 0) is bool(have)
+        assert shares["code"].whole_size > 200_000 and shares["base"].whole_size > 20_000
+        assert shares[""].whole_size == 0
 
 
 @pytest.mark.parametrize("at", [4, 20, 60, 400, -1])
 def test_a_damaged_one_means_another_way(layout: Path, store: Store, at: int) -> None:
     class Source(LayoutSource):
-        def read_update(self, *arguments: Any) -> UpdateAnswer:
-            answer = super().read_update(*arguments)
-            if answer.raw is None:
-                return answer
-            raw = answer.raw[:at] + bytes([answer.raw[at] ^ 0x5A]) + answer.raw[at:][1:]
-            return replace(answer, raw=raw)
+        is_lying = False
 
-    with start_server(make_app(Source(layout))) as running:
+        def read_update(self, *asked: Any) -> UpdateAnswer:
+            found = super().read_update(*asked)
+            raw = found.raw
+            if raw is not None and self.is_lying:
+                raw = raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at:][1:]
+            return replace(found, raw=raw)
+
+    source = Source(layout)
+    with start_server(make_app(source)) as running:
         hold_others(running, store)
+        source.is_lying = True
         result = run(running, store, "other/c:v1")
     assert result.request_count > 1 and store.verify().good
 

@@ -228,16 +228,28 @@ def repetitive() -> bytes:
 class PackedSource(LayoutSource):
     """Has packed its forms; damages them at one byte if asked to."""
 
-    def __init__(self, layout: Path, damaged: bool) -> None:
+    def __init__(self, layout: Path, damaged: bool, updates: bool = False) -> None:
         super().__init__(layout)
-        self._damaged, self.sizes = damaged, list[int]()
+        self._damaged, self._gives_updates, self.sizes = damaged, updates, list[int]()
         self.prepare_all()
+        if updates:
+            find = self._packing.find
+            self._packing.find = (  # type: ignore[method-assign]
+                lambda form: self._damage(raw) if (raw := find(form)) else None
+            )
 
     def read_packed(self, name: str, digest: Digest) -> bytes:
-        raw = bytearray(super().read_packed(name, digest))
+        return self._damage(super().read_packed(name, digest))
+
+    def _damage(self, data: bytes) -> bytes:
+        raw = bytearray(data)
         raw[len(raw) // 2] ^= self._damaged
         self.sizes.append(len(raw))
         return bytes(raw)
+
+    def read_update(self, *asked: Any) -> UpdateAnswer:
+        found = super().read_update(*asked)
+        return found if self._gives_updates else replace(found, raw=None)
 
 
 def repetitive_layout(path: Path) -> Path:
@@ -246,13 +258,14 @@ def repetitive_layout(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("updates", [False, True])
 def test_a_packed_form_is_taken_where_there_is_one(
-    tmp_path: Path, store: Store, damaged: bool
+    tmp_path: Path, store: Store, damaged: bool, updates: bool
 ) -> None:
-    source = PackedSource(repetitive_layout(tmp_path / "packed"), damaged)
+    source = PackedSource(repetitive_layout(tmp_path / "packed"), damaged, updates)
     with start_server(make_app(source)) as running:
         result = run(running, store)
-    assert store.verify().good and len(source.sizes) == 1
+    assert store.verify().good and source.sizes
     assert (result.moved_size < source.sizes[0] + 40_000) is not damaged
 
 
@@ -560,7 +573,7 @@ def test_a_broken_chunks_artifact_only_means_a_plain_pull(
 
 
 def test_a_damaged_manifest_is_refused(layout: Path, store: Store) -> None:
-    class Source(LayoutSource):
+    class Source(PlainSource):
         def read_manifest(self, name: str, ref: str) -> tuple[oci.Descriptor, bytes]:
             descriptor, data = super().read_manifest(name, ref)
             return descriptor, data.replace(b"amd64", b"arm64") + b" "

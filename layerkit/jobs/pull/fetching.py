@@ -8,7 +8,7 @@ form or one plain layer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -25,7 +25,6 @@ from layerkit.errors import (
 )
 from layerkit.formats import formpack, oci
 from layerkit.formats.chunkmanifest import (
-    MAX_FORM_SIZE,
     RAW,
     ROLE_CODES,
     Chunk,
@@ -37,6 +36,7 @@ from layerkit.formats.chunksync import chunk_places, gone_chunks
 from layerkit.formats.deflate import decompress
 from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
 from layerkit.formats.protocol import unpack_form
+from layerkit.formats.updateparts import size_limit
 from layerkit.formats.updating import NewLayer, check_form
 
 __all__ = ["Fetcher", "Progress"]
@@ -123,7 +123,8 @@ class Fetcher:
             except (FormatError, IntegrityError) as exc:
                 _log.warning("packed form of %s is refused: %s", want.form.digest, exc.message)
         raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
-        made = check_form(unpack_form(raw), want.blob, want.diff_id, want.listed)
+        form = unpack_form(raw, limit=size_limit(raw))
+        made = check_form(form, want.blob, want.diff_id, want.listed)
         self.put_form(made.chunk_manifest, made.form)
         return made
 
@@ -252,15 +253,30 @@ class Fetcher:
 
     def fetch_plain(self, want: LayerWant) -> ChunkManifest:
         """A layer blob from a server that has no chunks of it; chunked here."""
+        raw = self.remote.fetch_blob(self.name, want.blob.digest, want.blob.size)
+        manifest = self.put_plain(want, raw)
+        self._advance(want.blob.size)
+        return manifest
+
+    def put_plain(self, want: LayerWant, raw: bytes) -> ChunkManifest:
+        """The chunks of a layer blob; it is verified by its diff_id."""
         blob = want.blob
-        raw = self.remote.fetch_blob(self.name, blob.digest, blob.size)
-        plain = decompress(raw, blob.media_type, MAX_FORM_SIZE)
+        plain = decompress(raw, blob.media_type, size_limit(raw))
         check_digest(plain, want.diff_id, f"layer {want.diff_id.short}")
         role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
         manifest = build_chunk_manifest(plain, RAW, want.diff_id, len(plain), role)
         self.put_form(manifest, plain)
-        self._advance(blob.size)
         return manifest
+
+    def put_chunks(self, chunks: Iterable[tuple[Digest, bytes]]) -> None:
+        """Verified chunks, durable when it returns."""
+        self.fetched_count += self.store.put_many(chunks)
+
+    def counted(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        """The parts of an answer as they come, shown as progress."""
+        for part in parts:
+            self._advance(len(part))
+            yield part
 
     def put_form(self, manifest: ChunkManifest, form: bytes) -> None:
         """The chunks of a form that the store lacks."""

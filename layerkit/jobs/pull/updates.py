@@ -1,34 +1,44 @@
 """An update on the node: one request for all that lies between what is held and what is wanted.
 
-Everything in it is checked as if it had come the plain way; any refusal means that way.
+Everything in it is checked as if it had come the plain way. A stream whose documents are refused
+means that way for all; a layer that is refused, missing or cut off means it for that layer. Each
+part is durable in the store before the next is read, so a cut costs one part at most: where the
+connection cannot go on, the rest comes chunk by chunk. Memory: one part, and what it makes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges import held
-from layerkit.edges.store import ARTIFACT_KIND
-from layerkit.errors import IntegrityError, NotFoundError
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND
+from layerkit.errors import IntegrityError, NotFoundError, RemoteError
 from layerkit.formats import oci
-from layerkit.formats.update import Update, parse_update, update_old
-from layerkit.formats.updating import NewLayer, apply_update
+from layerkit.formats.chunkmanifest import (
+    ChunkManifest,
+    parse_chunk_manifest,
+    serialize_chunk_manifest,
+)
+from layerkit.formats.plan import LayerWant
+from layerkit.formats.update import BLOB, CHUNKS, LIST, Documents, Entry, UpdateReader
+from layerkit.formats.updateparts import read_chunks, read_form, read_list
+from layerkit.formats.updating import ImageLayer, NewLayer, check_form, check_manifest, layers_of
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
 from layerkit.jobs.pull.fetching import Fetcher
 
 __all__ = ["measure_update", "try_update"]
 
+STARTED_KIND: Final = "started"  # of the image's top, in a store that has a part of its layers
 _log = logging.getLogger(__name__)
 
 
 def measure_update(image: WantedImage) -> int | None:
     """Bytes of the update that a pull would get; None if it would get none."""
     have = held.list_held(image.store, image.ref)
-    if not have:
-        return None
     try:
         return image.remote.measure_update(
             image.ref.repository, image.ref_text, have, str(image.platform)
@@ -37,53 +47,194 @@ def measure_update(image: WantedImage) -> int | None:
         return None
 
 
-def try_update(image: WantedImage, fetcher: Fetcher, take: Callable[[NewLayer], None]) -> bool:
-    """One request for all that lies between the images held here, of this repository and of
-    others, and the wanted one. False when there is no such update, or it is refused: then the
-    pull goes its plain way. `take` gets each layer that came."""
-    have = held.list_held(image.store, image.ref)
-    if not have or (image.ref.digest and image.store.is_complete(image.ref.digest)):
+def try_update(
+    image: WantedImage,
+    fetcher: Fetcher,
+    take: Callable[[NewLayer], None],
+    within: float | None = None,
+) -> bool:
+    """Ask once for what the images held here, of this repository and of others, lack of the wanted
+    one; wait `within` seconds for what the server has to make (None: as long as it likes). `take`
+    gets each layer that came by its form. False when there is no such update, or what it says of
+    the image is refused: then the pull goes its plain way. What is missing after all is left to the
+    plan."""
+    if image.ref.digest is not None and image.store.is_complete(image.ref.digest):
         return False
+    if _is_started(image):
+        _log.info("going on with %s chunk by chunk", image.ref)
+        return False
+    have = held.list_held(image.store, image.ref)
     try:
-        raw = image.remote.fetch_update(
-            image.ref.repository, image.ref_text, have, str(image.platform)
+        body = image.remote.open_update(
+            image.ref.repository, image.ref_text, have, str(image.platform), within=within
         )
-        if raw is None:
-            image.use_top(have[0], image.store.get_blob(have[0]))
+        if body is None:
+            _take_first(image, have)
             return True
-        old = update_old(raw)
-        if old not in have:
-            raise IntegrityError("update builds on another image", got=str(old))
-        update = parse_update(raw, held.read_documents(image.store, old).as_list())
-        for made in _take_update(image, old, update, have):
-            take(made)
-            fetcher.put_form(made.chunk_manifest, made.form)
+        reader, documents = _read_documents(image, fetcher.counted(body.parts), have)
     except REFUSED as exc:
         _log.info("no update: %s", exc.message)
-        image.blobs.clear()
-        image.artifact = None
+        image.forget()
         return False
+    if not image.up_to_date:
+        taker = _Taker(image, fetcher, take, have, layers_of(documents))
+        taker.take_parts(reader)
+        taker.find_held()
     return True
 
 
-def _take_update(
-    image: WantedImage, old: Digest, update: Update, have: Sequence[Digest]
-) -> list[NewLayer]:
-    """Check everything that an update brings."""
-    top = sha256_digest(update.top)
+def _is_started(image: WantedImage) -> bool:
+    """Did an earlier pull leave parts of this image? Then an update would bring these again."""
+    started = image.store.list_kind(STARTED_KIND)
+    if started:
+        image.resolve()
+        if image.top in started:
+            return True
+        image.forget()
+    return False
+
+
+def _take_first(image: WantedImage, have: list[Digest]) -> None:
+    """The server says that the reference names the first image that was named."""
+    if not have or image.ref.digest not in (None, have[0]):
+        raise IntegrityError(
+            "the server takes another image for the wanted one", want=str(image.ref.digest)
+        )
+    image.use_top(have[0], image.store.get_blob(have[0]))
+
+
+def _read_documents(
+    image: WantedImage, stream: Iterable[bytes], have: list[Digest]
+) -> tuple[UpdateReader, Documents]:
+    """The new documents, checked against each other and the reference, and kept for the commit.
+    An answer that is cut off before it has them is refused."""
+    try:
+        reader = UpdateReader(stream)
+        old = reader.old
+        if old is not None and old not in have:
+            raise IntegrityError("update builds on another image", got=str(old))
+        held_documents = held.read_documents(image.store, old) if old is not None else None
+        documents = reader.read_documents(held_documents)
+    except RemoteError as exc:
+        raise NotFoundError("the update is cut off", cause=exc.message) from exc
+    top = sha256_digest(documents.top)
     if image.ref.digest not in (None, top):
         raise IntegrityError("update of another image", got=str(top), want=str(image.ref.digest))
-    image.blobs[top] = (update.top, "")
-    for data, kind in ((update.manifest, ""), (update.config, "")):
+    for data in (documents.top, documents.manifest, documents.config):
         if data:
-            image.blobs[sha256_digest(data)] = (data, kind)
-    image.use_top(top, update.top)
-    artifact = oci.parse_manifest(update.artifact)
-    if artifact.subject is None or artifact.subject.digest != image.image.digest:
-        raise IntegrityError("update: chunks artifact of another image")
-    image.blobs[sha256_digest(update.artifact)] = (update.artifact, ARTIFACT_KIND)
-    image.artifact = artifact
-    listed = held.read_chunk_manifests(image.store, old)
-    named = [old, *(digest for digest in have if digest != old)]
-    find = partial(held.find_form, image.store, named)
-    return apply_update(update, listed, find, partial(held.read_form, image.store))
+            image.blobs[sha256_digest(data)] = (data, "")
+    image.use_top(top, documents.top)
+    layers_of(documents)
+    if documents.artifact:
+        artifact = oci.parse_manifest(documents.artifact)
+        if artifact.subject is None or artifact.subject.digest != image.image.digest:
+            raise IntegrityError("update: chunks artifact of another image")
+        image.blobs[sha256_digest(documents.artifact)] = (documents.artifact, ARTIFACT_KIND)
+        image.artifact = artifact
+    image.has_artifact = bool(documents.artifact)
+    return reader, documents
+
+
+@dataclass(slots=True)
+class _Taker:
+    """Puts the parts of one update into the store."""
+
+    image: WantedImage
+    fetcher: Fetcher
+    take: Callable[[NewLayer], None]
+    named: list[Digest]  # images
+    layers: list[ImageLayer]
+    _lists: dict[int, ChunkManifest] = field(default_factory=dict)  # of layers that come in chunks
+    _is_marked: bool = False
+
+    def take_parts(self, reader: UpdateReader) -> None:
+        """Part after part; one that is refused takes the rest of its layer with it."""
+        refused: set[int] = set()
+        last = reader.table[-1].layer if reader.table else 0
+        try:
+            for entry, data in reader.read_parts():
+                if entry.layer in refused:
+                    continue
+                try:
+                    self._take_part(entry, data, entry.layer == last)
+                except REFUSED as exc:
+                    refused.add(entry.layer)
+                    _log.warning("layer %d of the update is refused: %s", entry.layer, exc.message)
+        except (*REFUSED, RemoteError) as exc:
+            _log.warning("the rest of the update is missing: %s", exc.message)
+
+    def find_held(self) -> None:
+        """Layers that the named images have, though under other chunk manifests than the published
+        ones, or without any."""
+        missing = [
+            layer
+            for layer in self.layers
+            if layer.diff_id not in self.image.layers
+            and not (
+                layer.chunk_manifest is not None
+                and self.image.store.has_blob(layer.chunk_manifest.digest)
+            )
+        ]
+        if missing:
+            wanted = {layer.diff_id for layer in missing}
+            found = held.find_layers(self.image.store, self.image.ref, wanted)
+            for diff_id, manifest in found.items():
+                self._keep(diff_id, manifest)
+
+    def _take_part(self, entry: Entry, data: bytes, is_last: bool) -> None:
+        if entry.layer >= len(self.layers):
+            raise IntegrityError("update: no such layer", got=str(entry.layer))
+        layer = self.layers[entry.layer]
+        if entry.kind == LIST:
+            self._take_list(layer, data)
+        elif entry.kind == CHUNKS:
+            chunks = read_chunks(data, self._lists[layer.index], self._read_old)
+            self.fetcher.put_chunks(chunks)
+        elif entry.kind == BLOB:
+            want = LayerWant(layer.blob, layer.diff_id)
+            self._keep(layer.diff_id, self.fetcher.put_plain(want, data), is_last)
+        else:
+            form = read_form(entry.kind, data, self._find_form)
+            made = check_form(form, layer.blob, layer.diff_id, layer.chunk_manifest)
+            self.fetcher.put_form(made.chunk_manifest, made.form)
+            self.take(made)
+            self._keep(layer.diff_id, made.chunk_manifest, is_last)
+
+    def _take_list(self, layer: ImageLayer, data: bytes) -> None:
+        if layer.chunk_manifest is None:
+            raise NotFoundError("update: a layer without a chunk manifest comes in chunks")
+        raw = read_list(data, layer.chunk_manifest, self._read_list)
+        manifest = parse_chunk_manifest(raw)
+        check_manifest(manifest, layer.diff_id)
+        self._lists[layer.index] = manifest
+        self._keep(layer.diff_id, manifest, False)
+
+    def _keep(self, diff_id: Digest, manifest: ChunkManifest, is_last: bool = True) -> None:
+        """Note how a layer is held. If more is to come, in the store, too: should it not come, the
+        next pull finds what there is."""
+        data = serialize_chunk_manifest(manifest)
+        self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
+        self.image.layers[diff_id] = manifest
+        if not is_last:
+            if not self._is_marked:
+                self.image.store.put_blob(self.image.blobs[self.image.top][0], STARTED_KIND)
+                self._is_marked = True
+            self.image.store.put_blob(data, CHUNK_MANIFEST_KIND)
+
+    # --- what is held ------------------------------------------------------------------------
+
+    def _find_form(self, digest: bytes) -> bytes | None:
+        manifest = held.find_form(self.image.store, self.named, digest)
+        return held.read_form(self.image.store, manifest) if manifest is not None else None
+
+    def _read_list(self, digest: Digest) -> bytes:
+        if all(
+            digest not in self.image.store.list_blobs(top, CHUNK_MANIFEST_KIND)
+            for top in self.named
+        ):
+            raise IntegrityError("update builds on a chunk manifest that is not held")
+        return self.image.store.get_blob(digest)
+
+    def _read_old(self, digest: Digest) -> tuple[ChunkManifest, bytes]:
+        manifest = parse_chunk_manifest(self._read_list(digest))
+        return manifest, held.read_form(self.image.store, manifest)

@@ -20,7 +20,7 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.tokens import Caller
-from layerkit.formats.updating import Documents
+from layerkit.formats.update import Documents
 from layerkit.jobs.serve.catalogue import Catalogue, Repository
 from layerkit.jobs.serve.forms import Forms, Place
 from layerkit.jobs.serve.kept import Kept
@@ -56,8 +56,11 @@ class Library:
 
     # --- images ----------------------------------------------------------------------------------
 
-    def find_holder(self, top: Digest, caller: Caller) -> str | None:
-        """A repository that holds image `top` and that the caller may pull."""
+    def find_holder(self, name: str, top: Digest, caller: Caller) -> str | None:
+        """`name` if that repository holds image `top`, else another one that does and that the
+        caller may pull."""
+        if top in self._catalogue.get(name).manifests:
+            return name
         holder = self._catalogue.view().find_image(top, caller)
         return holder.name if holder is not None else None
 

@@ -1,44 +1,93 @@
-"""Updates for nodes: from which images and forms one starts, and its one stream."""
+"""Updates as a server makes them: for each layer that a node lacks, the fewest bytes that can be
+had now.
+
+A delta is made once for all who ask, within the time that the node is ready to wait and the budget
+that it has; a packed form is never waited for. What is not there goes as chunks or as the form, in
+the same answer, and the answer then is not to be kept: the next one may be smaller.
+
+An answer has at most ANSWER_SIZE bytes of parts, in memory. A layer that does not fit is left out:
+the node fetches its form or blob, which can be cut, cached and resumed anywhere.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.http.source import UpdateAnswer
-from layerkit.formats.oci import Platform
+from layerkit.edges.http.source import Share, UpdateAnswer
+from layerkit.errors import (
+    FormatError,
+    IntegrityError,
+    LayerkitError,
+)
+from layerkit.formats import delta
+from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
+from layerkit.formats.oci import Descriptor, Platform
 from layerkit.formats.tokens import Caller
-from layerkit.formats.update import serialize_update
-from layerkit.formats.updating import Documents, Olds, choose_olds, make_update
+from layerkit.formats.update import (
+    BLOB,
+    DELTA,
+    FORM,
+    PACKED,
+    Documents,
+    Part,
+    check_documents,
+    serialize_update,
+)
+from layerkit.formats.updateparts import make_chunk_parts
+from layerkit.formats.updating import (
+    LayerRoute,
+    Pair,
+    Place,
+    Route,
+    choose_route,
+    estimate_chunks,
+    layers_of,
+)
 from layerkit.jobs.serve.library import Library
 
 __all__ = ["Updates"]
 
+ANSWER_SIZE: Final = 96 << 20  # bytes of parts
 MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
+CERTAIN_SIZE: Final = 4 << 10  # bytes of a part below which no chunks are looked for
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Route:
-    """The old forms of an update, the image whose documents the new ones are written against."""
+class _Option:
+    """A way to send a layer in one part."""
 
-    olds: Olds
-    old_top: Digest
-    old: Documents
+    size: int
+    kind: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A route, and the documents of both its ends."""
+
+    route: Route
     new: Documents
+    old_top: Digest | None
+    old: Documents | None
 
 
 class Updates:
-    """Made once for all who ask at the same time, and kept while they fit. Safe for threads."""
+    """Makes updates out of a library. Safe for threads."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
         self._lock = threading.Lock()
+        self._routes: dict[Hashable, _Known | None] = {}
         self._routes_of: Hashable = None
-        self._routes: dict[Hashable, _Route | None] = {}
 
     def answer(
         self,
@@ -49,68 +98,236 @@ class Updates:
         platform: Platform,
         within: float,
     ) -> UpdateAnswer:
-        """The update of repository `name` to `top` from images of `have`, in whichever repositories
-        they are; without bytes if there is none. NotFoundError while it is not made within `within`
-        seconds."""
-        own = [(old, name) for old in have if self._library.find_documents(name, old, platform)]
-        own_digests = {old for old, _ in own}
-        others = [
-            (old, other)
-            for old in have
-            if old not in own_digests
-            and (other := self._library.find_holder(old, caller)) is not None
-        ]
-        route = self._find_route(name, top, platform, own, others)
-        if route is None:
-            return UpdateAnswer(top, None, (), False)
-        forms = ",".join(str(form.digest) for _, old in route.olds.layers for _, form in old)
-        raw = self._library.make_soon(
-            f"update/0/{route.old_top}/{top}/{platform}/{forms}",
-            partial(self._make_update, route),
-            within,
-            caller,
-        )
-        return UpdateAnswer(top, raw, (), raw is not None)
+        """The update to image `top` of repository `name` for who holds the images `have`, of
+        whichever repositories; none where the image has documents that no update can carry."""
+        holders = [(old, self._library.find_holder(name, old, caller)) for old in have]
+        images = [(old, holder) for old, holder in holders if holder is not None]
+        images.sort(key=lambda image: image[1] != name)  # its own first, each as it was named
+        known, is_sure = self._find_route(name, top, platform, tuple(images))
+        if known is None:
+            return UpdateAnswer(top, None, (), is_sure)
+        wanted = _Wanted(self._library, name, known, caller, is_sure)
+        wanted.make_parts(time.monotonic() + within)
+        raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
+        return UpdateAnswer(top, raw, wanted.shares(len(raw)), wanted.is_final)
 
     def _find_route(
-        self,
-        name: str,
-        top: Digest,
-        platform: Platform,
-        own: Sequence[tuple[Digest, str]],
-        others: Sequence[tuple[Digest, str]],
-    ) -> _Route | None:
-        """From which images and forms an update starts, if there is one. Kept, for it takes 5 ms an
-        image, and nodes ask again with what others have asked with."""
-        key = (name, top, platform, *own, None, *others)
-        version = self._library.version()
+        self, name: str, top: Digest, platform: Platform, images: tuple[tuple[Digest, str], ...]
+    ) -> tuple[_Known | None, bool]:
+        """From which images and forms an update starts, and whether all could be read for that.
+        Kept, for it takes 5 ms an image, and nodes ask again with what others have asked with."""
+        version, key = self._library.version(), (name, top, platform, images)
         with self._lock:
             if self._routes_of != version:
                 self._routes_of, self._routes = version, {}
             if key in self._routes:
-                return self._routes[key]
-        route = None
-        new = self._library.find_documents(name, top, platform)
-        if new is not None and new.artifact:
-            known: list[tuple[Digest, Documents]] = []
-            own_count = 0
-            for at, (old, holder) in enumerate((*own, *others)):
-                documents = self._library.find_documents(holder, old, platform)
-                if documents is not None and documents.artifact:
-                    known.append((old, documents))
-                    own_count += at < len(own)
-            olds = choose_olds([old for _, old in known], own_count, new, self._library.places_of)
-            if olds is not None:
-                route = _Route(olds, *known[olds.image], new)
+                return self._routes[key], True
+        reading = _Reading(self._library)
+        found = _choose_route(reading, name, top, platform, images)
         with self._lock:
-            if self._routes_of == version:
+            if self._routes_of == version and not reading.failed:
                 if len(self._routes) >= MAX_ROUTE_COUNT:
                     self._routes.clear()
-                self._routes[key] = route
-        return route
+                self._routes[key] = found
+        return found, not reading.failed
 
-    def _make_update(self, route: _Route) -> bytes | None:
-        made = make_update(route.olds, route.new, self._library.form_of)
-        if made is None:
+
+class _Reading:
+    """Reads for a route: what cannot be read is as if it were absent, and noted."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self.failed = False
+
+    def documents(self, name: str, top: Digest, platform: Platform) -> Documents | None:
+        """None for what is no image, too, or one whose documents no update can carry."""
+        try:
+            found = self._library.find_documents(name, top, platform)
+            if found is not None:
+                check_documents(found)
+                layers_of(found)
+        except (FormatError, IntegrityError) as exc:
+            _log.info("no updates from or to %s of %s: %s", top.short, name, exc.message)
             return None
-        return serialize_update(made, route.old_top, route.old.as_list())
+        except LayerkitError as exc:
+            self._note(exc)
+            return None
+        return found
+
+    def places(self, listed: Descriptor) -> Mapping[bytes, Place]:
+        try:
+            return self._library.places_of(listed)
+        except LayerkitError as exc:
+            self._note(exc)
+            return {}
+
+    def _note(self, exc: LayerkitError) -> None:
+        _log.warning("an update goes without: %s", exc.message)
+        self.failed = True
+
+
+def _choose_route(
+    reading: _Reading,
+    name: str,
+    top: Digest,
+    platform: Platform,
+    images: Sequence[tuple[Digest, str]],
+) -> _Known | None:
+    """None for an image that no update can bring."""
+    new = reading.documents(name, top, platform)
+    if new is None:
+        return None
+    named = [
+        (old, holder == name, documents)
+        for old, holder in images
+        if (documents := reading.documents(holder, old, platform)) is not None
+    ]
+    own_count = sum(is_own for _, is_own, _ in named)
+    olds = [documents for _, _, documents in named]
+    route = choose_route(olds, own_count, new, reading.places)
+    if route.image is None:
+        return _Known(route, new, None, None)
+    return _Known(route, new, named[route.image][0], olds[route.image])
+
+
+class _Wanted:
+    """One answer as it is made."""
+
+    def __init__(
+        self, library: Library, name: str, known: _Known, caller: Caller, is_final: bool
+    ) -> None:
+        self.parts: list[Part] = []
+        self.is_final = is_final  # False: asked again, there may be a smaller one
+        self._library = library
+        self._name = name
+        self._known = known
+        self._caller = caller
+        self._held = list(known.route.held)  # whose chunks the node has by now
+        self._left = ANSWER_SIZE
+
+    def make_parts(self, deadline: float) -> None:
+        """All layers that the node lacks, in their order. One whose bytes cannot be read here is
+        left out: the node finds out the plain way."""
+        deltas = self._make_deltas(deadline)
+        for lacking in self._known.route.lacking:
+            layer = lacking.layer
+            try:
+                if layer.pair is None:
+                    read = partial(self._read, layer.blob)
+                    parts = self._take(layer.index, _Option(layer.blob.size, BLOB, read))
+                else:
+                    parts = self._choose_parts(lacking, layer.pair, deltas.get(layer.index))
+            except LayerkitError as exc:
+                _log.warning("layer %s is in no update: %s", layer.blob.digest.short, exc.message)
+                self.is_final = False
+                continue
+            self.parts += parts
+            self._left -= sum(len(part.data) for part in parts)
+            if parts and layer.pair is not None:
+                self._held.append(layer.pair)
+
+    def shares(self, size: int) -> tuple[Share, ...]:
+        """What of an answer of `size` bytes is of layers of each role, against their blobs, those
+        of layers that the node holds included; and the documents, of no role."""
+        sent: dict[str, int] = {}
+        whole: dict[str, int] = {}
+        layers = self._known.route.layers
+        for part in self.parts:
+            role = layers[part.layer].role
+            sent[role] = sent.get(role, 0) + len(part.data)
+        for layer in layers:
+            whole[layer.role] = whole.get(layer.role, 0) + layer.blob.size
+        documents = Share("", size - sum(sent.values()), 0)
+        return (*(Share(role, sent.get(role, 0), whole[role]) for role in sorted(whole)), documents)
+
+    # --- one layer ---------------------------------------------------------------------------
+
+    def _choose_parts(self, lacking: LayerRoute, pair: Pair, made: bytes | None) -> list[Part]:
+        """The least of the form, its packed form and the delta; or the missing chunks, if these
+        are less."""
+        layer, form = lacking.layer, pair[1]
+        options = [_Option(form.size, FORM, partial(self._read, form))]
+        if layer.packed is not None:
+            options.append(_Option(layer.packed.size, PACKED, partial(self._read, layer.packed)))
+        elif packed := self._library.find_packed(form.digest):
+            options.append(_Option(len(packed), PACKED, lambda: packed))
+        if made is not None:
+            options.append(_Option(len(made), DELTA, lambda: made))
+        best = min(options, key=lambda option: (option.size, option.kind))
+        if best.kind == FORM and self._library.is_packing(form):
+            self.is_final = False
+        if best.size > CERTAIN_SIZE and self._estimate(pair) < best.size:
+            chunks = self._make_chunks(lacking, pair)
+            if sum(len(part.data) for part in chunks) < min(best.size, self._left + 1):
+                return chunks
+        return self._take(layer.index, best)
+
+    def _take(self, index: int, option: _Option) -> list[Part]:
+        """Nothing, if it does not fit."""
+        return [Part(index, option.kind, option.read())] if option.size <= self._left else []
+
+    def _read(self, blob: Descriptor) -> bytes:
+        return self._library.read_layer(self._name, blob)
+
+    def _estimate(self, pair: Pair) -> int:
+        return estimate_chunks(pair, self._held_ids(), self._library.places_of)
+
+    def _held_ids(self) -> set[bytes]:
+        return {raw for held in self._held for raw in self._library.places_of(held[0])}
+
+    def _make_chunks(self, lacking: LayerRoute, pair: Pair) -> list[Part]:
+        near = {old: (listed, form) for listed, form in lacking.near if (old := listed.digest)}
+
+        def read_old(old: Digest) -> tuple[ChunkManifest, bytes]:
+            listed, form = near[old]
+            manifest = parse_chunk_manifest(self._library.read_list(listed))
+            return manifest, self._library.form_of(listed, form)
+
+        lists = {listed.digest: self._library.read_list(listed) for listed, _ in lacking.near}
+        new, form = self._library.read_list(pair[0]), self._library.form_of(*pair)
+        return make_chunk_parts(lacking.layer.index, new, form, lists, self._held_ids(), read_old)
+
+    # --- deltas ------------------------------------------------------------------------------
+
+    def _make_deltas(self, deadline: float) -> dict[int, bytes]:
+        """Deltas by layer, made side by side: those that are there before the deadline."""
+        jobs = [
+            (one.layer.index, one.layer.pair, one.olds)
+            for one in self._known.route.lacking
+            if one.layer.pair is not None and one.olds is not None
+        ]
+        for _, new, olds in jobs[1:]:
+            with contextlib.suppress(LayerkitError):
+                self._make_delta(new, olds, 0)
+        made = {}
+        for index, new, olds in jobs:
+            try:
+                found = self._make_delta(new, olds, max(0.0, deadline - time.monotonic()))
+            except LayerkitError as exc:
+                _log.info("no delta of form %s yet: %s", new[1].digest.short, exc.message)
+                self.is_final = False
+                continue
+            if found is not None:
+                made[index] = found
+        return made
+
+    def _make_delta(self, new: Pair, olds: Sequence[Pair], seconds: float) -> bytes | None:
+        """None where there is no delta that is less than the form."""
+        library = self._library
+
+        def make() -> bytes | None:
+            try:
+                raw = delta.diff([library.form_of(*old) for old in olds], library.form_of(*new))
+            except FormatError as exc:  # over the limits of deltas
+                _log.info("no delta of form %s: %s", new[1].digest.short, exc.message)
+                return None
+            return raw if len(raw) < new[1].size else None
+
+        names = ",".join(str(form.digest) for _, form in olds)
+        key = f"delta/1/{names}/{new[1].digest}"
+        return library.make_soon(key, make, seconds, self._caller, self._measure((new, *olds)))
+
+    def _measure(self, pairs: Sequence[Pair]) -> int:
+        """Bytes of these forms."""
+        places = (self._library.places_of(listed) for listed, _ in pairs)
+        return sum(size for one in places for _, size in one.values())
