@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from layerkit.cli.common import State, json_option, option, state_of, verb
-from layerkit.cli.move import default_store
+from layerkit.cli.common import State, default_store, json_option, option, state_of, verb
 from layerkit.errors import UsageError
 
 __all__ = ["add_agent_verbs"]
@@ -104,9 +103,7 @@ def agent(context: click.Context, /, once: bool, **options: Any) -> None:
         context.obj = state_of(context)
         context.meta["layerkit.socket"] = options["socket"]
         return
-    from layerkit.edges.notify import Notifier
-    from layerkit.jobs.agent.daemon import run_agent
-    from layerkit.jobs.agent.settings import Settings, load_settings
+    from layerkit.jobs.agent import Settings, load_settings
 
     def load() -> Settings:
         found = load_settings(options, default_store())
@@ -118,13 +115,18 @@ def agent(context: click.Context, /, once: bool, **options: Any) -> None:
             found = replace(found, socket=place)
         return found
 
+    settings = load()  # what is wrong there is told before the daemon loads
+    from layerkit.edges.notify import Notifier
+    from layerkit.jobs.agent.daemon import run_agent
+
     console = state_of(context).console
     watchdog = os.environ.get("WATCHDOG_USEC", "0")
     notifier = Notifier(
         os.environ.get("NOTIFY_SOCKET", ""),
         int(watchdog) / 1e6 if watchdog.isascii() and watchdog.isdigit() else 0.0,
     )
-    run_agent(load, env=dict(os.environ), notifier=notifier, once=once, ready=console.result)
+    env = dict(os.environ)
+    run_agent(settings, load, env=env, notifier=notifier, once=once, ready=console.result)
 
 
 def _ask(

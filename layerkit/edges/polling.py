@@ -41,10 +41,12 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`changed`: it names another image (`digest`, where the server says, and maybe the update to
-    it); `waited`: the server held the question, so that it may be asked again at once."""
+    it). `holds`: the server knows long polls; `waited`: it held this one to its end, so that it
+    may be asked again at once."""
 
     changed: bool
     digest: Digest | None = None
+    holds: bool = False
     waited: bool = False
     update: bytes = b""
 
@@ -84,7 +86,7 @@ class Poller:
             return None
         waited = status == 304 and loop.time() - started >= 0.5 * wait
         digest = _digest(headers, "docker-content-digest")
-        return Answer(status == 200, digest, waited, update)
+        return Answer(status == 200, digest, True, waited, update)
 
     async def look(self, url: str, token: str, question: Question) -> Answer:
         """Ask any registry what the tag names now. Raises RemoteError, NotFoundError."""

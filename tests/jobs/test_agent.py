@@ -12,6 +12,7 @@ import pytest
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
+from layerkit.edges.forked import error_document, error_of
 from layerkit.edges.polling import Answer, Question
 from layerkit.errors import (
     FormatError,
@@ -22,6 +23,7 @@ from layerkit.errors import (
     ToolError,
     UsageError,
 )
+from layerkit.jobs.agent.api import make_handlers
 from layerkit.jobs.agent.keeper import Keeper
 from layerkit.jobs.agent.names import Names, Record, parse_record, read_record, serialize_record
 from layerkit.jobs.agent.pauses import Health, Pause
@@ -349,7 +351,7 @@ def watch(
 
 
 def test_news_are_pulled_from_who_told_them_with_the_update_in_them(tmp_path: Path) -> None:
-    answers = [Answer(False, ONE, True), Answer(True, TWO, update=b"delta")]
+    answers = [Answer(False, ONE, True, True), Answer(True, TWO, update=b"delta")]
     poller, jobs = watch(tmp_path, lambda: PlayedPoller(*answers), TWO)
     last = jobs.list_done("pull")[-1]
     assert (last["update"], last["servers"][0]["url"]) == ("ZGVsdGE=", "http://one")
@@ -361,6 +363,13 @@ def test_a_server_without_long_polls_is_asked_for_its_manifest(tmp_path: Path) -
     poller, jobs = watch(tmp_path, lambda: PlayedPoller(*answers), TWO, poll_seconds=0.1)
     assert [what for what, *_ in poller.asked] == ["updates", *["manifests"] * 3]
     assert len(jobs.list_done("pull")) == 2
+
+
+def test_a_question_that_is_answered_early_is_asked_again_soon(tmp_path: Path) -> None:
+    """As when a server restarts; one that never holds them is not asked in a tight loop."""
+    answers = [Answer(False, ONE, True)] * 2
+    poller, _ = watch(tmp_path, lambda: PlayedPoller(*answers), ONE)
+    assert len(poller.asked) == 3  # after 0.25 and 0.5 s, with poll_seconds of 30
 
 
 def test_a_version_that_does_not_come_is_left_for_a_while_and_its_successor_asked_for(
@@ -382,7 +391,7 @@ def test_a_version_that_does_not_come_is_left_for_a_while_and_its_successor_aske
 
 def test_another_server_is_asked_when_one_fails_and_that_one_is_left_alone(tmp_path: Path) -> None:
     servers = (Server("http://one"), Server("http://two"))
-    answers = [RemoteError("down"), Answer(False, ONE, True), Answer(False, ONE, True)]
+    answers = [RemoteError("down"), Answer(False, ONE, True, True), Answer(False, ONE, True, True)]
     poller, _ = watch(tmp_path, lambda: PlayedPoller(*answers), ONE, servers=servers)
     urls = [url for _, url, _, _ in poller.asked]
     assert urls[:4] == ["http://one", "http://two", "http://two", "http://two"]
@@ -393,7 +402,7 @@ def test_with_more_names_than_connections_questions_are_shorter(tmp_path: Path) 
         for name in keeper.names:
             name.add(str(ONE), 0.0)
             keeper.unsure.discard(name.ref)
-        poller = PlayedPoller(*[Answer(False, ONE, True)] * 60)
+        poller = PlayedPoller(*[Answer(False, ONE, True, True)] * 60)
         watching = Watching(keeper, poller, "linux/amd64")  # type: ignore[arg-type]
         watching.follow()
         await asyncio.wait_for(poller.empty.wait(), 10)
@@ -484,8 +493,6 @@ def test_options_win_over_the_file_and_tokens_come_from_files(tmp_path: Path) ->
 
 
 def test_what_tools_say_travels_whole() -> None:
-    from layerkit.edges.forked import error_document, error_of
-
     for error in (ToolError("a", cause="b", hint="c"), NotFoundError("x"), FormatError("f")):
         again = error_of(json.loads(json.dumps(error_document(error))))
         assert (type(again), again.message, again.cause) == (
@@ -493,3 +500,32 @@ def test_what_tools_say_travels_whole() -> None:
             error.message,
             error.cause,
         )
+
+
+def test_every_request_of_the_api_is_documented(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "agent.md").read_text()
+
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        for method, path in make_handlers(keeper, lambda: None, 0.0):
+            assert f"`{method} {path}`" in text
+
+    run(tmp_path, body)
+
+
+def test_the_api_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        handlers = make_handlers(keeper, lambda: None, 0.0)
+        for path, document in (
+            ("/v1/pull", {}),
+            ("/v1/pull", {"ref": 1}),
+            ("/v1/pull", {"ref": HELLO, "wait": "yes"}),
+            ("/v1/pull", {"ref": f"hello@{ONE}"}),
+            ("/v1/watch", {"ref": "a" * 600}),
+            ("/v1/watch", {"ref": "a/current"}),
+            ("/v1/gc", {"dry_run": 1}),
+            ("/v1/pin", {"ref": HELLO, "keep": True}),
+        ):
+            with pytest.raises(UsageError):
+                await handlers["POST", path](document)
+
+    run(tmp_path, body)

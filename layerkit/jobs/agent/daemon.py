@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def run_agent(
+    settings: Settings,
     load: Callable[[], Settings],
     *,
     env: Mapping[str, str],
@@ -47,8 +48,7 @@ def run_agent(
     ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run until a signal; with `once` until each watched name was pulled, or failed
-    (PartialError). `load` reads the settings, again with SIGHUP."""
-    settings = load()
+    (PartialError). `load` reads the settings again, with SIGHUP."""
     log_as_json()
     disk = Disk()
     folder = settings.store / FOLDER_NAME

@@ -32,11 +32,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Refused:
-    """A version that did not come whole: `until` then it is not tried again."""
+class _Sight:
+    """One watched name. `refused` is a version that did not come whole: it is tried again at
+    `due`, or when the server names another."""
 
-    digest: Digest | None
-    until: float
+    name: Name
+    pause: Pause  # after failures
+    early: Pause  # after answers that were not held, as when a server restarts
+    refused: Digest | None = None
+    due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -68,68 +72,80 @@ class Watching:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, name: Name) -> None:
-        pause = Pause(dice=self.dice)
-        refused: _Refused | None = None
+        sight = _Sight(name, Pause(dice=self.dice), Pause(first=0.5, dice=self.dice))
         while True:
             try:
-                refused = await self._step(name, refused)
-                if refused is None:
-                    pause.reset()
-                elif refused.until == 0.0:
-                    refused.until = self.now() + pause.next()
+                await self._step(sight)
             except LayerkitError as exc:
                 self.keeper.note_error(name, exc)
-                await asyncio.sleep(pause.next())
+                await asyncio.sleep(sight.pause.next())
             except Exception:  # a bug of ours stops this name for a while, and no other
                 _log.exception("watching %s failed", name.ref)
-                await asyncio.sleep(pause.next())
+                await asyncio.sleep(sight.pause.next())
 
-    async def _step(self, name: Name, refused: _Refused | None) -> _Refused | None:
-        """Ask once, and pull if there is news; what was refused, if anything."""
-        news: Digest | None = None
-        server, update = "", b""
-        if name.versions and name.ref not in self.keeper.unsure:
-            server, answer = await self._ask(name, refused)
-            update = answer.update if refused is None else b""
-            is_due = refused is not None and self.now() >= refused.until
-            if not answer.changed and not is_due:
-                if refused is None:
-                    self.keeper.seen_current(name)
-                if not answer.waited:
-                    await asyncio.sleep(self._look_pause(refused))
-                return refused
-            news = answer.digest or (refused.digest if refused is not None else None)
-            if news is not None and str(news) == name.current:
-                return None  # it went back to what is here
-        before = name.current
+    async def _step(self, sight: _Sight) -> None:
+        """Ask once, and pull if there is news."""
+        name = sight.name
+        if not name.versions or name.ref in self.keeper.unsure:
+            await self.keeper.pull(name.ref)
+            sight.pause.reset()
+            return
+        server, answer = await self._ask(sight)
+        is_due = sight.refused is not None and self.now() >= sight.due
+        if not answer.changed and not is_due:
+            await self._nothing_new(sight, answer)
+            return
+        news = answer.digest or sight.refused
+        if news is not None and str(news) == name.current:
+            sight.refused = None  # it went back to what is here
+            return
+        before, update = name.current, answer.update if sight.refused is None else b""
         try:
             await self.keeper.pull(name.ref, server, update)
         except LayerkitError:
             if news is None:
                 raise
-            return _Refused(news, 0.0)
-        if name.current == before and news is not None:
-            # announced and not there: a server that is behind another, or lies
-            return _Refused(news, 0.0)
-        return None
+            self._refuse(sight, news)
+            return
+        if name.current == before:  # told and not there: a server is behind another, or lies
+            if news is not None:
+                self._refuse(sight, news)
+            else:
+                await asyncio.sleep(sight.early.next())
+            return
+        sight.refused = None
+        sight.pause.reset()
 
-    def _look_pause(self, refused: _Refused | None) -> float:
+    async def _nothing_new(self, sight: _Sight, answer: Answer) -> None:
+        if sight.refused is None:
+            self.keeper.seen_current(sight.name)
+            sight.pause.reset()
+        if answer.waited:
+            sight.early.reset()
+            return
         seconds = self.keeper.settings.poll_seconds
-        if refused is not None:
-            seconds = min(seconds, max(0.1, refused.until - self.now()))
-        return seconds * (0.75 + 0.5 * self.dice())
+        seconds *= 0.75 + 0.5 * self.dice()
+        if answer.holds:
+            seconds = min(seconds, sight.early.next())
+        if sight.refused is not None:
+            seconds = min(seconds, max(0.1, sight.due - self.now()))
+        await asyncio.sleep(seconds)
 
-    async def _ask(self, name: Name, refused: _Refused | None) -> tuple[str, Answer]:
+    def _refuse(self, sight: _Sight, digest: Digest) -> None:
+        if sight.refused != digest:
+            sight.pause.reset()
+        sight.refused, sight.due = digest, self.now() + sight.pause.next()
+
+    async def _ask(self, sight: _Sight) -> tuple[str, Answer]:
         """The first server that answers, and what; RemoteError when none does."""
         health = self.keeper.health
         while not (servers := health.list_usable()):
             await asyncio.sleep(health.seconds_left() + self.dice())
-        have = name.list_have()
-        wait = self._wait_seconds()
-        if refused is not None and refused.digest is not None:
-            have = (refused.digest, *(one for one in have if one != refused.digest))
-            wait = max(1.0, min(wait, refused.until - self.now()))
-        reference = name.reference
+        have, wait = sight.name.list_have(), self._wait_seconds()
+        if sight.refused is not None:  # is there something after it?
+            have = (sight.refused, *(one for one in have if one != sight.refused))
+            wait = max(1.0, min(wait, sight.due - self.now()))
+        reference = sight.name.reference
         question = Question(reference.repository, reference.tag, have, self.platform)
         failure: LayerkitError | None = None
         if self._polls is None:
