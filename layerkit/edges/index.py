@@ -19,15 +19,18 @@ __all__ = [
     "INDEX_DAMAGED",
     "INDEX_NAME",
     "REPAIR_HINT",
+    "SCHEMA_FACT",
     "Connection",
     "Index",
     "as_bytes",
     "as_int",
+    "read_rows",
 ]
 
 Connection = sqlite3.Connection  # what `transaction` yields
 INDEX_NAME: Final = "index.sqlite"
 SCHEMA_VERSION: Final = 2
+SCHEMA_FACT: Final = "schema"  # the version once more: a flipped bit of one of them is seen
 BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
 INDEX_DAMAGED: Final = "is damaged"
 REPAIR_HINT: Final = "run 'layerkit verify --repair'"
@@ -83,6 +86,15 @@ class Index:
         """From any older schema, in one transaction. Who comes second finds it done."""
         db.execute("BEGIN IMMEDIATE")
         version = _version(db)
+        if version == SCHEMA_VERSION:
+            db.execute("ROLLBACK")
+            return
+        if version != _tables_version(db):  # the number alone has changed: no layerkit did that
+            raise StoreError(
+                f"index {self.path} {INDEX_DAMAGED}",
+                cause=f"it says schema {version} and is not",
+                hint=REPAIR_HINT,
+            )
         if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{self.path} has schema {version}, want {SCHEMA_VERSION}",
@@ -92,6 +104,7 @@ class Index:
             for statement in _SCHEMAS[number].split(";"):
                 db.execute(statement)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (SCHEMA_FACT, SCHEMA_VERSION))
         self._disk.act("commit", self.path, lambda: db.execute("COMMIT"))
 
     def close(self) -> None:
@@ -132,6 +145,30 @@ def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
+def _tables_version(db: sqlite3.Connection) -> int:
+    """The schema by its tables; for a number that is not known, what it says."""
+    names = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_schema")}
+    if "facts" not in names:
+        return 1 if "images" in names else 0
+    rows = db.execute("SELECT value FROM facts WHERE name = ?", (SCHEMA_FACT,)).fetchall()
+    return int(rows[0][0]) if rows and str(rows[0][0]).isdigit() else SCHEMA_VERSION
+
+
+def read_rows(path: Path, table: str) -> list[dict[str, object]]:
+    """What can be read of a table of an index that may be damaged, from both of its ends; texts as
+    bytes, since they may be anything. Nothing raises."""
+    found: dict[tuple[object, ...], None] = {}
+    names: list[str] = []
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
+        names = [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
+        db.text_factory = bytes
+        for order in ("ASC", "DESC") if names else ():
+            with contextlib.suppress(sqlite3.Error):
+                for row in db.execute(f"SELECT * FROM {table} ORDER BY {names[0]} {order}"):
+                    found[row] = None
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
 def as_bytes(value: object) -> bytes:
     if not isinstance(value, bytes):
         raise StoreError("index holds a value of the wrong type")
@@ -153,6 +190,10 @@ def _mapped(path: Path) -> Iterator[None]:
         raise _map_sqlite_error(exc, path) from exc
 
 
+# of texts that are no UTF-8, and of a schema whose words are wrong; both have the code SQLITE_ERROR
+_DAMAGE_SIGNS: Final = ("Could not decode", "no such table", "no such column", "malformed")
+
+
 def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(exc, "sqlite_errorname", "") or ""
     kinds: dict[str, Callable[..., StoreError]] = {
@@ -161,7 +202,8 @@ def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
         "SQLITE_LOCKED": StoreLockedError,
     }
     cause = f"{name}: {exc}"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+    is_damaged = name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"))
+    if is_damaged or any(sign in str(exc) for sign in _DAMAGE_SIGNS):
         return StoreError(f"index {path} {INDEX_DAMAGED}", cause=cause, hint=REPAIR_HINT)
     kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
     return kind(f"cannot use index {path}", cause=cause)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import chunk_id
 from layerkit.errors import StoreError
 
-__all__ = ["PACK_RECORD", "PACK_START", "PackReader", "scan_pack"]
+__all__ = ["PACK_RECORD", "PACK_START", "PackReader", "scan_pack", "walk_pack"]
 
 MAX_OPEN_PACKS: Final = 64
 MAX_GAP: Final = 4096  # bytes between two chunks that one read skips over; a record's head is 36
@@ -100,17 +100,26 @@ def _neighbours(
 
 def scan_pack(path: Path) -> list[tuple[bytes, int, int]]:
     """Rows of the undamaged chunks of a pack, up to the first record that makes no sense."""
+    return [(raw, offset, size) for raw, offset, size, good in walk_pack(path) if good]
+
+
+def walk_pack(path: Path) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Id, offset, size of each record of a pack, and is it as it was written? A last entry that is
+    not good, and no chunk, stands for a head or an end that makes no sense."""
     data = path.read_bytes()
+    if data[: PACK_HEADER.size] != PACK_START:
+        yield b"", 0, 0, False
     if data[: len(PACK_MAGIC)] != PACK_MAGIC:
-        return []
-    rows = []
+        return
     offset = PACK_HEADER.size
-    while offset + PACK_RECORD.size <= len(data):
-        size, raw = PACK_RECORD.unpack_from(data, offset)
+    while offset < len(data):
+        size, raw = 0, b""
+        if offset + PACK_RECORD.size <= len(data):
+            size, raw = PACK_RECORD.unpack_from(data, offset)
         offset += PACK_RECORD.size
         if not 0 < size <= len(data) - offset:
-            break
-        if chunk_id(memoryview(data)[offset : offset + size]).raw == raw:
-            rows.append((raw, offset, size))
+            yield b"", offset, 0, False
+            return
+        good = chunk_id(memoryview(data)[offset : offset + size]).raw == raw
+        yield raw, offset, size, good
         offset += size
-    return rows

@@ -1,12 +1,14 @@
 """`layerkit verify`: read every byte of a node's store, or of an OCI layout; say what is damaged.
 
-It does not fetch: `repair` drops damaged copies, and the next pull brings them. Memory: one chunk
+`repair` drops damaged copies of a store; who gives it a way to fetch (`heal`) has them back at
+once, else the next pull brings them. Memory: one pack
 of a store; one blob of a layout, and for a chunks artifact one form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +16,22 @@ from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.index import INDEX_DAMAGED
 from layerkit.edges.layout import Layout
-from layerkit.edges.store import Store, VerifyResult, rebuild_index
-from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from layerkit.edges.store import Store, list_old_images, rebuild_index
+from layerkit.errors import (
+    FormatError,
+    IntegrityError,
+    LayerkitError,
+    NotFoundError,
+    StoreError,
+)
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.protocol import unpack_form
+from layerkit.formats.reference import Reference
 
-__all__ = ["LayoutResult", "verify_layout", "verify_store"]
+__all__ = ["Heal", "LayoutResult", "StoreResult", "verify_layout", "verify_store"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +48,113 @@ class LayoutResult:
         return not self.problems
 
 
-def verify_store(path: Path, disk: Disk, *, repair: bool = False) -> VerifyResult:
-    """Verify the store at `path`; `repair` makes an unreadable index again from the packs."""
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What was read of a store, what was found damaged, and what was healed."""
+
+    chunk_count: int
+    blob_count: int
+    image_count: int
+    bad_chunks: tuple[Digest, ...] = ()
+    bad_blobs: tuple[Digest, ...] = ()
+    bad_packs: tuple[str, ...] = ()
+    bad_rows: tuple[str, ...] = ()  # of the index, that make no sense
+    broken_images: tuple[str, ...] = ()
+    healed_images: tuple[str, ...] = ()  # broken ones that were fetched and are whole again
+    repaired: bool = False
+    index_rebuilt: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Nothing was found damaged."""
+        return not (self.list_problems() or self.index_rebuilt)
+
+    @property
+    def left_images(self) -> tuple[str, ...]:
+        """Broken images that are not whole again."""
+        return tuple(ref for ref in self.broken_images if ref not in self.healed_images)
+
+    def list_problems(self) -> list[str]:
+        """One line for each thing that is damaged."""
+        found = [f"chunk {chunk} is damaged" for chunk in self.bad_chunks]
+        found += [f"blob {blob} is damaged" for blob in self.bad_blobs]
+        found += [f"pack {name} is damaged" for name in self.bad_packs]
+        found += [f"row {name!r} of the index makes no sense" for name in self.bad_rows]
+        return found + [f"image {ref} is not whole" for ref in self.broken_images]
+
+
+# Fetches the image that a reference names into the store.
+Heal = Callable[[Reference, Store], object]
+
+
+def verify_store(
+    path: Path, disk: Disk, *, repair: bool = False, heal: Heal | None = None
+) -> StoreResult:
+    """Verify the store at `path`. `repair` drops what is damaged, makes an unreadable index again,
+    and with `heal` fetches what images then lack."""
     if not path.is_dir():
         raise NotFoundError(f"store {path} does not exist")
+    named: dict[str, Digest | None] = {}
+    rebuilt = False
     try:
-        with Store(path, disk) as store:
-            store.check_index()
-            return store.verify(repair=repair)
+        found, names = _verify(path, disk, repair)
     except StoreError as exc:
         if not repair or INDEX_DAMAGED not in exc.message:
             raise
-    rebuild_index(path, disk)
+        named = list_old_images(path)
+        rebuild_index(path, disk)
+        rebuilt = True
+        found, names = _verify(path, disk, repair)
+    broken = {ref: names.get(ref, named.get(ref)) for ref in found.broken_images}
+    broken |= {ref: digest for ref, digest in named.items() if ref not in names}
+    result = replace(
+        found, broken_images=tuple(sorted(broken)), index_rebuilt=rebuilt, repaired=repair
+    )
+    if not repair or heal is None or not broken:
+        return result
     with Store(path, disk) as store:
-        return replace(store.verify(repair=True), index_rebuilt=True)
+        healed = [ref for ref, digest in sorted(broken.items()) if _heal(store, ref, digest, heal)]
+    return replace(result, healed_images=tuple(healed))
+
+
+def _verify(path: Path, disk: Disk, repair: bool) -> tuple[StoreResult, dict[str, Digest]]:
+    """What is found, and the digests of the images that the index names."""
+    with Store(path, disk) as store:
+        store.check_index()
+        names = {image.ref: image.digest for image in store.list_images()}
+        packs = store.find_bad_packs()
+        found = store.verify(repair=repair)
+        if repair and packs:
+            store.rewrite_packs(packs)
+    return (
+        StoreResult(
+            found.chunk_count,
+            found.blob_count,
+            found.image_count,
+            found.bad_chunks,
+            found.bad_blobs,
+            tuple(packs),
+            found.bad_rows,
+            found.broken_images,
+        ),
+        names,
+    )
+
+
+def _heal(store: Store, text: str, digest: Digest | None, heal: Heal) -> bool:
+    """Fetch a broken image: the very one that it was, where that is known and still to be had; its
+    reference may name another one by now."""
+    try:
+        ref = Reference.parse(text).tagged
+        exact = ref if digest is None else replace(ref, digest=digest)
+        heal(exact, store)
+        if digest is not None and str(exact) != text:
+            store.commit_image(text, digest, store.list_blobs(digest))
+            store.remove_image(str(exact))
+    except LayerkitError as exc:
+        _log.warning("image %s is not healed: %s", text, exc.message)
+        return False
+    return store.find_image(text) is not None
 
 
 def verify_layout(path: Path) -> LayoutResult:

@@ -330,10 +330,20 @@ def test_a_store_of_the_first_schema_opens_and_works(path: Path) -> None:
         assert store.verify().good and len(store.list_images()) == 2
 
 
+@pytest.mark.parametrize("version", [0, 1, 3, 66])
+def test_a_flipped_schema_number_is_damage(path: Path, version: int) -> None:
+    Store(path, Disk()).close()
+    with sqlite3.connect(path / "index.sqlite") as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(StoreError, match="damaged"):
+        Store(path, Disk())
+
+
 def test_a_newer_schema_is_refused(path: Path) -> None:
     Store(path, Disk()).close()
     with sqlite3.connect(path / "index.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
+        db.execute("UPDATE facts SET value = '99' WHERE name = 'schema'")
     with pytest.raises(StoreError, match="schema 99"):
         Store(path, Disk())
 

@@ -13,22 +13,26 @@ drops, `check` reads everything. Memory: one chunk.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.disk import TEMP_PREFIX, Disk
-from layerkit.edges.index import INDEX_NAME, Index
-from layerkit.edges.pack import scan_pack
+from layerkit.edges.disk import Disk
+from layerkit.edges.index import INDEX_DAMAGED, INDEX_NAME, REPAIR_HINT, Index
 from layerkit.edges.store.check import VerifyResult, verify
 from layerkit.edges.store.chunks import Chunks
 from layerkit.edges.store.images import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Images, StoredImage
+from layerkit.edges.store.salvage import (
+    find_bad_packs,
+    has_lost_index,
+    list_old_images,
+    rebuild_index,
+)
 from layerkit.edges.store.sessions import Claim, Sessions
-from layerkit.edges.store.sweep import LOCK_NAME, GcResult, Sweeper
-from layerkit.errors import StoreFullError
+from layerkit.edges.store.sweep import GcResult, Sweeper
+from layerkit.errors import StoreError, StoreFullError
 
 __all__ = [
     "ARTIFACT_KIND",
@@ -38,6 +42,7 @@ __all__ = [
     "Store",
     "StoredImage",
     "VerifyResult",
+    "list_old_images",
     "rebuild_index",
 ]
 
@@ -56,6 +61,10 @@ class Store:
         self.quota = quota
         self._now = now
         disk.make_folder(path)
+        if has_lost_index(path):  # a new one would know nothing, and gc would drop all packs
+            raise StoreError(
+                f"index {path / INDEX_NAME} {INDEX_DAMAGED}: it is gone", hint=REPAIR_HINT
+            )
         self._index = Index(path / INDEX_NAME, disk)
         self._chunks = Chunks(path / PACKS_NAME, disk, self._index)
         self._images = Images(self._index)
@@ -252,26 +261,12 @@ class Store:
         with self.session():
             return verify(self._chunks, self._images, repair=repair)
 
+    def find_bad_packs(self) -> list[str]:
+        """Packs in which something is not as it was written, needed or not."""
+        return find_bad_packs(self.path, self._chunks.list_packs())
 
-def rebuild_index(path: Path, disk: Disk) -> int:
-    """Make a new index from the packs when the old one is unreadable; returns the chunk count.
-
-    Images are forgotten; the next pull finds the chunks and fetches only the small blobs.
-    """
-    with disk.lock(path / LOCK_NAME):
-        for suffix in ("", "-wal", "-shm"):
-            disk.remove(path / f"{INDEX_NAME}{suffix}")
-        index = Index(path / INDEX_NAME, disk)
-        chunks = Chunks(path / PACKS_NAME, disk, index)
-        try:
-            count = 0
-            for name in sorted(os.listdir(path / PACKS_NAME)):
-                rows = [] if name.startswith(TEMP_PREFIX) else scan_pack(path / PACKS_NAME / name)
-                if rows:
-                    size = (path / PACKS_NAME / name).stat().st_size
-                    chunks.add_pack(name, size, rows)
-                    count += len(rows)
-        finally:
-            chunks.close()
-            index.close()
-    return count
+    def rewrite_packs(self, names: Iterable[str]) -> None:
+        """Move what is good in these packs into new ones; the old ones go."""
+        with self.session() as token:
+            for name in names:
+                self._chunks.move(name, token)

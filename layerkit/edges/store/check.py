@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from layerkit.digest import SIZE, Digest
 from layerkit.edges.store.chunks import Chunks
-from layerkit.edges.store.images import CHUNK_MANIFEST_KIND, Images
+from layerkit.edges.store.images import Images, is_chunk_manifest
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 
@@ -76,11 +76,10 @@ def _is_whole(chunks: Chunks, images: Images, top: Digest, bad: set[bytes]) -> b
     """Has the image all its blobs, undamaged, and all chunks that these name?"""
     try:
         blobs = images.list_blobs(top)
-        manifests = set(images.list_blobs(top, CHUNK_MANIFEST_KIND))
         ids: set[bytes] = set()
         for blob in blobs:
             data = images.get_blob(blob)
-            if blob in manifests:
+            if is_chunk_manifest(data):
                 ids.update(parse_chunk_manifest(data).list_raw_ids())
     except (FormatError, IntegrityError, NotFoundError):
         return False

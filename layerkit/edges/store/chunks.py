@@ -105,9 +105,17 @@ class Chunks:
         bad = []
         for raw, name, offset, size in rows:
             data = self._reader.read(str(name), as_int(offset), as_int(size)) if name else None
-            if data is None or chunk_id(data).raw != raw:
+            is_good = data is not None and chunk_id(data).raw == raw
+            if not is_good and not self._is_moved(as_bytes(raw), name, offset):
                 bad.append(as_bytes(raw))
         return bad, len(rows)
+
+    def _is_moved(self, raw: bytes, name: object, offset: object) -> bool:
+        """Has gc moved or dropped the chunk since its row was read?"""
+        rows = self._index.query(
+            "SELECT name, offset FROM chunks LEFT JOIN packs USING (pack) WHERE id = ?", (raw,)
+        )
+        return rows != [(name, offset)]
 
     def drop(self, raw_ids: Iterable[bytes]) -> None:
         """Forget chunks (damaged ones), so that they are fetched again."""
@@ -201,6 +209,19 @@ class Chunks:
                     continue  # stays in the old pack, for verify; or was dropped meanwhile
 
         self.put(live(), session, replace=True)
+
+    def list_packs(self) -> list[str]:
+        return [str(row[0]) for row in self._index.query("SELECT name FROM packs ORDER BY pack")]
+
+    def move(self, name: str, session: str) -> None:
+        """The undamaged chunks of a pack into a new one; then the old one goes, with the rest."""
+        rows = self._index.query("SELECT pack FROM packs WHERE name = ?", (name,))
+        for (pack,) in rows:
+            self.rewrite(as_int(pack), session)
+            with self._index.transaction() as db:
+                db.execute("DELETE FROM chunks WHERE pack = ?", (pack,))
+                db.execute("DELETE FROM packs WHERE pack = ?", (pack,))
+        self.remove_pack(name)
 
     def remove_pack(self, name: str) -> int:
         """Remove a file of the folder that no row names."""

@@ -20,9 +20,16 @@ from layerkit.errors import (
     StoreChangedError,
     StoreError,
 )
-from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.chunkmanifest import MAGIC, parse_chunk_manifest
 
-__all__ = ["ARTIFACT_KIND", "CHUNK_MANIFEST_KIND", "Images", "StoredImage"]
+__all__ = [
+    "ARTIFACT_KIND",
+    "CHUNK_MANIFEST_KIND",
+    "Images",
+    "StoredImage",
+    "is_chunk_manifest",
+    "is_sealed",
+]
 
 MAX_BLOB_SIZE: Final = 64 << 20  # bytes: blobs in the index are small
 MAX_FACT_SIZE: Final = 4096  # characters
@@ -75,20 +82,22 @@ class Images:
 
     def find_bad_blobs(self) -> tuple[list[Digest], list[str], int]:
         """Damaged blobs, names that are no digests, and how many blobs there are."""
-        names = [str(row[0]) for row in self._index.query("SELECT digest FROM blobs")]
+        rows = self._index.query("SELECT digest, kind FROM blobs")
+        kinds = {str(name): str(kind) for name, kind in rows}
         bad: list[Digest] = []
         nameless: list[str] = []
-        for name in sorted(names):
+        for name in sorted(kinds):
             try:
                 digest = Digest.parse(name)
             except FormatError:
                 nameless.append(name)
                 continue
             try:
-                self.get_blob(digest)
+                if is_chunk_manifest(self.get_blob(digest)) != (kinds[name] == CHUNK_MANIFEST_KIND):
+                    bad.append(digest)  # its kind is wrong, and with it what is found by kind
             except IntegrityError:
                 bad.append(digest)
-        return bad, nameless, len(names)
+        return bad, nameless, len(kinds)
 
     # --- images ----------------------------------------------------------------------------
 
@@ -103,7 +112,7 @@ class Images:
     ) -> None:
         """The one commit point: `ref` names `digest`, which needs `blobs` (what it held before,
         too) and the chunks of the chunk manifests among them. StoreChangedError if any is gone."""
-        owner = str(digest)
+        owner, blobs = str(digest), list(blobs)
         with self._index.transaction() as db:
             for each, (data, kind) in new.items():
                 _put_blob(db, each, data, kind, session)
@@ -111,6 +120,7 @@ class Images:
                 "INSERT OR IGNORE INTO holds (owner, blob) VALUES (?, ?)",
                 ((owner, str(blob)) for blob in blobs),
             )
+            _forget_lost(db, owner, set(map(str, blobs)))
             held = _holds(db, owner)
             _check_whole(db, held)
             db.execute(
@@ -220,6 +230,23 @@ class Images:
         with self._index.transaction() as db:
             db.executemany("DELETE FROM blobs WHERE digest = ?", ((name,) for name in names))
 
+    def restore(self, ref: str, digest: str, held: list[str], used_at: int) -> None:
+        """An image of a damaged index; whether it is whole is for `verify` to say."""
+        self.restore_holds(digest, held)
+        with self._index.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO images (ref, digest, complete, used_at, seal)"
+                " VALUES (?, ?, 1, ?, ?)",
+                (ref, digest, used_at, _seal(ref, digest, held)),
+            )
+
+    def restore_holds(self, digest: str, held: Iterable[str]) -> None:
+        with self._index.transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO holds (owner, blob) VALUES (?, ?)",
+                ((digest, blob) for blob in held),
+            )
+
     def _held(self, owner: str) -> list[str]:
         rows = self._index.query("SELECT blob FROM holds WHERE owner = ? ORDER BY blob", (owner,))
         return [str(row[0]) for row in rows]
@@ -269,19 +296,36 @@ def _put_blob(db: Connection, digest: Digest, data: bytes, kind: str, session: s
     )
 
 
+def is_chunk_manifest(data: bytes) -> bool:
+    """By itself: the kind beside it may be rotten, and gc must not drop chunks for that."""
+    return data.startswith(MAGIC)
+
+
 def _holds(db: Connection, owner: str) -> list[str]:
     rows = db.execute("SELECT blob FROM holds WHERE owner = ? ORDER BY blob", (owner,))
     return [str(row[0]) for row in rows.fetchall()]
 
 
+def _forget_lost(db: Connection, owner: str, wanted: set[str]) -> None:
+    """An image that lost a blob may be made whole by another one in its place."""
+    rows = db.execute(
+        "SELECT blob FROM holds WHERE owner = ? AND blob NOT IN (SELECT digest FROM blobs)",
+        (owner,),
+    ).fetchall()
+    db.executemany(
+        "DELETE FROM holds WHERE owner = ? AND blob = ?",
+        ((owner, name) for (name,) in rows if str(name) not in wanted),
+    )
+
+
 def _check_whole(db: Connection, held: list[str]) -> None:
     """Is all that an image holds there? A gc beside a pull may drop what that pull relied on."""
     for name in held:
-        row = db.execute("SELECT kind, data FROM blobs WHERE digest = ?", (name,)).fetchone()
+        row = db.execute("SELECT data FROM blobs WHERE digest = ?", (name,)).fetchone()
         if row is None:
             raise StoreChangedError(f"blob {name[:19]} has gone from the store meanwhile")
-        if row[0] == CHUNK_MANIFEST_KIND:
-            _check_chunks(db, set(parse_chunk_manifest(as_bytes(row[1])).list_raw_ids()))
+        if is_chunk_manifest(as_bytes(row[0])):
+            _check_chunks(db, set(parse_chunk_manifest(as_bytes(row[0])).list_raw_ids()))
 
 
 def _check_chunks(db: Connection, raw_ids: set[bytes]) -> None:
@@ -299,6 +343,11 @@ def _seal_others(db: Connection, owner: str, held: list[str], but: str) -> None:
     rows = db.execute("SELECT ref FROM images WHERE digest = ? AND ref != ?", (owner, but))
     for (ref,) in rows.fetchall():
         db.execute("UPDATE images SET seal = ? WHERE ref = ?", (_seal(str(ref), owner, held), ref))
+
+
+def is_sealed(ref: str, owner: str, held: Iterable[str], seal: object) -> bool:
+    """Are the row of an image and the list of what it holds as they were written?"""
+    return seal == _seal(ref, owner, sorted(held))
 
 
 def _seal(ref: str, owner: str, held: Iterable[str]) -> bytes:

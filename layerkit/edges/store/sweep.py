@@ -22,7 +22,7 @@ from layerkit.edges.store.chunks import Chunks
 from layerkit.edges.store.images import CHUNK_MANIFEST_KIND, Images
 from layerkit.edges.store.sessions import Sessions, token_of
 from layerkit.errors import IntegrityError, StoreFullError
-from layerkit.formats.chunkmanifest import parse_chunk_manifest
+from layerkit.formats.chunkmanifest import MAGIC, parse_chunk_manifest
 
 __all__ = ["GcResult", "Sweeper"]
 
@@ -94,7 +94,8 @@ class Sweeper:
         """Put the chunks of all held chunk manifests but `known` into the table; their digests."""
         rows = self.index.query(
             "SELECT DISTINCT blob FROM holds JOIN blobs ON blobs.digest = holds.blob"
-            f" WHERE kind = '{CHUNK_MANIFEST_KIND}' AND owner IN {_OWNERS}"
+            f" WHERE (kind = ? OR SUBSTR(data, 1, {len(MAGIC)}) = ?) AND owner IN {_OWNERS}",
+            (CHUNK_MANIFEST_KIND, MAGIC),
         )
         found = {str(row[0]) for row in rows}
         for name in sorted(found - known):
