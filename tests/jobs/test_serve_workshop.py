@@ -191,6 +191,32 @@ def test_who_joins_a_job_brings_its_turn_forward(bench: Bench) -> None:
     assert bench.done == ["a0", "a1", "a3", "a2"]
 
 
+def test_there_is_a_thread_for_others_while_a_callers_job_runs() -> None:
+    bench = Bench(threads=2)
+    slow = threading.Event()
+    jobs = [
+        bench.workshop.submit(f"a{index}", lambda: b"" if slow.wait(WAIT) else None, 0, "a")
+        for index in range(2)
+    ]
+    waiting = bench.submit("a2", "a")
+    bench.open()
+    assert [bench.submit(f"b{index}", "b").result(WAIT) for index in range(3)]
+    assert not any(job.done() for job in (*jobs, waiting))
+    assert bench.submit("a2", "b").result(WAIT) == b"a2"  # one that waits in another's queue
+    slow.set()
+    assert [job.result(WAIT) for job in jobs] == [b"", b""]
+    assert bench.workshop.wait_idle(WAIT)
+
+
+def test_without_tokens_all_threads_are_everyones() -> None:
+    bench = Bench(threads=2)
+    for name in ("one", "two"):
+        bench.submit(name, "")
+    assert bench.begun.acquire(timeout=WAIT) and bench.begun.acquire(timeout=WAIT)
+    bench.open()
+    assert bench.workshop.wait_idle(WAIT)
+
+
 def test_one_caller_cannot_take_all_places(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CALLER_JOB_COUNT", 3)
     monkeypatch.setattr(module, "MAX_JOB_COUNT", 6)
