@@ -41,6 +41,7 @@ from layerkit.errors import UsageError
 __all__ = ["OpenSource", "RunningServer", "run_server", "start_server"]
 
 BACKLOG: Final = 2048
+DOOR_COUNT: Final = 16  # connections taken in a turn of the event loop
 SWEEP_SECONDS: Final = 1.0
 HANDSHAKE_SECONDS: Final = 10.0  # of TLS
 GOODBYE_SECONDS: Final = 2.0  # for the other side's last word in TLS
@@ -126,6 +127,7 @@ class _Server(uvicorn.Server):
         self._started = started
         self._end: float | None = None
         self._next_sweep = 0.0
+        self._doors: list[socket.socket] = []
         self.renew_tls: Callable[[], None] = lambda: None
         super().__init__(
             uvicorn.Config(
@@ -149,6 +151,9 @@ class _Server(uvicorn.Server):
         protocol = functools.partial(
             WireProtocol, self.config, self.server_state, {}, loop, wire=self._wire
         )
+        # libuv takes one connection of a socket in each turn of the loop, and a turn answers all
+        # who ask: of 500 nodes that come at once some waited 1 s. So it gets the socket often.
+        self._doors = [sock.dup() for sock in sockets or [] for _ in range(DOOR_COUNT)]
         self.servers = [
             await loop.create_server(
                 protocol,
@@ -158,7 +163,7 @@ class _Server(uvicorn.Server):
                 ssl_handshake_timeout=HANDSHAKE_SECONDS if self._tls else None,
                 ssl_shutdown_timeout=GOODBYE_SECONDS if self._tls else None,
             )
-            for sock in sockets or []
+            for sock in self._doors
         ]
         self.started = True
         self._started()
@@ -200,7 +205,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.drain()
-        await super().shutdown(sockets)
+        await super().shutdown([*self._doors, *(sockets or [])])
 
 
 class RunningServer:
