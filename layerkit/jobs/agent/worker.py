@@ -63,10 +63,10 @@ class _Bench:
         return parse_platform(self.place.platform) if self.place.platform else host_platform()
 
 
-def run_job(job: Mapping[str, object]) -> Mapping[str, object]:
+def run_job(job: Mapping[str, object], disk: Disk | None = None) -> Mapping[str, object]:
     """Do one job and answer."""
     document: Mapping[str, Any] = job
-    place, disk = Place.parse(document["place"]), Disk()
+    place, disk = Place.parse(document["place"]), disk or Disk()
     root = Path(place.root) if place.kind else Path(place.store) / STAGING_NAME
     with Store(Path(place.store), disk, place.quota) as store:
         bench = _Bench(place, disk, store, VersionFolders(root, disk))
