@@ -38,10 +38,11 @@ from layerkit.errors import (
 )
 from layerkit.formats.tokens import Caller
 
-__all__ = ["GONE", "KEY", "PROGRESS", "SEND_FILE", "TASK", "ServerApp", "make_app"]
+__all__ = ["GONE", "KEY", "LAST", "PROGRESS", "SEND_FILE", "TASK", "ServerApp", "make_app"]
 
 # What `wire` and the application tell each other in a scope:
 KEY: Final = "layerkit.key"  # the key of the request's bytes, if its answer may be kept
+LAST: Final = "layerkit.last"  # with KEY: the connection is to be closed after the answer
 PROGRESS: Final = "layerkit.progress"  # a callable that is told of bytes handed on
 SEND_FILE: Final = "layerkit.send_file"  # sends bytes of a file descriptor, where that can be
 TASK: Final = "layerkit.task"  # that makes the answer
@@ -339,6 +340,9 @@ class ServerApp:
             return
         lines = [b"HTTP/1.1 %d %s\r\n" % (reply.status, _phrase(reply.status))]
         lines += [b"%s: %s\r\n" % header for header in reply.headers]
+        is_last = bool(exchange.scope[LAST])
+        if is_last:
+            lines.append(b"connection: close\r\n")
         entry = ReadyAnswer(
             version,
             b"".join(lines),
@@ -348,6 +352,7 @@ class ServerApp:
             exchange.scope["path"],
             exchange.caller.id if exchange.caller else "",
             reply.shares,
+            is_last,
         )
         self.ready.put(exchange.scope[KEY], entry)
 

@@ -43,6 +43,7 @@ class ReadyAnswer:
     path: str
     caller: str
     shares: tuple[Share, ...]
+    is_last: bool  # the connection is closed after it
     fd: int = field(default=-1)  # a file that holds the body, too, if it is a large one
     hits: int = field(default=0)  # not yet counted
 

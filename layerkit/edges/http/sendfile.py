@@ -40,8 +40,10 @@ class SocketWriter:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._fd = transport.get_extra_info("socket").fileno()
-        self._sock = socket.socket(fileno=self._fd)  # for flags; never closed here
+        owned = transport.get_extra_info("socket")
+        self._fd = owned.fileno()
+        # for flags; never closed here
+        self._sock = socket.socket(owned.family, socket.SOCK_STREAM, 0, fileno=self._fd)
         self.is_blocked = False  # waits for the other side to read
 
     def detach(self) -> None:

@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from layerkit.edges.http.app import GONE, KEY, PROGRESS, SEND_FILE, TASK, ServerApp
+from layerkit.edges.http.app import GONE, KEY, LAST, PROGRESS, SEND_FILE, TASK, ServerApp
 from layerkit.edges.http.logs import RequestRecord
 from layerkit.edges.http.ready import ReadyAnswer
 from layerkit.edges.http.sendfile import SocketWriter
@@ -88,8 +88,6 @@ class WireProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limits, wire = self.wire.limits, self.wire
-        if self.scheme == "http":
-            self._writer = SocketWriter(transport, self.loop)
         self._address = self.client[0] if self.client else ""
         wire.addresses[self._address] += 1
         most = limits.max_address_connections
@@ -160,13 +158,12 @@ class WireProtocol(HttpToolsProtocol):
             app.rates.sent(entry.caller or self._address, len(entry.body))
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        writer = self._writer
-        if (
-            entry.fd < 0
-            or writer is None
-            or not writer.write_now(entry.head + wire.end_of_head, entry.fd, entry.body)
-        ):
-            transport.writelines((entry.head, wire.end_of_head, entry.body))
+        writer = self._find_writer() if entry.fd >= 0 else None
+        head = entry.head + wire.end_of_head
+        if writer is None or not writer.write_now(head, entry.fd, entry.body):
+            transport.writelines((head, entry.body))
+        if entry.is_last:
+            transport.close()
         self._since = time.monotonic()
         self._handed = len(entry.body)
         wire.ready.count_hit(entry)
@@ -197,30 +194,38 @@ class WireProtocol(HttpToolsProtocol):
         self._head_open, self._head_size = False, 0
         self._since = time.monotonic()
         if self._key is not None and self._may_be_kept():
-            cast("dict[str, Any]", self.scope)[KEY] = self._key
+            scope = cast("dict[str, Any]", self.scope)
+            scope[KEY], scope[LAST] = self._key, not self.parser.should_keep_alive()
         super().on_headers_complete()
-        if self._writer is not None and self.cycle is not None:
-            send_file = functools.partial(self._send_file, self._writer, self.cycle)
+        if self.scheme == "http" and self.cycle is not None:
+            send_file = functools.partial(self._send_file, self.cycle)
             cast("dict[str, Any]", self.scope)[SEND_FILE] = send_file
 
     def _may_be_kept(self) -> bool:
-        """Do the bytes hold one request, without a body, after which the connection stays?"""
+        """Do the bytes hold one request, without a body?"""
         names = {name for name, _ in self.headers}
-        return (
-            self.parser.get_http_version() == "1.1"
-            and bool(self.parser.should_keep_alive())
-            and not names & {b"content-length", b"transfer-encoding", b"expect", b"upgrade"}
-        )
+        unfit = {b"content-length", b"transfer-encoding", b"expect", b"upgrade"}
+        return self.parser.get_http_version() == "1.1" and not names & unfit
 
     def on_message_complete(self) -> None:
         self._message_open = False
         self._since = time.monotonic()
         super().on_message_complete()
 
+    def _find_writer(self) -> SocketWriter | None:
+        """For large answers; made when there is one. None where bytes are encrypted."""
+        if self._writer is None and self.scheme == "http":
+            self._writer = SocketWriter(self.transport, self.loop)
+        return self._writer
+
     async def _send_file(
-        self, writer: SocketWriter, cycle: RequestResponseCycle, fd: int, offset: int, size: int
+        self, cycle: RequestResponseCycle, fd: int, offset: int, size: int
     ) -> None:
         """A body, or a part of one, past the transport once that holds nothing back."""
+        writer = self._find_writer()
+        if writer is None or self.transport.is_closing():
+            cycle.disconnected = True
+            raise ConnectionError("the connection is closed")
         self.transport.set_write_buffer_limits(high=0)
         try:
             while self.transport.get_write_buffer_size() and not self.transport.is_closing():
