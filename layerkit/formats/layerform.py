@@ -96,34 +96,25 @@ def encode_layer(
 ) -> LayerForm | None:
     """The form of a layer tar; None when no binary in it has one, and the tar is its own form.
     `hints` by digest of the binary."""
-    writer = _begin()
+    parts: list[tuple[int, bytes | memoryview]] = []
     places, labels, why_raw, end = [], [], [], 0
+    view = memoryview(tar)
     for at, size in find_binaries(tar):
         binary = tar[at : at + size]
         made = addressfree.encode(binary, (hints or {}).get(sha256_digest(binary)))
         if made.why_raw:
             why_raw.append(made.why_raw)
             continue
-        _write_part(writer, PART_RAW, tar[end:at])
-        _write_part(writer, PART_BINARY, made.form)
+        parts += [(PART_RAW, view[end:at]), (PART_BINARY, made.form)]
         places.append(at)
         labels.append(made.labels)
         end = at + size
     if not labels:
         return None
-    _write_part(writer, PART_RAW, tar[end:])
-    form = writer.getvalue()
+    form = join_parts([*parts, (PART_RAW, view[end:])])
     if decode_layer(form, len(tar)) != tar:
         raise AssertionError("a fresh layer form does not give its tar back")
     return LayerForm(form, tuple(places), tuple(labels), tuple(why_raw))
-
-
-def _begin() -> Writer:
-    writer = Writer()
-    writer.raw(MAGIC)
-    writer.u8(MAJOR)
-    writer.u8(MINOR)
-    return writer
 
 
 def _open(form: bytes | memoryview) -> Reader:
@@ -135,12 +126,6 @@ def _open(form: bytes | memoryview) -> Reader:
     if major != MAJOR:
         raise VersionError(f"layer form: got major version {major}, want {MAJOR}")
     return reader
-
-
-def _write_part(writer: Writer, kind: int, data: bytes | memoryview) -> None:
-    if data:
-        writer.u8(kind)
-        writer.sized(data)
 
 
 def is_layer_form(data: bytes) -> bool:
@@ -159,11 +144,15 @@ def split_parts(form: bytes | memoryview) -> list[tuple[int, memoryview]]:
 
 
 def join_parts(parts: Iterable[tuple[int, bytes | memoryview]]) -> bytes:
-    """The layer form of these parts."""
-    writer = _begin()
+    """The layer form of these parts; empty ones are left out. Memory: the form, once."""
+    pieces: list[bytes | memoryview] = [MAGIC, bytes((MAJOR, MINOR))]
     for kind, data in parts:
-        _write_part(writer, kind, data)
-    return writer.getvalue()
+        if data:
+            head = Writer()
+            head.u8(kind)
+            head.varint(len(data))
+            pieces += [head.getvalue(), data]
+    return b"".join(pieces)
 
 
 def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes:
@@ -208,10 +197,10 @@ def serialize_labels(places: Sequence[int], labels: Sequence[bytes]) -> bytes:
 def rebuild_layer(plain: bytes | memoryview, raw_labels: bytes) -> bytes:
     """The form that `encode_layer` made of the tar `plain` together with this labels blob, byte for
     byte. Raises FormatError where it is malformed or another layer's; the caller checks the form's
-    digest. 0.06 s for a 6 MB binary. Memory: the form twice, besides what the labels unpack to."""
+    digest. 0.06 s for a 6 MB binary. Memory: three times the largest binary, and the form."""
     tar = memoryview(plain)
     reader = Reader(_unpack_labels(raw_labels, len(tar)), "labels")
-    writer = _begin()
+    parts: list[tuple[int, bytes | memoryview]] = []
     end = 0
     while reader.left:
         at = end + reader.varint(len(tar), "gap")
@@ -219,11 +208,10 @@ def rebuild_layer(plain: bytes | memoryview, raw_labels: bytes) -> bytes:
         size = addressfree.labels_size(labels)
         if size > len(tar) - at:
             raise reader.fail("a binary ends behind the layer's end")
-        _write_part(writer, PART_RAW, tar[end:at])
-        _write_part(writer, PART_BINARY, addressfree.rebuild(tar[at : at + size], labels))
+        parts.append((PART_RAW, tar[end:at]))
+        parts.append((PART_BINARY, addressfree.rebuild(tar[at : at + size], labels)))
         end = at + size
-    _write_part(writer, PART_RAW, tar[end:])
-    return writer.getvalue()
+    return join_parts([*parts, (PART_RAW, tar[end:])])
 
 
 def _unpack_labels(raw: bytes, limit: int) -> bytes:

@@ -118,13 +118,13 @@ def rebuild(binary: bytes | memoryview, labels: bytes | memoryview) -> bytes:
     if size != len(binary):
         raise FormatError(f"labels blob: got a binary of {len(binary)} bytes, want {size}")
     if not len(table_bytes):
-        return wire.serialize_form(wire.KIND_RAW, b"", bytes(binary))
+        return wire.serialize_form(wire.KIND_RAW, b"", memoryview(binary))
     table, _ = wire.parse_labels(table_bytes, size)
     try:
         body = rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("labels blob: it is not of this binary") from exc
-    return wire.serialize_form(wire.KIND_GO, bytes(table_bytes), body.tobytes())
+    return wire.serialize_form(wire.KIND_GO, table_bytes, body.data)
 
 
 def decode(form: bytes | memoryview) -> bytes:

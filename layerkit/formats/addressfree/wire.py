@@ -55,16 +55,16 @@ def read_column(reader: Reader, name: str, limit: int) -> Int64s:
     return value
 
 
-def serialize_form(kind: int, labels: bytes, body: bytes) -> bytes:
-    """A form of its two parts; a raw one has no labels."""
-    writer = Writer()
-    writer.raw(MAGIC)
-    writer.u8(MAJOR)
-    writer.u8(MINOR)
-    writer.u8(kind)
-    writer.sized(labels)
-    writer.sized(body)
-    return writer.getvalue()
+def serialize_form(kind: int, labels: bytes | memoryview, body: bytes | memoryview) -> bytes:
+    """A form of its two parts; a raw one has no labels. Memory: the form, once."""
+    head, size = Writer(), Writer()
+    head.raw(MAGIC)
+    head.u8(MAJOR)
+    head.u8(MINOR)
+    head.u8(kind)
+    head.varint(len(labels))
+    size.varint(len(body))
+    return b"".join((head.getvalue(), labels, size.getvalue(), body))
 
 
 def parse_form(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:

@@ -54,7 +54,7 @@ from layerkit.formats.reference import Reference
 from layerkit.formats.updating import NewLayer, plain_of_form
 from layerkit.jobs.pull.documents import REFUSED, WantedImage, host_platform
 from layerkit.jobs.pull.fetching import Fetcher, Progress
-from layerkit.jobs.pull.rates import Stopwatch, facts_of
+from layerkit.jobs.pull.rates import Stopwatch
 from layerkit.jobs.pull.rebuilding import rebuild_forms
 from layerkit.jobs.pull.updates import measure_update, try_update
 
@@ -132,7 +132,7 @@ def pull(
     run = _Pull(
         image,
         Fetcher(ref.repository, remote, store, progress),
-        Stopwatch(facts_of(store), remote),
+        Stopwatch(store, remote),
         keeps=target.is_wanted and not dry_run,
         fewest_bytes=fewest_bytes,
     )
@@ -345,10 +345,9 @@ class _Pull:
                 self.assemble(self.wants[index])
 
     def _commit(self) -> None:
-        """Small blobs, then the one commit point."""
-        for data, kind in self.image.blobs.values():
-            self.store.put_blob(data, kind)
-        self.store.commit_image(str(self.image.ref), self.image.top, self.image.blobs)
+        """Small blobs and the image, in one step."""
+        image = self.image
+        self.store.commit_image(str(image.ref), image.top, image.blobs, image.blobs)
 
     def _load_stored(self) -> None:
         """Layers of an image that the store holds, for materialising."""

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 class Facts(Protocol):
     """The store's small facts."""
 
-    def fact(self, key: str) -> str | None: ...
-    def put_fact(self, key: str, value: str) -> None: ...
+    def fact(self, name: str) -> str | None: ...
+    def put_fact(self, name: str, value: str) -> None: ...
 
 
 def load_rates(facts: Facts, url: str) -> Rates:
@@ -46,20 +46,6 @@ def load_rates(facts: Facts, url: str) -> Rates:
         _read(facts, _line_key(url, "bandwidth"), start.bandwidth),
         **works,
     )
-
-
-def facts_of(store: object) -> Facts:  # until stores have facts
-    return store if hasattr(store, "fact") else _Forgetful()  # type: ignore[return-value]
-
-
-class _Forgetful:
-    kept: dict[str, str] = {}
-
-    def fact(self, key: str) -> str | None:
-        return self.kept.get(key)
-
-    def put_fact(self, key: str, value: str) -> None:
-        self.kept[key] = value
 
 
 @dataclass(slots=True)

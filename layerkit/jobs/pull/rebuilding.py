@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import logging
 
+from layerkit.digest import sha256_digest
 from layerkit.edges import held
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import FormatError
 from layerkit.formats import oci
-from layerkit.formats.chunkmanifest import RAW
-from layerkit.formats.layerform import encode_layer, rebuild_layer
+from layerkit.formats.chunker import DEFAULT_PROFILE
+from layerkit.formats.chunkmanifest import (
+    ANNOTATION_CHUNKER,
+    RAW,
+    build_chunk_manifest,
+    serialize_chunk_manifest,
+)
+from layerkit.formats.layerform import ADDRESS_FREE, encode_layer, rebuild_layer
 from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
-from layerkit.formats.updating import NewLayer, check_form
 from layerkit.jobs.pull.documents import REFUSED, WantedImage, host_platform
 from layerkit.jobs.pull.fetching import Fetcher
 
@@ -62,21 +68,28 @@ def _is_published(want: LayerWant, store: Store) -> bool:
     return want.listed is not None and store.has_blob(want.listed.digest)
 
 
-def _make_form(want: LayerWant, fetcher: Fetcher) -> NewLayer | None:
-    """The published form of a layer that is held as its tar, put into the store; None where it
-    cannot be made here."""
+def _make_form(want: LayerWant, fetcher: Fetcher) -> tuple[bytes, str] | None:
+    """Make the published form of a layer that is held as its tar, and put it into the store; the
+    chunk manifest, to be committed. None where it cannot be made here."""
     held_as = want.chunk_manifest
     if held_as is None or held_as.transform != RAW or want.listed is None:
         return None
-    plain = fetcher.read_form(held_as)
     try:
-        form = _form_of(plain, want, fetcher)
-        made = check_form(form, want.blob, want.diff_id, want.listed)
+        form = _form_of(fetcher.read_form(held_as), want, fetcher)
     except REFUSED as exc:
         _log.info("layer %s stays plain: %s", want.diff_id.short, exc.message)
         return None
-    fetcher.put_form(made.chunk_manifest, made.form)
-    return made
+    # The published digest is of the form, of the tar and of both sizes: nothing is left to check
+    profile = want.listed.annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+    manifest = build_chunk_manifest(
+        form, ADDRESS_FREE, want.diff_id, held_as.plain_size, held_as.role, profile
+    )
+    data = serialize_chunk_manifest(manifest)
+    if sha256_digest(data) != want.listed.digest:
+        _log.info("layer %s stays plain: another form was published", want.diff_id.short)
+        return None
+    fetcher.put_form(manifest, form)
+    return data, CHUNK_MANIFEST_KIND
 
 
 def _form_of(plain: bytes, want: LayerWant, fetcher: Fetcher) -> bytes:
@@ -90,17 +103,11 @@ def _form_of(plain: bytes, want: LayerWant, fetcher: Fetcher) -> bytes:
     return made.form
 
 
-def _commit(image: WantedImage, wants: list[LayerWant], made: list[NewLayer]) -> None:
-    """Small blobs, then one step: the image needs the published chunk manifests and the artifact,
-    and no longer those of its tars."""
+def _commit(image: WantedImage, wants: list[LayerWant], made: list[tuple[bytes, str]]) -> None:
+    """In one step the image needs the artifact and the published chunk manifests, and no longer
+    those of its tars."""
     store = image.store
-    for layer in made:
-        store.put_blob(layer.chunk_manifest_data, CHUNK_MANIFEST_KIND)
-    for data, kind in image.blobs.values():
-        store.put_blob(data, kind)
     listed = {want.listed.digest for want in wants if want.listed is not None}
-    before = set(store.list_blobs(image.top, CHUNK_MANIFEST_KIND))
-    if not hasattr(store, "replace_blobs"):
-        store.commit_image(str(image.ref), image.top, listed | set(image.blobs))
-        return
-    store.replace_blobs(image.top, before - listed, listed | set(image.blobs))
+    gone = set(store.list_blobs(image.top, CHUNK_MANIFEST_KIND)) - listed
+    new = image.blobs | {sha256_digest(data): (data, kind) for data, kind in made}
+    store.replace_blobs(image.top, gone, new)
