@@ -121,7 +121,7 @@ ONE_OWNER = {
     "aiohttp": {"edges.localapi", "edges.polling"},
     "urllib3": {"edges.registry.transport", "edges.httpclient"},
     "rich": {"console"},
-    "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.move", "cli.serving"}
+    "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.keeping", "cli.serving"}
     | {"cli.agent", "cli.pulling"},
     "oras": {"edges.registry.transport"},
     "requests": {"edges.engine", "edges.registry.client", "edges.registry.transport"},

@@ -1,8 +1,8 @@
 """The command line, the composition root: reads arguments and the environment, wires edges into
 jobs, turns errors into exit statuses.
 
-The verbs are in `cli.make`, `cli.serving`, `cli.move`, `cli.look` and `cli.debug`; what they need
-loads when they run, so that ``layerkit --help`` stays quick.
+The verbs are in the modules of this package; what they need loads when they run, so that
+``layerkit --help`` stays quick.
 
 Exit statuses: docs/errors.md.
 """
@@ -20,9 +20,9 @@ import click
 from layerkit.cli.agent import add_agent_verbs
 from layerkit.cli.common import State, error_document
 from layerkit.cli.debug import add_debug_verbs
+from layerkit.cli.keeping import add_keeping_verbs
 from layerkit.cli.look import add_look_verbs
 from layerkit.cli.make import add_make_verbs
-from layerkit.cli.move import add_move_verbs
 from layerkit.cli.pulling import add_pull_verb
 from layerkit.cli.serving import add_serving_verbs
 from layerkit.errors import LayerkitError, UsageError
@@ -53,7 +53,7 @@ def cli() -> None:
 add_make_verbs(cli)
 add_serving_verbs(cli)
 add_pull_verb(cli)
-add_move_verbs(cli)
+add_keeping_verbs(cli)
 add_agent_verbs(cli)
 add_look_verbs(cli)
 add_debug_verbs(cli)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,17 +12,21 @@ from typing import Any, TypeVar
 import click
 
 from layerkit.console import Console
-from layerkit.errors import LayerkitError
+from layerkit.errors import LayerkitError, NotFoundError
 
 __all__ = [
     "DEFAULT_LAYOUT",
     "PREFIX",
     "State",
+    "default_store",
     "document_of",
     "error_document",
     "json_option",
+    "must_exist",
     "option",
+    "quota_option",
     "state_of",
+    "store_option",
     "verb",
 ]
 
@@ -47,6 +52,43 @@ def option(*names: str, **facts: Any) -> Callable[[F], F]:
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     facts.setdefault("envvar", PREFIX + long[2:].upper().replace("-", "_"))
     return click.option(*names, **facts)
+
+
+def default_store() -> Path:
+    """Where a node keeps its chunks when nobody says: the system's place, or the user's."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/layerkit")
+    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    return Path(state_home) / "layerkit"
+
+
+store_option = option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_store,
+    show_default="/var/lib/layerkit for root, else ~/.local/state/layerkit",
+    help="The node's store.",
+)
+
+
+def must_exist(store: Path) -> None:
+    """A verb that only looks does not make a store."""
+    if not store.is_dir():
+        raise NotFoundError(f"store {store} does not exist", hint="name another one with --store")
+
+
+def _parse_quota(_: click.Context, __: click.Parameter, value: str | None) -> int:
+    from layerkit.jobs.agent.settings import parse_size
+
+    return parse_size(value) if value else 0
+
+
+quota_option = option(
+    "--quota",
+    metavar="SIZE",
+    callback=_parse_quota,
+    help="What the store may take, as 10GiB: images not used for longest go.  [default: no limit]",
+)
 
 
 def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:

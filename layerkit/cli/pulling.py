@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from layerkit.cli.common import State, document_of, json_option, option, state_of, verb
-from layerkit.cli.move import store_option
+from layerkit.cli.common import (
+    State,
+    document_of,
+    json_option,
+    option,
+    quota_option,
+    state_of,
+    store_option,
+    verb,
+)
 from layerkit.errors import IntegrityError, LayerkitError, NotFoundError, RemoteError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from layerkit.formats.reference import Reference
     from layerkit.jobs.pull import PullResult
 
-__all__ = ["add_pull_verb"]
+__all__ = ["add_pull_verb", "open_remote", "read_token", "trust_options"]
 
 MAX_TOKEN_SIZE: Final = 4096  # bytes of a token file
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -75,6 +83,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="A chunk server; with several, the next one is asked when one fails.",
 )
 @store_option
+@quota_option
 @option("-o", "--output", type=_FOLDER, help="Write the image to this OCI layout.")
 @option("--rootfs", type=_FOLDER, help="Write the image's files to this folder.")
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
@@ -98,13 +107,13 @@ def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts:
     state = state_of(context)
     if facts["keep_owners"] and os.geteuid() != 0:
         raise UsageError("--keep-owners needs root", hint="run as root, or leave it out")
-    facts["token"] = _read_token(facts["token"], facts["token_file"])
-    with Store(facts["store"], Disk()) as store:
+    facts["token"] = read_token(facts["token"], facts["token_file"])
+    with Store(facts["store"], Disk(), facts["quota"]) as store:
         url, found = _pull_from_any(servers, parsed, store, state, facts)
         _show(found, parsed, state)
         if found.plain_count:
             sys.stdout.flush()
-            with _open_remote(url, facts) as remote:
+            with open_remote(url, facts) as remote:
                 _rebuild(parsed, remote, store, state, facts)
 
 
@@ -114,7 +123,7 @@ def _pull_from_any(
     """Ask one server after the other; what one has sent is not asked for again."""
     for at, url in enumerate(servers, 1):
         try:
-            with _open_remote(url, facts) as remote:
+            with open_remote(url, facts) as remote:
                 return url, _pull_from(remote, ref, store, state, facts)
         except (RemoteError, IntegrityError) as exc:
             if at == len(servers):
@@ -123,7 +132,7 @@ def _pull_from_any(
     raise AssertionError("unreachable")
 
 
-def _open_remote(url: str, facts: dict[str, Any]) -> Remote:
+def open_remote(url: str, facts: dict[str, Any]) -> Remote:
     from layerkit.edges.remote import Remote, Tls
 
     tls = Tls(facts["ca"], facts["client_cert"], facts["client_key"])
@@ -173,7 +182,7 @@ def _rebuild(
         state.console.warn(f"the next update moves more bytes: {exc}")
 
 
-def _read_token(token: str, path: Path | None) -> str:
+def read_token(token: str, path: Path | None) -> str:
     """The bearer token: given, or what a file holds in one line."""
     if path is None:
         return token

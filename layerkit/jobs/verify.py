@@ -67,7 +67,7 @@ class StoreResult:
     @property
     def good(self) -> bool:
         """Nothing was found damaged."""
-        return not (self.list_problems() or self.index_rebuilt)
+        return not self.list_problems()
 
     @property
     def left_images(self) -> tuple[str, ...]:
@@ -76,7 +76,8 @@ class StoreResult:
 
     def list_problems(self) -> list[str]:
         """One line for each thing that is damaged."""
-        found = [f"chunk {chunk} is damaged" for chunk in self.bad_chunks]
+        found = ["the index was unreadable and has been made again"] if self.index_rebuilt else []
+        found += [f"chunk {chunk} is damaged" for chunk in self.bad_chunks]
         found += [f"blob {blob} is damaged" for blob in self.bad_blobs]
         found += [f"pack {name} is damaged" for name in self.bad_packs]
         found += [f"row {name!r} of the index makes no sense" for name in self.bad_rows]

@@ -223,6 +223,9 @@ class Store:
     def unpin(self, digest: Digest) -> None:
         self._images.unpin(digest)
 
+    def list_pins(self) -> list[Digest]:
+        return self._images.list_pins()
+
     def fact(self, name: str) -> str | None:
         """A small fact of this node, such as a measured rate; a hint, never trusted."""
         return self._images.fact(name)

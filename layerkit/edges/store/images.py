@@ -7,6 +7,7 @@ believed. A commit checks, in its own transaction, that all that the image needs
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -264,6 +265,14 @@ class Images:
     def drop_pin(self, name: str) -> None:
         with self._index.transaction() as db:
             db.execute("DELETE FROM pins WHERE digest = ?", (name,))
+
+    def list_pins(self) -> list[Digest]:
+        """Those that are digests; verify names the others."""
+        found = []
+        for (name,) in self._index.query("SELECT digest FROM pins ORDER BY digest"):
+            with contextlib.suppress(FormatError):
+                found.append(Digest.parse(str(name)))
+        return found
 
     def find_bad_pins(self) -> list[str]:
         """Pins of what no image ever held: a bit of them, or of their image, is wrong."""

@@ -34,6 +34,7 @@ from layerkit.errors import FormatError, StoreError
 __all__ = ["find_bad_packs", "has_lost_index", "list_old_images", "rebuild_index"]
 
 PACKS_NAME: Final = "packs"
+MIN_INDEX_SIZE: Final = 512  # bytes; SQLite takes a shorter file for a new one
 _SUFFIXES: Final = ("-wal", "-shm")
 _ARTIFACT_MARK: Final = b"application/vnd.layerkit.chunks."
 
@@ -41,7 +42,10 @@ _ARTIFACT_MARK: Final = b"application/vnd.layerkit.chunks."
 def has_lost_index(path: Path) -> bool:
     """Are there packs, and no index? A new store has neither."""
     with contextlib.suppress(FileNotFoundError):
-        return not (path / INDEX_NAME).exists() and any(_pack_names(path))
+        if (path / INDEX_NAME).stat().st_size >= MIN_INDEX_SIZE:
+            return False
+    with contextlib.suppress(FileNotFoundError):
+        return any(_pack_names(path))
     return False
 
 
