@@ -183,6 +183,7 @@ def test_bodies_have_no_more_room_than_there_is(source: MemorySource) -> None:
         assert get(served, "/v1/a/chunks", "POST", body=body).status == 200
         assert get(served, "/v1/a/chunks", "POST", body=body + body).status == 413
         assert get(served, "/v1/a/chunks", "POST", body=body).status == 200
+        assert served.metric("layerkit_http_refused_total", reason="body") == 1
 
 
 # --- rates ---------------------------------------------------------------------------------------

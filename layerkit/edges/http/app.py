@@ -152,6 +152,8 @@ class ServerApp:
             self.metrics.refused.labels("rate").inc()
             return problem(exc.http_status, exc.code, exc.message, (("retry-after", exc.cause),))
         except LayerkitError as exc:
+            if isinstance(exc, RemoteLimitError):
+                self.metrics.refused.labels("body").inc()
             if exc.http_status >= 500:
                 _log.warning("%s (%s)", exc.message, exc.cause)
             return problem(exc.http_status, exc.code, exc.message)
@@ -241,10 +243,14 @@ class ServerApp:
 
     async def _page(self, call: Call) -> Answer:
         self.ready.flush(self.metrics)
-        repositories = await self.routes.in_thread(lambda: self._source.describe(call.caller))
         totals = self.metrics.totals() if call.caller.may_pull_all else ()
         count = self.metrics.count_requests() if call.caller.may_pull_all else 0
-        html = render_page(repositories, totals, count, time.time() - self._started)
+        up_seconds = time.time() - self._started
+
+        def render() -> bytes:
+            return render_page(self._source.describe(call.caller), totals, count, up_seconds)
+
+        html = await self.routes.in_thread(render)
         headers = (
             ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'"),
             ("x-content-type-options", "nosniff"),

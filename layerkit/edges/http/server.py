@@ -348,21 +348,27 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _logging(log_format: str) -> Iterator[RequestLog | None]:
-    """A request log, and the modules' own lines in its shape."""
+    """A request log, and what modules say in its shape."""
     if not log_format:
         yield None
         return
     handler = logging.StreamHandler(sys.stderr)
     if log_format == "json":
         handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("layerkit")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    loggers = {"layerkit": logging.INFO, "uvicorn": logging.WARNING}
+    before = [
+        (logger := logging.getLogger(name), logger.level, logger.propagate) for name in loggers
+    ]
+    for logger, _, _ in before:
+        logger.addHandler(handler)
+        logger.setLevel(loggers[logger.name])
+        logger.propagate = False
     log = RequestLog(log_format)
     try:
         yield log
     finally:
         log.close()
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        for logger, level, propagate in before:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
