@@ -26,6 +26,7 @@ from layerkit.errors import (
 from layerkit.jobs.agent.api import make_handlers
 from layerkit.jobs.agent.keeper import Keeper
 from layerkit.jobs.agent.names import Names, Record, parse_record, read_record, serialize_record
+from layerkit.jobs.agent.node import Node
 from layerkit.jobs.agent.pauses import Health, Pause
 from layerkit.jobs.agent.settings import Server, Settings, load_settings, parse_size
 from layerkit.jobs.agent.watching import Watching
@@ -110,7 +111,7 @@ def run(folder: Path, body: Callable[[Keeper, PlayedJobs], Awaitable[None]], **f
         jobs = PlayedJobs()
         place = folder / "store" / "agent"
         Disk().make_folder(place)
-        keeper = Keeper(settings(folder, **facts), jobs, folder=place, disk=Disk())
+        keeper = Keeper(Node(settings(folder, **facts), jobs, folder=place, disk=Disk()))
         await keeper.start()
         await body(keeper, jobs)
         await keeper.stop()
@@ -149,7 +150,7 @@ def test_pulls_at_once_are_bounded_and_one_that_fails_stops_none(tmp_path: Path)
         assert jobs.most_running == 3
         failed = keeper.describe(keeper.names.get("n3:latest"))
         assert (failed["state"], failed["last_error"]["code"]) == ("failing", "DIGEST_INVALID")
-        assert 'pulls_total{result="failed"} 1.0' in keeper.metrics.render().decode()
+        assert 'pulls_total{result="failed"} 1.0' in keeper.node.metrics.render().decode()
 
     run(tmp_path, body, pulls=3)
 
@@ -161,7 +162,7 @@ def test_the_last_versions_stay_and_what_is_pinned(tmp_path: Path) -> None:
             await keeper.pull(HELLO)
             if digest == ONE:
                 await keeper.pin(keeper.names.get(HELLO).reference, keep=True)
-        await keeper.finish_chores()
+        await keeper.chores.finish()
         versions = [one.digest for one in keeper.names.get(HELLO).versions]
         assert versions == [str(FOUR), str(THREE), str(ONE)]
         record = read_record(tmp_path / "store" / "agent", Disk())
@@ -176,7 +177,7 @@ def test_a_version_that_somebody_else_pinned_stays(tmp_path: Path) -> None:
         for digest in (ONE, TWO):
             jobs.served[HELLO] = digest
             await keeper.pull(HELLO)
-        await keeper.finish_chores()
+        await keeper.chores.finish()
         assert [one.pinned for one in keeper.names.get(HELLO).versions] == [False, True]
 
     run(tmp_path, body, keep=1)
@@ -202,6 +203,8 @@ def test_a_full_store_loses_old_versions_and_the_pull_goes_on(tmp_path: Path) ->
         jobs.evictable = [f"{HELLO}@{ONE}"]
         jobs.served[HELLO] = THREE
         await keeper.pull(HELLO)
+        assert keeper.names.get(HELLO).list_have() == (THREE, TWO)
+        await keeper.chores.finish()
         versions = [one.digest for one in keeper.names.get(HELLO).versions]
         assert versions == [str(THREE), str(TWO)]
         jobs.failures = {HELLO: StoreFullError("no space left")}
@@ -212,17 +215,40 @@ def test_a_full_store_loses_old_versions_and_the_pull_goes_on(tmp_path: Path) ->
     run(tmp_path, body)
 
 
+def test_a_version_that_becomes_current_again_is_not_removed(tmp_path: Path) -> None:
+    """It is surplus when the chores look, and current when they could remove it."""
+
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        for digest in (ONE, TWO):
+            jobs.served[HELLO] = digest
+            await keeper.pull(HELLO)
+        jobs.gate = asyncio.Event()
+        jobs.served[HELLO] = ONE
+        pull = asyncio.create_task(keeper.pull(HELLO))
+        while not jobs.running_count:
+            await asyncio.sleep(0.01)
+        chores = asyncio.create_task(keeper.chores.finish())
+        await asyncio.sleep(0.05)
+        jobs.gate.set()
+        await asyncio.gather(pull, chores)
+        gone = [one["digest"] for job in jobs.list_done("remove") for one in job["versions"]]
+        assert gone == [str(TWO)]
+        assert keeper.names.get(HELLO).current == str(ONE)
+
+    run(tmp_path, body, keep=1)
+
+
 def test_an_engine_that_was_down_gets_the_image_later(tmp_path: Path) -> None:
     async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
         jobs.engines = {"docker": {"code": "TOOL_FAILED", "message": "down"}}
         await keeper.pull(HELLO)
         assert keeper.names.get(HELLO).current == str(ONE)
-        wait = await keeper.finish_chores()
+        wait = await keeper.chores.finish()
         assert wait is not None and wait > 0
         jobs.engines = {"docker": None}
-        await keeper.finish_chores()
+        await keeper.chores.finish()
         assert keeper.names.get(HELLO).versions[0].handed == ["docker"]
-        assert keeper.list_unhanded() == []
+        assert keeper.chores.list_unhanded() == []
         assert jobs.list_done("pull")[-1]["digest"] == str(ONE)
 
     run(tmp_path, body, load=("docker",))
@@ -286,10 +312,10 @@ def test_a_removal_that_was_cut_goes_on_after_a_restart(tmp_path: Path) -> None:
         await keeper.pull(HELLO)
         keeper.names.unwatch(HELLO)
         keeper.names.get(HELLO).leaving = True
-        await keeper.save()
+        await keeper.node.save()
 
     async def after(keeper: Keeper, jobs: PlayedJobs) -> None:
-        await keeper.finish_chores()
+        await keeper.chores.finish()
         assert jobs.list_done("remove")[0]["whole"] is True
         assert keeper.names.find(HELLO) is None
 
@@ -401,7 +427,7 @@ def test_with_more_names_than_connections_questions_are_shorter(tmp_path: Path) 
     async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
         for name in keeper.names:
             name.add(str(ONE), 0.0)
-            keeper.unsure.discard(name.ref)
+            keeper.node.unsure.discard(name.ref)
         poller = PlayedPoller(*[Answer(False, ONE, True, True)] * 60)
         watching = Watching(keeper, poller, "linux/amd64")  # type: ignore[arg-type]
         watching.follow()

@@ -77,7 +77,7 @@ def make_handlers(
         dry_run = document.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise UsageError(f"dry_run: got {dry_run!r}, want true or false")
-        return await keeper.gc(dry_run=dry_run)
+        return await keeper.chores.gc(dry_run=dry_run)
 
     async def images(document: Mapping[str, Any]) -> Document:
         _check(document)
@@ -98,19 +98,20 @@ def make_handlers(
 
 def describe_agent(keeper: Keeper, started: float) -> Document:
     """The whole state, for people and for monitors."""
-    usable = keeper.health.list_usable()
-    settings = keeper.settings
+    node = keeper.node
+    usable = node.health.list_usable()
+    settings = node.settings
     names = sorted(keeper.names, key=lambda name: str(name.ref))
     return {
         "version": __version__,
         "pid": os.getpid(),
         "seconds": round(time.monotonic() - started, 3),
         "store": str(settings.store),
-        "store_size": keeper.store_size,
+        "store_size": node.store_size,
         "keep": settings.keep,
         "servers": [{"url": one.url, "usable": one in usable} for one in settings.servers],
         "engines": [
-            {"kind": kind, "last_error": keeper.engine_errors.get(kind)} for kind in settings.load
+            {"kind": kind, "last_error": node.engine_errors.get(kind)} for kind in settings.load
         ],
         "running_count": len(keeper.running),
         "failing_count": sum(name.last_error is not None for name in names),

@@ -26,6 +26,7 @@ from layerkit.errors import LayerkitError, PartialError, StoreLockedError
 from layerkit.jobs.agent.api import make_handlers
 from layerkit.jobs.agent.keeper import Keeper
 from layerkit.jobs.agent.logs import log_as_json
+from layerkit.jobs.agent.node import Node
 from layerkit.jobs.agent.settings import RELOADABLE, Settings
 from layerkit.jobs.agent.watching import Watching
 
@@ -96,13 +97,11 @@ class _Daemon:
         self._load = load
         self._notifier = notifier
         self._forker = Forker(WORKER.format(lock=str(settings.store / JOBS_LOCK)), env)
-        self._keeper = Keeper(
-            settings,
-            self._forker,
-            folder=settings.store / FOLDER_NAME,
-            disk=disk,
-            path=env.get("PATH", ""),
+        folder = settings.store / FOLDER_NAME
+        self._node = Node(
+            settings, self._forker, folder=folder, disk=disk, path=env.get("PATH", "")
         )
+        self._keeper = Keeper(self._node)
         self._started = time.monotonic()
         self._stop: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +135,7 @@ class _Daemon:
         stop.cancel()
         if left:
             raise PartialError(f"stopped before {len(left)} of {len(names)} names were pulled")
-        await self._keeper.finish_chores()
+        await self._keeper.chores.finish()
         failures = [error for pull in pulls if (error := pull.exception()) is not None]
         for failure in failures:
             if len(failures) == len(names) or not isinstance(failure, LayerkitError):
@@ -151,9 +150,9 @@ class _Daemon:
         settings = self._settings
         loop = asyncio.get_running_loop()
         poller = Poller(settings.polls)
-        watching = Watching(self._keeper, poller, self._keeper.platform)
+        watching = Watching(self._keeper, poller, self._node.platform)
         handlers = make_handlers(self._keeper, watching.follow, self._started)
-        api = LocalApi(handlers, self._keeper.metrics.render)
+        api = LocalApi(handlers, self._node.metrics.render)
         try:
             if settings.socket is not None:
                 await api.listen(settings.socket)
@@ -161,7 +160,7 @@ class _Daemon:
                 host, _, port = settings.metrics.rpartition(":")
                 await api.listen_for_metrics(host, int(port))
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon, watching)
-            self._start(self._keeper.do_chores())
+            self._start(self._keeper.chores.run())
             if self._notifier.watchdog:
                 self._start(self._feed_watchdog())
             watching.follow()

@@ -21,7 +21,16 @@ from layerkit.edges.versions import CURRENT, check_name
 from layerkit.errors import FormatError, NotFoundError, StoreError, UsageError
 from layerkit.formats.reference import Reference
 
-__all__ = ["Name", "Names", "Record", "Version", "read_record", "write_record"]
+__all__ = [
+    "RECORD_NAME",
+    "Name",
+    "Names",
+    "Record",
+    "Version",
+    "parse_record",
+    "read_record",
+    "serialize_record",
+]
 
 RECORD_NAME: Final = "state.json"
 KIND: Final = "layerkit-agent"
@@ -32,7 +41,7 @@ API: Final = "api"  # watched because somebody asked the agent to
 # what the record's values must be
 _KINDS: Final[Mapping[str, type]] = {
     **dict.fromkeys(("link", "watched", "config", "manifest"), str),
-    **dict.fromkeys(("pinned", "leaving"), bool),
+    **dict.fromkeys(("pinned", "evicted", "leaving"), bool),
     **dict.fromkeys(("moved_size", "whole_size"), int),
     **dict.fromkeys(("pulled_at", "last_success", "seconds"), float),
     "handed": list,
@@ -42,7 +51,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Version:
-    """An image that a name had. `handed`: engines that have it."""
+    """An image that a name had. `handed`: engines that have it; `evicted`: the store has it no
+    more, and its folder goes, too."""
 
     digest: str
     pulled_at: float
@@ -50,6 +60,7 @@ class Version:
     manifest: str = ""
     handed: list[str] = field(default_factory=list)
     pinned: bool = False
+    evicted: bool = False
 
 
 @dataclass(slots=True)
@@ -77,18 +88,23 @@ class Name:
 
     def list_have(self) -> tuple[Digest, ...]:
         """What an update may build on, the current image first."""
-        return tuple(Digest.parse(version.digest) for version in self.versions)
+        return tuple(Digest.parse(one.digest) for one in self.versions if not one.evicted)
 
     def add(self, digest: str, now: float) -> Version:
         """`digest` is the current version from now on."""
         found = next((one for one in self.versions if one.digest == digest), None)
         version = found or Version(digest, now)
+        version.evicted = False
         self.versions = [version, *(one for one in self.versions if one is not version)]
         return version
 
     def list_surplus(self, keep: int) -> list[Version]:
-        """Versions beyond the newest `keep`, but those that are pinned."""
-        return [version for version in self.versions[keep:] if not version.pinned]
+        """Versions beyond the newest `keep`, and evicted ones; none that is pinned or current."""
+        return [
+            version
+            for at, version in enumerate(self.versions)
+            if at and (at >= keep or version.evicted) and not version.pinned
+        ]
 
 
 @dataclass(slots=True)
@@ -191,11 +207,6 @@ def read_record(folder: Path, disk: Disk) -> Record:
         _log.error("%s is damaged, moved to %s: %s (%s)", path, aside, exc.message, exc.cause)
         disk.rename(path, aside)
         return Record()
-
-
-def write_record(folder: Path, disk: Disk, record: Record) -> None:
-    """Replace the record, durably. A version is written before what it replaces is removed."""
-    disk.write_atomic(folder / RECORD_NAME, serialize_record(record), 0o600)
 
 
 def serialize_record(record: Record) -> bytes:

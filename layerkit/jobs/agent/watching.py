@@ -59,8 +59,9 @@ class Watching:
     def follow(self) -> None:
         """Start and stop tasks, so that what is watched is watched."""
         wanted = {name.ref for name in self.keeper.names if name.watched and not name.leaving}
-        for ref in self._tasks.keys() - wanted:
-            self._tasks.pop(ref).cancel()
+        for ref, task in list(self._tasks.items()):
+            if ref not in wanted or task.done():
+                self._tasks.pop(ref).cancel()
         for ref in sorted(wanted - self._tasks.keys()):
             self._tasks[ref] = asyncio.create_task(self._watch(self.keeper.names.get(ref)))
 
@@ -77,7 +78,7 @@ class Watching:
             try:
                 await self._step(sight)
             except LayerkitError as exc:
-                self.keeper.note_error(name, exc)
+                self.keeper.node.note_error(name, exc)
                 await asyncio.sleep(sight.pause.next())
             except Exception:  # a bug of ours stops this name for a while, and no other
                 _log.exception("watching %s failed", name.ref)
@@ -86,7 +87,7 @@ class Watching:
     async def _step(self, sight: _Sight) -> None:
         """Ask once, and pull if there is news."""
         name = sight.name
-        if not name.versions or name.ref in self.keeper.unsure:
+        if not name.versions or name.ref in self.keeper.node.unsure:
             await self.keeper.pull(name.ref)
             sight.pause.reset()
             return
@@ -118,12 +119,12 @@ class Watching:
 
     async def _nothing_new(self, sight: _Sight, answer: Answer) -> None:
         if sight.refused is None:
-            self.keeper.seen_current(sight.name)
+            self.keeper.node.note_success(sight.name)
             sight.pause.reset()
         if answer.waited:
             sight.early.reset()
             return
-        seconds = self.keeper.settings.poll_seconds
+        seconds = self.keeper.node.settings.poll_seconds
         seconds *= 0.75 + 0.5 * self.dice()
         if answer.holds:
             seconds = min(seconds, sight.early.next())
@@ -138,7 +139,7 @@ class Watching:
 
     async def _ask(self, sight: _Sight) -> tuple[str, Answer]:
         """The first server that answers, and what; RemoteError when none does."""
-        health = self.keeper.health
+        health = self.keeper.node.health
         while not (servers := health.list_usable()):
             await asyncio.sleep(health.seconds_left() + self.dice())
         have, wait = sight.name.list_have(), self._wait_seconds()
@@ -149,7 +150,7 @@ class Watching:
         question = Question(reference.repository, reference.tag, have, self.platform)
         failure: LayerkitError | None = None
         if self._polls is None:
-            self._polls = asyncio.Semaphore(self.keeper.settings.polls)
+            self._polls = asyncio.Semaphore(self.keeper.node.settings.polls)
         async with self._polls:
             for server in servers:
                 try:
@@ -177,5 +178,5 @@ class Watching:
 
     def _wait_seconds(self) -> float:
         """So that each name is asked for within WAIT_SECONDS, with `polls` connections."""
-        share = self.keeper.settings.polls / max(1, len(self._tasks))
+        share = self.keeper.node.settings.polls / max(1, len(self._tasks))
         return max(1.0, WAIT_SECONDS * min(1.0, share))
