@@ -52,9 +52,7 @@ def list_held(store: Store, ref: Reference) -> list[Digest]:
     left = MAX_HAVE_COUNT - len(own)
     found.sort(key=lambda digest: not _has_forms(store, digest))
     if len(found) > left:
-        found.sort(
-            key=lambda one: (not _has_forms(store, one), -_count_chunks(store, one), one)
-        )
+        found.sort(key=lambda one: (not _has_forms(store, one), -_count_chunks(store, one), one))
     return own + found[:left]
 
 
@@ -102,22 +100,32 @@ def find_layers(store: Store, ref: Reference, wanted: set[Digest]) -> dict[Diges
     return found
 
 
-def read_documents(store: Store, top: Digest) -> Documents:
-    """An image's documents as the server sees them, byte for byte; those of one that was pulled
-    without a chunks artifact have none."""
-    raw, manifest = store.get_blob(top), b""
+def read_documents(store: Store, top: Digest, platform: oci.Platform) -> Documents:
+    """An image's documents as the server sees them, byte for byte, of an index those of that
+    platform; an image that was pulled without its chunks artifact has none."""
+    raw, manifest, image = store.get_blob(top), b"", top
     try:
         parsed = oci.parse_manifest(raw)
     except FormatError:
-        listed = set(store.list_blobs(top))
-        children = [one.digest for one in oci.parse_index(raw).manifests if one.digest in listed]
-        if not children:
-            raise NotFoundError(f"the store holds no image of index {top.short}") from None
-        manifest = store.get_blob(children[0])
+        children = oci.parse_index(raw).manifests
+        found = [one.digest for one in children if one.platform == platform]
+        if not found:
+            raise NotFoundError(f"index {top.short} has no image for {platform}") from None
+        image = found[0]
+        manifest = store.get_blob(image)
         parsed = oci.parse_manifest(manifest)
-    artifacts = store.list_blobs(top, ARTIFACT_KIND)
-    artifact = store.get_blob(artifacts[0]) if artifacts else b""
+    artifact = _find_artifact(store, top, image)
     return Documents(raw, manifest, store.get_blob(parsed.config.digest), artifact)
+
+
+def _find_artifact(store: Store, top: Digest, image: Digest) -> bytes:
+    """The chunks artifact of `image` that `top` was pulled with, or nothing."""
+    for digest in store.list_blobs(top, ARTIFACT_KIND):
+        raw = store.get_blob(digest)
+        subject = oci.parse_manifest(raw).subject
+        if subject is not None and subject.digest == image:
+            return raw
+    return b""
 
 
 def list_near(store: Store, ref: Reference, role: int, profile: str) -> dict[Digest, bytes]:

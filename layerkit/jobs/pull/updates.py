@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges import held
@@ -32,7 +31,6 @@ from layerkit.jobs.pull.fetching import Fetcher
 
 __all__ = ["measure_update", "try_update"]
 
-STARTED_KIND: Final = "started"  # of the image's top, in a store that has a part of its layers
 _log = logging.getLogger(__name__)
 
 
@@ -85,13 +83,19 @@ def try_update(
 
 def _is_started(image: WantedImage) -> bool:
     """Did an earlier pull leave parts of this image? Then an update would bring these again."""
-    started = image.store.list_kind(STARTED_KIND)
-    if started:
-        image.resolve()
-        if image.top in started:
-            return True
-        image.forget()
+    started = image.store.fact(_started(image))
+    if started is None or image.store.is_complete(Digest.parse(started)):
+        return False
+    image.resolve()
+    if str(image.top) == started:
+        return True
+    image.forget()
     return False
+
+
+def _started(image: WantedImage) -> str:
+    """The fact that names the image of which a pull has stored parts."""
+    return f"started {image.ref}"
 
 
 def _take_first(image: WantedImage, have: list[Digest]) -> None:
@@ -113,8 +117,8 @@ def _read_documents(
         old = reader.old
         if old is not None and old not in have:
             raise IntegrityError("update builds on another image", got=str(old))
-        held_documents = held.read_documents(image.store, old) if old is not None else None
-        documents = reader.read_documents(held_documents)
+        olds = None if old is None else held.read_documents(image.store, old, image.platform)
+        documents = reader.read_documents(olds)
     except RemoteError as exc:
         raise NotFoundError("the update is cut off", cause=exc.message) from exc
     top = sha256_digest(documents.top)
@@ -149,6 +153,8 @@ class _Taker:
 
     def take_parts(self, reader: UpdateReader) -> None:
         """Part after part; one that is refused takes the rest of its layer with it."""
+        if self.fetcher.progress is not None:
+            self.fetcher.progress.total(sum(entry.size for entry in reader.table))
         refused: set[int] = set()
         last = reader.table[-1].layer if reader.table else 0
         try:
@@ -217,7 +223,7 @@ class _Taker:
         self.image.layers[diff_id] = manifest
         if not is_last:
             if not self._is_marked:
-                self.image.store.put_blob(self.image.blobs[self.image.top][0], STARTED_KIND)
+                self.image.store.put_fact(_started(self.image), str(self.image.top))
                 self._is_marked = True
             self.image.store.put_blob(data, CHUNK_MANIFEST_KIND)
 

@@ -57,7 +57,7 @@ __all__ = ["Updates"]
 
 ANSWER_SIZE: Final = 96 << 20  # bytes of parts
 MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
-CERTAIN_SIZE: Final = 4 << 10  # bytes of a part below which no chunks are looked for
+CERTAIN_SIZE: Final = 4 << 10  # bytes of a part below which no less is looked for
 _log = logging.getLogger(__name__)
 
 
@@ -273,7 +273,12 @@ class _Wanted:
         return estimate_chunks(pair, self._held_ids(), self._library.places_of)
 
     def _held_ids(self) -> set[bytes]:
-        return {raw for held in self._held for raw in self._library.places_of(held[0])}
+        """Of the chunks that the node has by now; without those of lists that cannot be read."""
+        found: set[bytes] = set()
+        for listed, _ in self._held:
+            with contextlib.suppress(LayerkitError):
+                found |= self._library.places_of(listed).keys()
+        return found
 
     def _make_chunks(self, lacking: LayerRoute, pair: Pair) -> list[Part]:
         near = {old: (listed, form) for listed, form in lacking.near if (old := listed.digest)}
@@ -294,7 +299,9 @@ class _Wanted:
         jobs = [
             (one.layer.index, one.layer.pair, one.olds)
             for one in self._known.route.lacking
-            if one.layer.pair is not None and one.olds is not None
+            if one.layer.pair is not None
+            and one.olds is not None
+            and (one.olds or one.layer.pair[1].size > CERTAIN_SIZE)
         ]
         for _, new, olds in jobs[1:]:
             with contextlib.suppress(LayerkitError):
