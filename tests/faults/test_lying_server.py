@@ -260,10 +260,7 @@ def replay(honest: Honest) -> list[Lie]:
     ]
 
 
-WAITS = pytest.mark.xfail(reason="a 304 for a pinned image is believed", strict=False)
-
-
-@pytest.mark.parametrize("holds_old", [False, pytest.param(True, marks=WAITS)])
+@pytest.mark.parametrize("holds_old", [False, True])
 def test_an_old_image_is_not_taken_for_a_pinned_one(
     honest: Honest, tmp_path: Path, holds_old: bool
 ) -> None:
