@@ -274,8 +274,8 @@ SENSITIVITY: dict[str, dict[str, Any]] = {
 
 
 def role_costs(cases: Sequence[str]) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
-    """For each edit and role: the share of the new image's bytes, by chunks, that a node holds which
-    has the old version and the other functions of bench/workloads; and each role's share of them.
+    """For each edit and role: the share of the new image's bytes, by chunks, that a node holds
+    which has the old version and the other functions of bench/workloads; and each role's share.
     The base layer counts as base: it is the same in old and new."""
     base_layer = len(build_tar(read_base()[0]))
     others_held = {raw for name in others() for raw in _ids_of(name)}
