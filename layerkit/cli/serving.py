@@ -78,6 +78,12 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @option(
     "--max-connections", type=int, default=8192, show_default=True, help="Open at once, a worker."
 )
+@option(
+    "--max-address-connections",
+    type=int,
+    default=0,
+    help="Open at once from one address, a worker.  [default: as many]",
+)
 @option("--log-format", type=click.Choice(["json", "text"]), help="Write a line for each request.")
 @option(
     "--drain",
@@ -164,6 +170,7 @@ def _limits(facts: dict[str, Any]) -> Limits:
         request_rate=facts["request_rate"],
         byte_rate=facts["byte_rate"],
         max_connections=max(1, facts["max_connections"]),
+        max_address_connections=max(0, facts["max_address_connections"]),
     )
 
 

@@ -143,6 +143,19 @@ def test_a_file_that_lost_its_end_is_not_called_whole(tmp_path: Path) -> None:
         assert get(served, "/healthz").status == 200
 
 
+def test_a_list_of_tags_says_where_it_goes_on() -> None:
+    source = MemorySource()
+    for tag in ("a", "b", "c"):
+        source.tag("team/x", tag)
+    path, found = "/v2/team/x/tags/list?n=2", []
+    with serving(source) as served:
+        while path:
+            answer = get(served, path)
+            found += answer.json()["tags"]
+            path = answer.headers.get("link", "").partition("<")[2].partition(">")[0]
+    assert found == ["a", "b", "c"]
+
+
 # --- updates -------------------------------------------------------------------------------------
 
 

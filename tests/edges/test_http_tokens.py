@@ -14,7 +14,7 @@ from serving import Served, get, serving
 
 from layerkit.digest import chunk_id, sha256_digest
 from layerkit.edges.disk import Disk
-from layerkit.edges.http import ServerOptions, TlsFiles
+from layerkit.edges.http import Limits, ServerOptions, TlsFiles
 from layerkit.edges.tokens import TokenFile, add_token, read_token_file, remove_token
 from layerkit.errors import NotFoundError, StoreError, UsageError
 
@@ -90,6 +90,13 @@ def test_bearer_and_basic_let_in(served: Served, team: str) -> None:
 )
 def test_bad_credentials_are_refused(served: Served, value: str) -> None:
     assert get(served, "/v2/", headers={"authorization": value}).status == 401
+
+
+def test_who_guesses_is_slowed_down(source: MemorySource, tokens: Path, team: str) -> None:
+    with serving(source, tokens, Limits(request_rate=1, burst_seconds=3)) as served:
+        guesses = [get(served, "/v2/", headers=bearer(str(at))).status for at in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        assert get(served, "/v2/", headers=bearer(team)).status == 200
 
 
 SECRET_PATHS = [

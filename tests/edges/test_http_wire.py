@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import random
 import socket
 import threading
 import time
@@ -184,6 +185,46 @@ def test_bodies_have_no_more_room_than_there_is(source: MemorySource) -> None:
         assert get(served, "/v1/a/chunks", "POST", body=body + body).status == 413
         assert get(served, "/v1/a/chunks", "POST", body=body).status == 200
         assert served.metric("layerkit_http_refused_total", reason="body") == 1
+
+
+WORDS = [
+    b"GET / HTTP/1.1\r\n",
+    b"GET /v2/a/manifests/v1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"POST /v1/a/chunks HTTP/1.1\r\n",
+    b"content-length: 32\r\n",
+    b"content-length: -1\r\n",
+    b"transfer-encoding: chunked\r\n",
+    b"expect: 100-continue\r\n",
+    b"connection: upgrade\r\nupgrade: websocket\r\n",
+    b"range: bytes=0-,1-\r\n",
+    b"\r\n",
+    b"20\r\n" + b"x" * 32 + b"\r\n0\r\n\r\n",
+    b"GET http://x/%ff%00?a=%zz HTTP/1.0\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"\x16\x03\x01\x02\x00",
+]
+
+
+def test_whatever_comes_in_the_server_goes_on(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words of HTTP in any order, whole and torn: answers or an end, and never a bug."""
+    numbers = random.Random(20261125)
+    for _ in range(150):
+        raw = b"".join(numbers.choices(WORDS, k=numbers.randint(1, 6)))
+        with connect(served) as sock, contextlib.suppress(OSError):
+            cut = numbers.randint(0, len(raw))
+            sock.sendall(raw[:cut])
+            sock.sendall(raw[cut:])
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(0.02)
+            sock.recv(65536)
+    assert get(served, "/healthz").status == 200
+    assert not [record for record in caplog.records if record.exc_info]
+    end = time.monotonic() + ENDS_WITHIN
+    while len(served.server.connections) > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(served.server.connections) <= 1
 
 
 # --- rates ---------------------------------------------------------------------------------------

@@ -227,12 +227,21 @@ def test_room_is_made_or_the_error_says_why(path: Path) -> None:
 
 def test_a_put_over_the_quota_leaves_nothing(path: Path) -> None:
     with timed(path, quota=30_000) as store:
-        put_image(store, "a:1", noise(20_000))
+        top, _ = put_image(store, "a:1", noise(20_000))
+        store.pin(top)
         names = pack_names(path)
         with pytest.raises(StoreFullError):
             put_image(store, "a:2", noise(20_000, 2))
         assert pack_names(path) == names
         assert store.find_image("a:1") and not store.find_image("a:2")
+
+
+def test_a_put_over_the_quota_evicts(path: Path) -> None:
+    with timed(path, quota=30_000) as store:
+        put_image(store, "a:1", noise(20_000))
+        top, ids = put_image(store, "a:2", noise(20_000, 2))
+        assert store.find_image("a:2") == top and store.has_raw(ids) == set(ids)
+        assert not store.find_image("a:1") and store.usage() <= 30_000 and store.verify().good
 
 
 # --- seals, facts, replacing ---------------------------------------------------------------------

@@ -167,7 +167,11 @@ class ServerApp:
         if path in ("/healthz", "/readyz"):  # a balancer has no token, and is not limited
             caller = Caller("", (), ())
         else:
-            caller = exchange.caller = self.gate.find_caller(headers)
+            try:
+                caller = exchange.caller = self.gate.find_caller(headers)
+            except UnauthorizedError:
+                self.rates.check(exchange.address)  # who guesses is limited, too
+                raise
             self.rates.check(caller.id or exchange.address)
         own = self._own.get(path)
         if own is not None:

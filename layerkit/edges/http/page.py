@@ -66,8 +66,10 @@ def _percent(part: float | None) -> str:
 
 
 def _day(text: str) -> str:
-    """The day and minute of an RFC 3339 time."""
-    return text[:16].replace("T", " ") if len(text) >= 16 else text
+    """The day and minute of an RFC 3339 time; builds that can be repeated say the epoch."""
+    if not text or text.startswith("1970-01-01T00:00:00"):
+        return "\N{EN DASH}"
+    return text[:16].replace("T", " ")
 
 
 def _duration(seconds: float) -> str:

@@ -222,6 +222,11 @@ class RunningServer:
         )
         self._thread.start()
 
+    @property
+    def connections(self) -> set[object]:
+        """Those that are open."""
+        return set(self._server.server_state.connections)
+
     def stop(self) -> None:
         """Finish running answers, then end."""
         self._server.should_exit = True
