@@ -32,7 +32,7 @@ from layerkit.edges.store.salvage import (
 )
 from layerkit.edges.store.sessions import Claim, Sessions
 from layerkit.edges.store.sweep import GcResult, Sweeper
-from layerkit.errors import StoreError, StoreFullError
+from layerkit.errors import StoreError
 
 __all__ = [
     "ARTIFACT_KIND",
@@ -131,22 +131,23 @@ class Store:
 
     def put_many(self, chunks: Iterable[tuple[Digest, bytes]]) -> int:
         """Put verified chunks into one pack; those held already are skipped. Returns the count.
-        Durable when it returns. StoreFullError, and nothing is kept, where they go over the quota.
+        Durable when it returns. Images are evicted for them; StoreFullError, and nothing is kept,
+        where that does not bring them under the quota.
         Memory: what `chunks` yields at a time, and the rows."""
         with self.session() as token:
             return self._chunks.put(chunks, token, guard=self._guard())
 
     def _guard(self) -> Callable[[int], None]:
-        """Refuses a pack that goes over the quota."""
+        """Makes room for a pack that grows over the quota; refuses it where that is not enough."""
         if not self.quota:
             return lambda size: None
-        before, quota = self.usage(), self.quota
+        before = self.usage()
 
         def check(size: int) -> None:
-            if before + size > quota:
-                raise StoreFullError(
-                    f"{before + size} bytes are over the quota of {quota}", hint="raise --quota"
-                )
+            nonlocal before
+            if before + size > self.quota:
+                self.make_room(size)
+                before = self.usage()
 
         return check
 

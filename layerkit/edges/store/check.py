@@ -43,6 +43,7 @@ def verify(chunks: Chunks, images: Images, *, repair: bool) -> VerifyResult:
     bad_chunks, chunk_count = chunks.find_bad()
     bad_blobs, nameless, blob_count = images.find_bad_blobs()
     bad_images, bad_pins = images.find_bad_rows(), images.find_bad_pins()
+    bad_facts = images.find_bad_facts()
     if repair and bad_chunks:
         chunks.drop(bad_chunks)
     if repair and (bad_blobs or nameless):
@@ -60,6 +61,7 @@ def verify(chunks: Chunks, images: Images, *, repair: bool) -> VerifyResult:
             images.remove(ref)
         for name in bad_pins:
             images.drop_pin(name)
+        images.drop_facts(bad_facts)
     return VerifyResult(
         chunk_count,
         blob_count,
@@ -67,7 +69,14 @@ def verify(chunks: Chunks, images: Images, *, repair: bool) -> VerifyResult:
         tuple(Digest("b3", raw) for raw in bad_chunks if len(raw) == SIZE),
         tuple(bad_blobs),
         tuple(sorted([*broken, *bad_images])),
-        tuple([*bad_pins, *nameless, *(raw.hex() for raw in bad_chunks if len(raw) != SIZE)]),
+        tuple(
+            [
+                *bad_pins,
+                *bad_facts,
+                *nameless,
+                *(raw.hex() for raw in bad_chunks if len(raw) != SIZE),
+            ]
+        ),
         repair,
     )
 

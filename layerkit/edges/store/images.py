@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
-from layerkit.edges.index import Connection, Index, as_bytes
+from layerkit.edges.index import SCHEMA_FACT, Connection, Index, as_bytes
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -30,6 +30,7 @@ __all__ = [
     "StoredImage",
     "is_chunk_manifest",
     "is_sealed",
+    "open_fact",
 ]
 
 MAX_BLOB_SIZE: Final = 64 << 20  # bytes: blobs in the index are small
@@ -282,15 +283,38 @@ class Images:
         return [str(row[0]) for row in rows]
 
     def fact(self, name: str) -> str | None:
-        """A small fact of this node, such as a measured rate; a hint, never trusted."""
+        """A small fact of this node, such as a measured rate; a damaged one is none."""
         rows = self._index.query("SELECT value FROM facts WHERE name = ?", (name,))
-        return str(rows[0][0]) if rows else None
+        return open_fact(name, str(rows[0][0])) if rows else None
 
     def put_fact(self, name: str, value: str) -> None:
         if len(value) > MAX_FACT_SIZE:
             raise StoreError(f"fact {name} of {len(value)} characters is over {MAX_FACT_SIZE}")
         with self._index.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
+            db.execute(
+                "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)",
+                (name, _seal_fact(name, value)),
+            )
+
+    def find_bad_facts(self) -> list[str]:
+        rows = self._index.query(
+            "SELECT name, value FROM facts WHERE name != ? ORDER BY name", (SCHEMA_FACT,)
+        )
+        return [str(name) for name, value in rows if open_fact(str(name), str(value)) is None]
+
+    def drop_facts(self, names: Iterable[str]) -> None:
+        with self._index.transaction() as db:
+            db.executemany("DELETE FROM facts WHERE name = ?", ((name,) for name in names))
+
+
+def _seal_fact(name: str, value: str) -> str:
+    """A fact as it is kept: eight hexadecimal digits of its BLAKE3, then the value."""
+    return chunk_id(f"{name}\n{value}".encode("utf-8", "replace")).raw[:4].hex() + value
+
+
+def open_fact(name: str, kept: str) -> str | None:
+    value = kept[8:]
+    return value if kept == _seal_fact(name, value) else None
 
 
 def _put_blob(db: Connection, digest: Digest, data: bytes, kind: str, session: str) -> None:

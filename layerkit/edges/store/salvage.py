@@ -27,6 +27,7 @@ from layerkit.edges.store.images import (
     Images,
     is_chunk_manifest,
     is_sealed,
+    open_fact,
 )
 from layerkit.edges.store.sweep import LOCK_NAME
 from layerkit.errors import FormatError, StoreError
@@ -160,7 +161,9 @@ def _save_images(old: Path, index: Index) -> None:
     for row in read_rows(old, "facts"):
         texts = _texts(row)
         if len(texts) == len(row) and texts["name"] != SCHEMA_FACT:
-            images.put_fact(texts["name"], texts["value"])
+            value = open_fact(texts["name"], texts["value"])
+            if value is not None:
+                images.put_fact(texts["name"], value)
 
 
 def _kind_of(data: bytes, raw_kind: object) -> str:

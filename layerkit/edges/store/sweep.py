@@ -1,10 +1,11 @@
 """Dropping what a store does not need: gc, eviction under a quota.
 
-gc runs beside pulls. It keeps what images and pins hold, and all that living sessions have put;
-what a pull found held and relied on may go, and its commit then says so (`StoreChangedError`) in
-place of committing an image with a hole. Rows go first, then files: a crash in between leaves files
-that the next gc removes. A file without a row is removed only when the session in its name is dead,
-for only that session could still give it one. Memory: one chunk manifest, names of packs.
+gc runs beside pulls. It keeps what images and pins hold, and all that living sessions have put,
+with the chunks of the chunk manifests among it. What a pull relies on without having said so may
+go, and its commit then says so (`StoreChangedError`) in place of committing an image with a hole.
+Rows go first, then files: a crash in between leaves files that the next gc removes. A file without
+a row is removed only when the session in its name is dead, for only that session could still give
+it one. Memory: one chunk manifest, names of packs.
 """
 
 from __future__ import annotations
@@ -70,10 +71,8 @@ class Sweeper:
             self._begin()
             marked = self._mark(set())
             with self.index.transaction() as db:
-                self._mark(marked)  # what was committed meanwhile
-                live = self.sessions.list_live()
-                db.execute("DELETE FROM live_sessions")
-                db.executemany("INSERT INTO live_sessions VALUES (?)", ((one,) for one in live))
+                self._list_sessions()
+                self._mark(marked)  # what came meanwhile
                 count, freed = db.execute(f"SELECT COUNT(*), SUM(size){_DEAD}").fetchone()
                 (blob_count,) = db.execute(f"SELECT COUNT(*){_DEAD_BLOBS}").fetchone()
                 if not dry_run:
@@ -89,12 +88,19 @@ class Sweeper:
                 f"CREATE TEMP TABLE IF NOT EXISTS {table} ({column} PRIMARY KEY) WITHOUT ROWID"
             )
             self.index.query(f"DELETE FROM {table}")
+        self._list_sessions()
+
+    def _list_sessions(self) -> None:
+        self.index.query("DELETE FROM live_sessions")
+        live = self.sessions.list_live()
+        self.index.run_many("INSERT INTO live_sessions VALUES (?)", ((one,) for one in live))
 
     def _mark(self, known: set[str]) -> set[str]:
         """Put the chunks of all held chunk manifests but `known` into the table; their digests."""
         rows = self.index.query(
-            "SELECT DISTINCT blob FROM holds JOIN blobs ON blobs.digest = holds.blob"
-            f" WHERE (kind = ? OR SUBSTR(data, 1, {len(MAGIC)}) = ?) AND owner IN {_OWNERS}",
+            f"SELECT digest FROM blobs WHERE (kind = ? OR SUBSTR(data, 1, {len(MAGIC)}) = ?)"
+            f" AND (digest IN (SELECT blob FROM holds WHERE owner IN {_OWNERS})"
+            " OR session IN (SELECT token FROM live_sessions))",
             (CHUNK_MANIFEST_KIND, MAGIC),
         )
         found = {str(row[0]) for row in rows}
@@ -132,7 +138,10 @@ class Sweeper:
             if self.sessions.is_live(str(session)):
                 continue
             if 0 < as_int(live) < REWRITE_BELOW * as_int(size):
-                self.chunks.rewrite(as_int(pack), token)
+                try:
+                    self.chunks.rewrite(as_int(pack), token)
+                except StoreFullError:
+                    break  # whole packs still go, and make room for the next gc
         with self.index.transaction() as db:
             db.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM chunks)")
         removed = self._remove_files()
@@ -144,7 +153,7 @@ class Sweeper:
         removed = 0
         for name in sorted(os.listdir(packs)):
             token = token_of(name.removeprefix(TEMP_PREFIX))
-            if self.sessions.is_live(token) and token != self.sessions.token:
+            if self.sessions.is_live(token):  # our own, too: gc may run within a put
                 continue
             # its session is dead by now, so no row comes any more
             if not self.index.query("SELECT 1 FROM packs WHERE name = ?", (name,)):
