@@ -60,7 +60,7 @@ def test_the_same_request_is_asked_of_the_source_once(
     assert found == [("200", b"0123456789")] * 5
     assert source.calls.count("read_update") == 1
     assert served.metric("layerkit_cache_requests_total", what="answer", result="hit") == 4
-    assert served.metric("layerkit_http_requests_total", route="updates", status="200") == 5
+    assert served.metric("layerkit_http_requests_total", endpoint="updates", status="200") == 5
     assert served.metric("layerkit_layer_sent_bytes_total", role="code") == 50
     assert served.metric("layerkit_layer_saved_bytes_total", role="base") == 5000
 

@@ -348,7 +348,7 @@ def test_a_source_that_cannot_be_opened_is_an_error_at_once(workers: int) -> Non
 @pytest.mark.slow
 def test_metrics_are_those_of_all_workers() -> None:
     """Also of one that was killed: what it counted is not lost."""
-    name = 'layerkit_http_requests_total{route="manifests",status="200"}'
+    name = 'layerkit_http_requests_total{endpoint="manifests",status="200"}'
 
     def count() -> float:
         lines = fetch(url, "/metrics").data.decode().splitlines()
@@ -405,11 +405,11 @@ def test_metrics_follow_what_happens(source: MemorySource) -> None:
             ("layerkit_http_requests_total", "manifests", "404"): 1,
             ("layerkit_http_requests_total", "none", "404"): 1,
         }
-        for (name, route, status), value in want.items():
-            assert served.metric(name, route=route, status=status) == value
+        for (name, endpoint, status), value in want.items():
+            assert served.metric(name, endpoint=endpoint, status=status) == value
         assert served.metric("layerkit_cache_requests_total", what="update", result="miss") == 1
         assert served.metric("layerkit_make_seconds_bucket", what="update", le="0.5") == 1
-        assert served.metric("layerkit_http_body_bytes_total", route="manifests") > 7
+        assert served.metric("layerkit_http_body_bytes_total", endpoint="manifests") > 7
 
 
 def test_a_line_of_the_log_says_who_and_what_and_no_secret(
@@ -432,7 +432,7 @@ def test_a_line_of_the_log_says_who_and_what_and_no_secret(
         (200, "node7", "/v2/a/manifests/v1"),
         (401, "", "/v2/a/manifests/v\n1"),
     ]
-    assert {"time", "method", "bytes", "seconds", "address", "route"} <= set(lines[0])
+    assert {"time", "method", "bytes", "seconds", "address", "endpoint"} <= set(lines[0])
     assert token not in text and "wrong-one" not in text
 
 

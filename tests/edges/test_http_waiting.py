@@ -112,7 +112,7 @@ def test_who_leaves_is_forgotten(served: Served, old: Digest) -> None:
     while served.metric("layerkit_http_in_flight") and time.monotonic() < end:
         time.sleep(0.05)
     assert (before, served.metric("layerkit_http_in_flight")) == (20, 0)
-    assert served.metric("layerkit_http_requests_total", route="updates", status="499") == 20
+    assert served.metric("layerkit_http_requests_total", endpoint="updates", status="499") == 20
 
 
 def test_a_server_that_ends_lets_go_of_those_who_wait(source: MemorySource, old: Digest) -> None:

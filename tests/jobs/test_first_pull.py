@@ -239,7 +239,7 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_what_is_not_made_yet_comes_in_chunks_in_the_same_answer(
     layout: Path, go_on: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerkit.edges.http.routes.DEFAULT_WITHIN_SECONDS", 0.5)
+    monkeypatch.setattr("layerkit.edges.http.endpoints.DEFAULT_WITHIN_SECONDS", 0.5)
     source = LayoutSource(layout)
     sizes = []
     for is_free in (False, True):

@@ -1,8 +1,8 @@
 """The HTTP edge of the chunk server: requests to calls of a `Source`, errors to documents.
 
-`source` says what is served, `routes` which path asks for it, `app` who may ask and how the answer
-goes out, `wire` what connections may do, `server` how it runs. Metrics, logs, limits, the page and
-waiting have a module each.
+`source` says what is served, `endpoints` which path asks for it, `app` who may ask and how the
+answer goes out, `wire` what connections may do, `server` how it runs. Metrics, logs, limits, the
+page and waiting have a module each.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from layerkit.edges.http.answers import NEVER, Answer, Piece, Reply, finish, problem
+from layerkit.edges.http.endpoints import Call, Endpoints, Handler
 from layerkit.edges.http.gate import CHALLENGE, Gate
 from layerkit.edges.http.limits import Rates, Room
 from layerkit.edges.http.logs import RequestLog, RequestRecord
@@ -25,7 +26,6 @@ from layerkit.edges.http.metrics import CONTENT_TYPE, Metrics
 from layerkit.edges.http.options import Limits
 from layerkit.edges.http.page import render_page
 from layerkit.edges.http.ready import MAX_ENTRY_SIZE, Ready, ReadyAnswer
-from layerkit.edges.http.routes import Call, Handler, Routes
 from layerkit.edges.http.sendfile import read_cached
 from layerkit.edges.http.source import Blob, Source
 from layerkit.errors import (
@@ -64,7 +64,7 @@ class _Exchange:
     scope: Scope
     headers: dict[str, str]
     address: str
-    route: str = "none"
+    endpoint: str = "none"
     caller: Caller | None = None
     status: int = STATUS_GONE
     size: int = 0
@@ -88,7 +88,7 @@ class ServerApp:
         self.gate = gate
         self.log = log
         self.rates = Rates(limits, worker_count, time.monotonic)
-        self.routes = Routes(source, metrics)
+        self.endpoints = Endpoints(source, metrics)
         self.ready = Ready(lambda: (source.version(), gate.version()))
         self.is_draining = False
         self._source = source
@@ -104,10 +104,10 @@ class ServerApp:
     def drain(self) -> None:
         """The end is near: /readyz says so, and long polls are answered now."""
         self.is_draining = True
-        self.routes.stop_waiting()
+        self.endpoints.stop_waiting()
 
     def close(self) -> None:
-        self.routes.close()
+        self.endpoints.close()
         self.ready.clear()
         if self.log is not None:
             self.log.close()
@@ -175,15 +175,15 @@ class ServerApp:
             self.rates.check(caller.id or exchange.address)
         own = self._own.get(path)
         if own is not None:
-            exchange.route = path.strip("/") or "page"
+            exchange.endpoint = path.strip("/") or "page"
             handlers: Mapping[str, Handler] = {"GET": own, "HEAD": own}
             parts: dict[str, str] = {}
         else:
-            found = self.routes.find(path)
+            found = self.endpoints.find(path)
             if found is None:
                 return problem(404, "NOT_FOUND", "not found")
-            route, parts = found
-            exchange.route, handlers = route.label, route.handlers
+            endpoint, parts = found
+            exchange.endpoint, handlers = endpoint.label, endpoint.handlers
         handler = handlers.get(method)
         if handler is None:
             allowed = (("allow", ", ".join(sorted(handlers))),)
@@ -235,7 +235,7 @@ class ServerApp:
         if self.is_draining:
             return problem(503, "STOPPING", "this server is about to stop")
         try:
-            await self.routes.check_ready()
+            await self.endpoints.check_ready()
         except LayerkitError as exc:
             _log.warning("not ready: %s (%s)", exc.message, exc.cause)
             return problem(503, exc.code, "the storage cannot be read")
@@ -254,7 +254,7 @@ class ServerApp:
         def render() -> bytes:
             return render_page(self._source.describe(call.caller), totals, count, up_seconds)
 
-        html = await self.routes.in_thread(render)
+        html = await self.endpoints.in_thread(render)
         headers = (
             ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'"),
             ("x-content-type-options", "nosniff"),
@@ -283,7 +283,7 @@ class ServerApp:
     async def _send_file(self, pieces: Any, send_file: Any) -> int:
         """One piece of a file, by the system; returns its size."""
         blob, offset, size = pieces[0]
-        fd = await self.routes.in_thread(lambda: os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC))
+        fd = await self.endpoints.in_thread(lambda: os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC))
         try:
             await send_file(fd, offset, size)
         finally:
@@ -309,18 +309,18 @@ class ServerApp:
 
     async def _drawn(self, parts: Iterator[bytes]) -> AsyncIterator[bytes]:
         """Parts that take time to make, each made in a thread."""
-        while part := await self.routes.in_thread(lambda: next(parts, b"")):
+        while part := await self.endpoints.in_thread(lambda: next(parts, b"")):
             yield part
 
     async def _file_parts(self, blob: Blob, offset: int, size: int) -> AsyncIterator[bytes]:
         """Parts of a file: at once where the system has them in memory, else read by a thread."""
         assert blob.path is not None
-        fd = await self.routes.in_thread(lambda: os.open(blob.path or "", os.O_RDONLY))
+        fd = await self.endpoints.in_thread(lambda: os.open(blob.path or "", os.O_RDONLY))
         try:
             while size:
                 part = read_cached(fd, offset, min(size, PART_SIZE))
                 if part is None:
-                    part = await self.routes.in_thread(
+                    part = await self.endpoints.in_thread(
                         functools.partial(os.pread, fd, min(size, PART_SIZE), offset)
                     )
                 if not part:
@@ -358,7 +358,7 @@ class ServerApp:
             b"".join(lines),
             b"".join(parts),
             reply.status,
-            exchange.route,
+            exchange.endpoint,
             exchange.scope["path"],
             exchange.caller.id if exchange.caller else "",
             reply.shares,
@@ -367,10 +367,10 @@ class ServerApp:
         self.ready.put(exchange.scope[KEY], entry)
 
     def _count(self, exchange: _Exchange, seconds: float) -> None:
-        route, status = exchange.route, exchange.status
-        self.metrics.requests.labels(route, str(status)).inc()
-        self.metrics.bytes.labels(route).inc(exchange.size)
-        self.metrics.seconds.labels(route).observe(seconds)
+        endpoint, status = exchange.endpoint, exchange.status
+        self.metrics.requests.labels(endpoint, str(status)).inc()
+        self.metrics.bytes.labels(endpoint).inc(exchange.size)
+        self.metrics.seconds.labels(endpoint).observe(seconds)
         caller = exchange.caller.id if exchange.caller else ""
         if self.rates.are_on:
             self.rates.sent(caller or exchange.address, exchange.size)
@@ -384,7 +384,7 @@ class ServerApp:
                 seconds,
                 caller,
                 exchange.address,
-                route,
+                endpoint,
             )
             self.log.write(record)
 

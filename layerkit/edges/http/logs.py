@@ -33,7 +33,7 @@ class RequestRecord:
     seconds: float
     caller: str
     address: str
-    route: str
+    endpoint: str
 
 
 class RequestLog:
@@ -94,7 +94,7 @@ def _as_json(record: RequestRecord, now: float) -> str:
             "seconds": round(record.seconds, 6),
             "caller": record.caller,
             "address": record.address,
-            "route": record.route,
+            "endpoint": record.endpoint,
         }
     )
 

@@ -59,15 +59,18 @@ class Metrics:
         self._before = board.read(index) if board is not None else []
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
-            "layerkit_http_requests", "Requests answered.", ("route", "status"), registry=registry
+            "layerkit_http_requests",
+            "Requests answered.",
+            ("endpoint", "status"),
+            registry=registry,
         )
         self.bytes = Counter(
-            "layerkit_http_body_bytes", "Bytes of bodies sent.", ("route",), registry=registry
+            "layerkit_http_body_bytes", "Bytes of bodies sent.", ("endpoint",), registry=registry
         )
         self.seconds = Histogram(
             "layerkit_http_seconds",
             "Seconds until an answer was sent, of those that were not ready.",
-            ("route",),
+            ("endpoint",),
             buckets=SECONDS,
             registry=registry,
         )

@@ -39,7 +39,7 @@ class ReadyAnswer:
     head: bytes  # status line and headers; the date and the empty line are put behind
     body: bytes
     status: int
-    route: str
+    endpoint: str
     path: str
     caller: str
     shares: tuple[Share, ...]
@@ -119,8 +119,8 @@ class Ready:
         uncounted, self._uncounted = self._uncounted, []
         for entry in uncounted:
             count, entry.hits = entry.hits, 0
-            metrics.requests.labels(entry.route, str(entry.status)).inc(count)
-            metrics.bytes.labels(entry.route).inc(count * len(entry.body))
+            metrics.requests.labels(entry.endpoint, str(entry.status)).inc(count)
+            metrics.bytes.labels(entry.endpoint).inc(count * len(entry.body))
             metrics.cache.labels("answer", "hit").inc(count)
             metrics.count_shares(_times(entry.shares, count))
 

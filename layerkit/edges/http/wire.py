@@ -178,7 +178,7 @@ class WireProtocol(HttpToolsProtocol):
                     0.0,
                     entry.caller,
                     self._address,
-                    entry.route,
+                    entry.endpoint,
                 )
             )
         return True

@@ -37,7 +37,7 @@ from layerkit.formats.reference import is_repository, is_tag
 from layerkit.formats.tokens import Caller
 from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE
 
-__all__ = ["Call", "Route", "Routes"]
+__all__ = ["Call", "Endpoint", "Endpoints"]
 
 MAX_TAGS: Final = 10_000
 MAX_WAIT_SECONDS: Final = 60.0  # of a long poll; balancers cut what is silent for longer
@@ -97,7 +97,7 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Endpoint:
     """A path; its label in the metrics; how it is answered by method."""
 
     label: str
@@ -105,7 +105,7 @@ class Route:
     handlers: Mapping[str, Handler]
 
 
-class Routes:
+class Endpoints:
     """The table of paths over a source."""
 
     def __init__(self, source: Source, metrics: Metrics) -> None:
@@ -118,7 +118,7 @@ class Routes:
         metrics.waiting.set_function(lambda: self._watcher.waiting_count)
         self.table = self._make_table()
 
-    def _make_table(self) -> tuple[Route, ...]:
+    def _make_table(self) -> tuple[Endpoint, ...]:
         def read(handler: Handler) -> dict[str, Handler]:
             return {"GET": handler, "HEAD": handler}
 
@@ -138,13 +138,13 @@ class Routes:
             ("chunk", f"{v1}/chunks/(?P<digest>[^/]+)", read(quick(self._chunk))),
             ("chunks", f"{v1}/chunks", {"POST": self._chunks}),
         ]
-        return tuple(Route(label, re.compile(path), table) for label, path, table in rows)
+        return tuple(Endpoint(label, re.compile(path), table) for label, path, table in rows)
 
-    def find(self, path: str) -> tuple[Route, dict[str, str]] | None:
-        for route in self.table:
-            match = route.pattern.fullmatch(path)
+    def find(self, path: str) -> tuple[Endpoint, dict[str, str]] | None:
+        for endpoint in self.table:
+            match = endpoint.pattern.fullmatch(path)
             if match is not None:
-                return route, match.groupdict()
+                return endpoint, match.groupdict()
         return None
 
     async def in_thread(self, call: Callable[[], T], *, slow: bool = False) -> T:
