@@ -9,14 +9,22 @@ What comes is only a hint to pull, not verified here. Redirects are not followed
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import aiohttp
 
 from layerkit.digest import Digest
-from layerkit.errors import FormatError, NotFoundError, RemoteDeniedError, RemoteError
+from layerkit.errors import (
+    FormatError,
+    NotFoundError,
+    RemoteDeniedError,
+    RemoteError,
+    UsageError,
+)
 from layerkit.formats.oci import INDEX_TYPES, MANIFEST_TYPES
 from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE
 
@@ -52,10 +60,19 @@ class Answer:
 
 
 class Poller:
-    """One session for all servers; `limit` connections at once."""
+    """One session for all servers; `limit` connections at once. `ca`, `cert` and `key` are PEM
+    files: whom to trust (None: the system's authorities), and what to show."""
 
-    def __init__(self, limit: int) -> None:
-        connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=75, ttl_dns_cache=30)
+    def __init__(
+        self,
+        limit: int,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
+        connector = aiohttp.TCPConnector(
+            limit=limit, keepalive_timeout=75, ttl_dns_cache=30, ssl=_trust(ca, cert, key)
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"user-agent": "layerkit"},
@@ -142,6 +159,16 @@ async def _read_update(response: aiohttp.ClientResponse) -> bytes:
         response.close()
         return b""
     return await response.content.readexactly(size)
+
+
+def _trust(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            context.load_cert_chain(cert, key)
+    except (ssl.SSLError, OSError) as exc:
+        raise UsageError("the certificates cannot be used", cause=str(exc)) from exc
+    return context
 
 
 def _digest(headers: Mapping[str, str], name: str) -> Digest | None:

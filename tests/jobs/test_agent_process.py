@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,15 +17,17 @@ from pathlib import Path
 import pytest
 from agents import AgentProcess, eventually, stopped_at_end
 from builders import hello_files, noise, publish_image
+from registries import FakeRegistry
 
 from layerkit.digest import Digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
-from layerkit.edges.http import RunningServer
+from layerkit.edges.http import RunningServer, TlsFiles, make_app, start_server
 from layerkit.edges.layout import Layout
 from layerkit.edges.store import Store
 from layerkit.errors import NotFoundError, UsageError
 from layerkit.formats.reference import Reference
 from layerkit.jobs.serve import start
+from layerkit.jobs.serve.source import open_layout
 
 HELLO = "hello:latest"
 BODY = noise(150_000)
@@ -260,3 +263,69 @@ def test_a_pull_is_stopped_by_sigterm(agent: AgentProcess, server: RunningServer
     os.kill(agent.process.pid, signal.SIGTERM)
     assert agent.process.wait(20) == 0
     assert left_behind(agent.folder) == []
+
+
+def push(layout: Path, registry: FakeRegistry, digest: Digest) -> None:
+    """What the layout has as hello:latest, into the registry."""
+    opened = Layout(layout)
+    raw = opened.read_blob(digest)
+    manifest = opened.read_manifest(digest)
+    blobs = registry.blobs.setdefault("hello", {})
+    for item in (manifest.config, *manifest.layers):
+        blobs[str(item.digest)] = opened.read_blob(item)
+    entry = (manifest.media_type, raw)
+    registry.manifests.setdefault("hello", {}).update({"latest": entry, str(digest): entry})
+
+
+@pytest.mark.slow
+def test_any_registry_will_do(tmp_path: Path, layout: Path) -> None:
+    """No long poll, no chunks, no referrers: asked now and then, and pulled plainly."""
+    registry = FakeRegistry(referrers_api=False)
+    push(layout, registry, Layout(layout).resolve(Reference.parse(HELLO)).digest)
+    config = tmp_path / "agent.toml"
+    with registry.serving():
+        config.write_text(
+            f'servers = ["{registry.url}"]\nwatch = ["hello"]\npoll_seconds = 0.3\n'
+            f'rootfs = "{tmp_path}/root"\n'
+        )
+        with stopped_at_end(AgentProcess(tmp_path, "--config", config)) as agent:
+            agent.start()
+            eventually(lambda: agent.name(HELLO).get("digest"))
+            new = publish(layout, 1)
+            push(layout, registry, new)
+            agent.wait_for(HELLO, new)
+            assert current(agent) == BODY + b"1"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> TlsFiles:
+    """For 127.0.0.1, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    files = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    argv += ["-nodes", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    argv += ["-keyout", str(files.key), "-out", str(files.cert)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return files
+
+
+@pytest.mark.slow
+def test_over_tls_with_a_certificate_of_its_own(
+    tmp_path: Path, layout: Path, certificate: TlsFiles
+) -> None:
+    """Polls and pulls show the certificate, and trust the authority that was named."""
+    tls = TlsFiles(certificate.cert, certificate.key, certificate.cert)
+    with start_server(make_app(open_layout(layout)), tls=tls) as server:
+        options = ["--server", server.url, "--watch", "hello", "--ca", certificate.cert]
+        own = ["--client-cert", certificate.cert, "--client-key", certificate.key]
+        with stopped_at_end(AgentProcess(tmp_path, *options, *own)) as agent:
+            agent.start()
+            eventually(lambda: agent.name(HELLO).get("digest"))
+            time.sleep(0.5)  # it waits for news
+            agent.wait_for(HELLO, publish(layout, 1), 10)
+        with stopped_at_end(AgentProcess(tmp_path / "stranger", *options)) as agent:
+            agent.folder.mkdir()
+            agent.start()
+            found = eventually(lambda: agent.name(HELLO).get("last_error"))
+            assert found["code"] == "REMOTE_FAILED"

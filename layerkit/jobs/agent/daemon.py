@@ -149,7 +149,7 @@ class _Daemon:
     async def _run_until_stopped(self, ready: Callable[[str], None]) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
-        poller = Poller(settings.polls)
+        poller = Poller(settings.polls, settings.ca, settings.client_cert, settings.client_key)
         watching = Watching(self._keeper, poller, self._node.platform)
         handlers = make_handlers(self._keeper, watching.follow, self._started)
         api = LocalApi(handlers, self._node.metrics.render)

@@ -58,6 +58,9 @@ class Settings:
     polls: int = DEFAULT_POLLS
     poll_seconds: float = DEFAULT_POLL_SECONDS
     platform: str = ""
+    ca: Path | None = None  # whom to trust; None: the system's authorities
+    client_cert: Path | None = None
+    client_key: Path | None = None
     docker: str = ""
     containerd: str = ""
     containerd_namespace: str = ""
@@ -160,6 +163,13 @@ def _path(key: str, value: object) -> Path:
     return Path(value).absolute()
 
 
+def _file(key: str, value: object) -> Path:
+    path = _path(key, value)
+    if not path.is_file():
+        raise NotFoundError(f"{key}: {path} does not exist", hint="name a file in PEM")
+    return path
+
+
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{key}: got {value!r}, want a text")
@@ -228,6 +238,9 @@ _PARSERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "rootfs": _path,
     "layouts": _path,
     "config": _path,
+    "ca": _file,
+    "client_cert": _file,
+    "client_key": _file,
     "watch": _refs,
     "keep": _count(1),
     "pulls": _count(1),

@@ -36,6 +36,9 @@ class Place:
     engines: tuple[EngineAt, ...]
     platform: str
     path: str  # PATH, to find ctr
+    ca: str = ""
+    client_cert: str = ""
+    client_key: str = ""
 
     @classmethod
     def of(cls, settings: Settings, path: str) -> Place:
@@ -45,7 +48,18 @@ class Place:
         )
         kind = "rootfs" if settings.rootfs else "layout" if settings.layouts else ""
         root, store = str(settings.folders or ""), str(settings.store)
-        return cls(store, settings.quota, kind, root, engines, settings.platform, path)
+        return cls(
+            store,
+            settings.quota,
+            kind,
+            root,
+            engines,
+            settings.platform,
+            path,
+            ca=str(settings.ca or ""),
+            client_cert=str(settings.client_cert or ""),
+            client_key=str(settings.client_key or ""),
+        )
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Place:

@@ -21,6 +21,7 @@ from layerkit.digest import Digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.edges.engine import Handed, open_engine
 from layerkit.edges.forked import error_document, serve_jobs
+from layerkit.edges.httpclient import Tls
 from layerkit.edges.layout import Layout, write_docker_archive
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
@@ -61,6 +62,12 @@ class _Bench:
     @property
     def platform(self) -> Platform:
         return parse_platform(self.place.platform) if self.place.platform else host_platform()
+
+    def open_remote(self, server: Server) -> Remote:
+        """A client of one server, with its token and what the place says of certificates."""
+        names = self.place.ca, self.place.client_cert, self.place.client_key
+        tls = Tls(*(Path(name) if name else None for name in names))
+        return Remote(server.url, token=server.token, tls=tls)
 
 
 def run_job(job: Mapping[str, object], disk: Disk | None = None) -> Mapping[str, object]:
@@ -113,7 +120,7 @@ def _pull_from_any(
     failure: LayerkitError | None = None
     for server in servers:
         try:
-            with Remote(server.url, token=server.token) as remote:
+            with bench.open_remote(server) as remote:
                 if update:
                     remote.offer_update(ref.repository, ref.tag, update)
                 found = pull(
@@ -141,7 +148,7 @@ def _rebuild(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     ref = Reference.parse(job["ref"]).tagged
     for server in parse_servers(job["servers"]):
         try:
-            with Remote(server.url, token=server.token) as remote:
+            with bench.open_remote(server) as remote:
                 count = rebuild_forms(ref, remote, bench.store, platform=bench.platform)
                 return {"count": count}
         except NEXT_SERVER as exc:
