@@ -56,7 +56,8 @@ class Tree:
 
     def resolve(self, path: str, below: Tree | None = None) -> str:
         """`path` with the links of its folders followed, as /bin/sh -> usr/bin/sh; its own name is
-        not. An engine, whose root is the image's, writes there. `below`: a tree under this one."""
+        not. `below`: a tree under this one. The spec is silent; containerd writes there, whose root
+        is the image's, while docker's overlay2 (seen with 20.10) hides the link behind a folder."""
         for _ in range(MAX_LINKS):
             for parent in parents(path):
                 node = self.nodes.get(parent) or (below.nodes.get(parent) if below else None)
