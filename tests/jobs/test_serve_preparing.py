@@ -28,6 +28,12 @@ def version(number: int) -> bytes:
     return noise(100_000) + b"".join(b"string %d;" % at for at in range(number)) + noise(2000, 5)
 
 
+@pytest.fixture
+def packs_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms of some ten KB are packed, too."""
+    monkeypatch.setattr("layerkit.formats.formpack.MIN_BLOB_SIZE", 32 << 10)
+
+
 def publish(layout: Path, number: int, tag: str = "") -> oci.Descriptor:
     return publish_image(layout, f"{REF}:{tag or f'v{number}'}", hello_files(version(number)))
 
@@ -123,8 +129,9 @@ def test_what_moves_comes_before_what_is_due(layout: Path) -> None:
     assert prepared(source)[1:4] == [("v5", "v6"), ("v4", "v6"), ("v3", "v6")]
 
 
+@pytest.mark.usefixtures("packs_small")
 def test_updates_come_before_packed_forms(layout: Path) -> None:
-    publish_image(layout, f"{REF}:v6", hello_files(noise(600_000)))
+    publish_image(layout, f"{REF}:v6", hello_files(noise(100_000, 6)))
     source = LayoutSource(layout)
     preparing, order = source.make_preparing(), []
     pack, prepare = source._packing.pack, preparing._prepare
@@ -240,11 +247,11 @@ def test_a_storage_that_fails_is_looked_at_again(
 def words(seed: int) -> bytes:
     """Words in random order: LZMA makes less of them than a quick zstd."""
     known = noise(2048)
-    return b"".join(known[8 * at : 8 * at + 8] for at in noise(200_000, seed))
+    return b"".join(known[8 * at : 8 * at + 8] for at in noise(50_000, seed))
 
 
 @pytest.fixture
-def packable(tmp_path: Path) -> Path:
+def packable(tmp_path: Path, packs_small: None) -> Path:
     publish_image(tmp_path / "packable", f"{REF}:v1", {"code": {"app/hello": words(2)}})
     return tmp_path / "packable"
 
@@ -283,10 +290,11 @@ def test_what_may_still_be_packed_is_said_until_it_is(packable: Path) -> None:
     assert not LayoutSource(packable)._library(is_aside=False).is_packing(form)  # nobody packs
 
 
+@pytest.mark.usefixtures("packs_small")
 def test_what_does_not_pack_is_known_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_image(tmp_path / "layout", f"{REF}:v1", {"code": {"app/hello": noise(300_000)}})
+    publish_image(tmp_path / "layout", f"{REF}:v1", {"code": {"app/hello": noise(100_000)}})
     shelf = FolderShelf(tmp_path / "made")
     source = LayoutSource(tmp_path / "layout", shelf)
     assert source.prepare_all() == 1 and not is_announced(source)

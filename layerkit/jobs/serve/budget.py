@@ -13,7 +13,7 @@ __all__ = ["BUDGET_SECONDS", "BUDGET_WINDOW", "Budgets", "Room"]
 
 BUDGET_SECONDS: Final = 30.0  # of a processor: thirty deltas of a 6 MB binary, or two of 76 MB,
 BUDGET_WINDOW: Final = 60.0  # in so many seconds: half a core for who never stops asking
-MAX_CALLER_COUNT: Final = 4096  # remembered; who has spent nothing lately is not
+MANY_CALLERS: Final = 4096  # from here on who has spent nothing lately is forgotten
 
 
 class Budgets:
@@ -35,6 +35,7 @@ class Budgets:
         self._now = now
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}  # seconds left, and when that was
+        self._many = MANY_CALLERS
 
     def has_left(self, who: str) -> bool:
         """May something be begun for this caller?"""
@@ -49,12 +50,13 @@ class Budgets:
             return
         with self._lock:
             self._left[who] = (self._balance(who) - seconds, self._now())
-            if len(self._left) > MAX_CALLER_COUNT:
+            if len(self._left) > self._many:
                 self._left = {
                     one: entry
                     for one, entry in self._left.items()
                     if self._balance(one) < self._seconds
                 }
+                self._many = max(MANY_CALLERS, 2 * len(self._left))  # not at each call
 
     def _balance(self, who: str) -> float:
         left, at = self._left.get(who, (self._seconds, 0.0))
