@@ -84,12 +84,14 @@ def try_update(
 def _is_started(image: WantedImage) -> bool:
     """Did an earlier pull leave parts of this image? Then an update would bring these again."""
     started = image.store.fact(_started(image))
-    if started is None or image.store.is_complete(Digest.parse(started)):
+    if not started:
         return False
-    image.resolve()
-    if str(image.top) == started:
-        return True
-    image.forget()
+    if not image.store.is_complete(Digest.parse(started)):
+        image.resolve()
+        if str(image.top) == started:
+            return True
+        image.forget()
+    image.store.put_fact(_started(image), "")
     return False
 
 
@@ -168,6 +170,9 @@ class _Taker:
                     _log.warning("layer %d of the update is refused: %s", entry.layer, exc.message)
         except (*REFUSED, RemoteError) as exc:
             _log.warning("the rest of the update is missing: %s", exc.message)
+            return
+        if self._is_marked:
+            self.image.store.put_fact(_started(self.image), "")
 
     def find_held(self) -> None:
         """Layers that the named images have, though under other chunk manifests than the published
