@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from memory_source import MemorySource
@@ -162,6 +163,28 @@ def test_errors_are_not_kept(served: Served, source: MemorySource) -> None:
         missing = [ask(sock, "/v2/a/manifests/v9")[0] for _ in range(2)]
         source.tag("a", "v9")
         assert (missing, ask(sock, "/v2/a/manifests/v9")[0]) == (["404"] * 2, "200")
+
+
+def test_files_of_ready_answers_are_bounded_and_closed(
+    monkeypatch: pytest.MonkeyPatch, source: MemorySource
+) -> None:
+    monkeypatch.setattr("layerkit.edges.http.ready.MAX_FILE_COUNT", 3)
+    digests = [source.blob("a", bytes([at]) * 20_000) for at in range(6)]
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    with serving(source) as served, connect(served) as sock:
+        for digest in digests * 3:
+            assert len(ask(sock, f"/v2/a/blobs/{digest}")[1]) == 20_000
+        files = [link for link in Path("/proc/self/fd").iterdir() if _is_answer(link)]
+        assert len(files) == 3
+    assert not [link for link in Path("/proc/self/fd").iterdir() if _is_answer(link)]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 2
+
+
+def _is_answer(link: Path) -> bool:
+    try:
+        return "layerkit-answer" in str(link.readlink())
+    except OSError:
+        return False
 
 
 def test_memory_of_ready_answers_is_bounded(

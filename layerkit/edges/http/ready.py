@@ -25,7 +25,8 @@ __all__ = ["MAX_ENTRY_SIZE", "Ready", "ReadyAnswer"]
 
 MAX_ENTRY_SIZE: Final = 256 << 10  # bytes of a body
 MAX_SIZE: Final = 64 << 20  # bytes of bodies
-FILE_SIZE: Final = 16 << 10  # bytes from which a body is worth a file of its own
+FILE_SIZE: Final = 16 << 10  # bytes from which a body is worth a file, once it is asked for again
+MAX_FILE_COUNT: Final = 256
 ENTRY_OVERHEAD: Final = 1024  # bytes: head, key, objects
 MAX_REQUEST_SIZE: Final = 8192  # bytes: 32 digests and a token are 3 KB
 END: Final = b"\r\n\r\n"
@@ -57,6 +58,7 @@ class Ready:
         self._entries: OrderedDict[bytes, ReadyAnswer] = OrderedDict()
         self._size = 0
         self._uncounted: list[ReadyAnswer] = []
+        self._file_count = 0
 
     def key_of(self, raw_request: bytes) -> bytes | None:
         """The key of what looks like one whole GET request without a body, else None."""
@@ -80,14 +82,17 @@ class Ready:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
+        if (
+            entry.fd < 0 and len(entry.body) >= FILE_SIZE and self._file_count < MAX_FILE_COUNT
+        ):  # asked for again
+            entry.fd = keep_in_memory_file(entry.body)
+            self._file_count += entry.fd >= 0
         return entry
 
     def put(self, key: bytes, entry: ReadyAnswer) -> None:
         if len(entry.body) > MAX_ENTRY_SIZE:
             return
         self._drop(key)
-        if len(entry.body) >= FILE_SIZE:
-            entry.fd = keep_in_memory_file(entry.body)
         self._entries[key] = entry
         self._size += len(entry.body) + ENTRY_OVERHEAD
         while self._size > MAX_SIZE:
@@ -100,6 +105,7 @@ class Ready:
             if entry.fd >= 0:
                 os.close(entry.fd)
                 entry.fd = -1
+                self._file_count -= 1
 
     def __len__(self) -> int:
         return len(self._entries)
