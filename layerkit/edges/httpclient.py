@@ -304,7 +304,8 @@ class Client:
                 continue
             self.link.waited += self._now() - started
             if response.status in (200, 206, 304):
-                self.link.see_head(self._now() - started)
+                if path.startswith("/v2/"):  # what stands there; the rest may have to be made
+                    self.link.see_head(self._now() - started)
                 if response.status == 304 or method == "HEAD":
                     response.drain_conn()
                 return Answer(response.status, response.headers, response)

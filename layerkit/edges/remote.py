@@ -151,19 +151,14 @@ class Remote:
                 raise
             raise NotFoundError(f"{self.url} does not know such updates", cause=exc.cause) from exc
         if answer.status == 304:
+            if not have or answer.headers.get("docker-content-digest", "") != str(have[0]):
+                raise NotFoundError(f"{self.url} does not say which image is still the newest")
             return None
         if answer.media_type != UPDATE_TYPE:
             answer.close()
             raise NotFoundError(f"{self.url} does not speak updates")
         raw_digest = answer.headers.get("docker-content-digest", "")
         return UpdateBody(parts, Digest.parse(raw_digest) if raw_digest else None)
-
-    def fetch_update(
-        self, name: str, ref: str, have: Sequence[Digest], platform: str
-    ) -> bytes | None:
-        """The same whole."""
-        body = self.open_update(name, ref, have, platform)
-        return None if body is None else b"".join(body.parts)
 
     def measure_update(self, name: str, ref: str, have: Sequence[Digest], platform: str) -> int:
         """Bytes that `open_update` would move; 0 if `ref` still names the first of `have`."""

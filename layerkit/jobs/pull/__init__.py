@@ -27,7 +27,7 @@ from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import Limits, Rights, extract_layers
 from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import FormatError, IntegrityError, NotFoundError
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreChangedError
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
     RAW,
@@ -56,6 +56,7 @@ from layerkit.jobs.pull.documents import REFUSED, WantedImage, host_platform
 from layerkit.jobs.pull.fetching import Fetcher, Progress
 from layerkit.jobs.pull.rates import Stopwatch
 from layerkit.jobs.pull.rebuilding import rebuild_forms
+from layerkit.jobs.pull.sharing import alone
 from layerkit.jobs.pull.updates import measure_update, try_update
 
 __all__ = [
@@ -129,6 +130,7 @@ def pull(
     started = now()
     image = WantedImage(ref.tagged, remote, store, platform or host_platform())
     target = Output(output, rootfs, limits or Limits(), rights or Rights())
+    before = (remote.bytes_moved, remote.request_count)
     run = _Pull(
         image,
         Fetcher(ref.repository, remote, store, progress),
@@ -136,9 +138,13 @@ def pull(
         keeps=target.is_wanted and not dry_run,
         fewest_bytes=fewest_bytes,
     )
-    before = (remote.bytes_moved, remote.request_count)
     with store.session():
-        planned_size = run.bring(dry_run=dry_run)
+        try:
+            planned_size = run.bring(dry_run=dry_run)
+        except StoreChangedError as exc:  # evicted or dropped by others meanwhile
+            _log.info("again, from what is here now: %s", exc.message)
+            run.begin_anew()
+            planned_size = run.bring(dry_run=dry_run)
         if not dry_run:
             run.write(target, disk or Disk())
     return PullResult(
@@ -185,24 +191,51 @@ class _Pull:
 
     def bring(self, *, dry_run: bool) -> int:
         """Have the image in the store; returns the bytes that were planned, or would move."""
+        if dry_run:
+            return self._look()
+        with alone(self.store, self.image.ref.repository):
+            return self._bring()
+
+    def _look(self) -> int:
+        """The bytes that would move."""
         image, before = self.image, self.remote.bytes_moved
         way = self._choose_way()
-        update_size = measure_update(image) if dry_run and way == UPDATE else None
-        if dry_run or way != UPDATE or not self._try_update():
-            self._forget_layers()
-            image.resolve()
-        if update_size is not None:
-            return update_size
+        size = measure_update(image) if way == UPDATE else None
+        image.resolve()
+        if size is not None:
+            return size
         if image.up_to_date:
             return 0
         self._make_plan(plainly=way == BLOB)
+        return self.remote.bytes_moved - before + self.plan.planned_size
+
+    def _bring(self) -> int:
+        image, before = self.image, self.remote.bytes_moved
+        way = self._choose_way()
+        if way != UPDATE or not self._try_update():
+            self._drop_layers()
+            image.resolve()
+        if image.up_to_date:
+            self.store.touch(image.top)
+            return 0
+        self._make_plan(plainly=way == BLOB)
         planned_size = self.remote.bytes_moved - before + self.plan.planned_size
-        if not dry_run:
-            self._fetch()
-            self._check_layers()
-            self._commit()
-            self.watch.keep()
+        self._make_room()
+        self._fetch()
+        self._check_layers()
+        self._commit()
+        self.watch.keep()
         return planned_size
+
+    def _make_room(self) -> None:
+        """Evict what was not used for long, if what comes does not fit into the store's quota."""
+        size = sum(
+            sum(chunk.size for chunk in layer.chunks) or int(layer.want.plain_size)
+            for layer in self.plan.layers
+            if layer.method != "held"
+        )
+        if size:
+            self.store.make_room(size, held.list_versions(self.store, self.image.ref)[:1])
 
     def _choose_way(self) -> str:
         """One request for an update, the documents and then layer by layer, or the plain blobs: by
@@ -294,11 +327,17 @@ class _Pull:
         self._verified.add(diff_id)
         self._keep_plain(diff_id, made.plain)
 
-    def _forget_layers(self) -> None:
+    def begin_anew(self) -> None:
+        """Forget what was read and what came by now."""
+        self._drop_layers()
+        self.image.forget()
+
+    def _drop_layers(self) -> None:
         """What an update brought, when it was refused after all."""
         self._plains.clear()
         self._verified.clear()
-        self.image.layers.clear()
+        self.wants.clear()
+        self.plain_count = 0
 
     def _keep_plain(self, diff_id: Digest, plain: bytes) -> None:
         if self.keeps and sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:

@@ -83,10 +83,21 @@ class Fetcher:
         self, want: LayerWant, chunks: Sequence[Chunk], near: Mapping[Digest, bytes]
     ) -> None:
         """Chunks of a layer, in as few requests as their limits allow: by their places in the chunk
-        manifest, with the chunks that one of `near` has instead as dictionary; else by ids."""
+        manifest, with the chunks that one of `near` has instead as dictionary; else by ids. Each
+        chunk is fetched by one of the processes that want it at the same time."""
         listed = self._list(want, near) if want.listed is not None and chunks else None
-        for batch in batch_chunks(chunks, BATCH_COUNT, BATCH_SIZE):
-            self._fetch_batch(batch, listed)
+        left = list(chunks)
+        with self.store.session():
+            while left:
+                claim = self.store.claim(chunk.id.raw for chunk in left)
+                mine = [chunk for chunk in left if chunk.id.raw in claim.mine]
+                try:
+                    for batch in batch_chunks(mine, BATCH_COUNT, BATCH_SIZE):
+                        self._fetch_batch(batch, listed)
+                finally:
+                    self.store.release(claim.mine)
+                missing = self.store.wait_for(claim.others) if claim.others else set()
+                left = [chunk for chunk in left if chunk.id.raw in missing]
 
     def _list(self, want: LayerWant, near: Mapping[Digest, bytes]) -> _Listed:
         """Places of the chunks, and the held neighbour that shares most with them."""
