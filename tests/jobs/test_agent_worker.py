@@ -78,6 +78,9 @@ def check_crash(stopped_at: int, tmp_path: Path, url: str, old: Digest, new: Dig
     assert current(node) in (BODY + b"1", BODY + b"2"), f"step {stopped_at}"
     sweep(node, old)  # the record knows of the old version only
     assert current(node) in (BODY + b"1", BODY + b"2"), f"step {stopped_at}"
+    with Store(node / "store", Disk()) as store:
+        versions = {image.digest for image in store.list_images() if "@" in image.ref}
+    assert versions <= {old, new} and (new not in versions or current(node) == BODY + b"2")
     left = [path for path in (node / "root").rglob("*") if path.name.startswith(TEMP_PREFIX)]
     assert left == [], f"step {stopped_at}"
     assert pull(node, url)["digest"] == str(new)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -231,6 +231,7 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     for path in staging.parent.glob(f"{TEMP_PREFIX}*"):  # of the record
         bench.disk.remove(path)
     removed, names = 0, {}
+    known: dict[str, set[Digest | None]] = {}
     for name in job["names"]:
         ref = Reference.parse(name["ref"])
         if bench.place.kind:
@@ -240,9 +241,21 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
             current = bench.store.find_image(str(ref))
         whole = current is not None and bench.store.is_complete(current)
         names[name["ref"]] = str(current) if whole else ""
+        known[name["ref"]] = {*map(Digest.parse, name["versions"]), current}
+    removed += _forget_unknown(bench.store, known)
     if removed:
-        _log.info("removed %d folders that a crash left", removed)
+        _log.info("removed %d folders and versions that a crash left", removed)
     return {"names": names, "removed": removed, "platform": str(bench.platform)}
+
+
+def _forget_unknown(store: Store, known: Mapping[str, Set[Digest | None]]) -> int:
+    """Versions that a pull named in the store before it died, and nothing else knows of."""
+    count = 0
+    for image in store.list_images():
+        ref, is_version, _ = image.ref.partition("@")
+        if is_version and ref in known and image.digest not in known[ref] and not image.pinned:
+            count += store.remove_image(image.ref)
+    return count
 
 
 # --- the store -----------------------------------------------------------------------------------
