@@ -144,6 +144,29 @@ def test_a_reader_who_is_slow_but_reads_is_served(source: MemorySource, tmp_path
     assert found > size
 
 
+@pytest.mark.parametrize("size", [5_000_000, 30_000_000])
+def test_who_leaves_in_the_middle_leaves_nothing_behind(
+    source: MemorySource, tmp_path: Path, size: int
+) -> None:
+    paths = [
+        f"/v2/a/blobs/{source.blob('a', bytes([at]) * size, file)}"
+        for at, file in enumerate([tmp_path / "blob", None])
+    ]
+    with serving(source) as served:
+        get(served, paths[0], "HEAD")
+        opened = len(list(Path("/proc/self/fd").iterdir()))
+        for at in range(30):
+            with connect(served) as sock:
+                sock.sendall(f"GET {paths[at % 2]} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                sock.recv(1 if at % 3 else 100_000)
+        end = time.monotonic() + ENDS_WITHIN
+        while served.metric("layerkit_http_in_flight") and time.monotonic() < end:
+            time.sleep(0.05)
+        assert served.metric("layerkit_http_in_flight") == 0
+        assert len(served.server.connections) <= 1  # of the first request
+        assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 2
+
+
 def test_a_long_head_is_refused(served: Served) -> None:
     with connect(served) as sock, ends_soon():
         with contextlib.suppress(OSError):
