@@ -33,6 +33,7 @@ __all__ = [
 GZIP_LEVEL: Final = 6
 ZSTD_LEVEL: Final = 9  # 0.13 s and 5 % smaller than gzip; level 19 takes 1.8 s
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes of memory that a zstd frame may ask for
+FEED_SIZE: Final = 1 << 10  # bytes a step: 256 blocks of four bytes, 32 MiB, if it is a bomb
 _LIBRARIES: Final = {"gzip": "deflate", "zstd": "zstandard"}
 _LEVELS: Final = {"gzip": range(1, 13), "zstd": range(1, 23)}
 
@@ -148,12 +149,12 @@ def _unzstd(blob: bytes | memoryview, limit: int) -> bytes:
     while True:
         frame = decompressor.decompressobj(write_size=1 << 20)
         try:
-            for start in range(0, len(rest), 1 << 16):
-                out += frame.decompress(rest[start : start + (1 << 16)])
+            for start in range(0, len(rest), FEED_SIZE):
+                out += frame.decompress(rest[start : start + FEED_SIZE])
                 if len(out) > limit:
                     raise _over(limit)
                 if frame.eof:
-                    rest = frame.unused_data + rest[start + (1 << 16) :]
+                    rest = frame.unused_data + rest[start + FEED_SIZE :]
                     break
         except zstandard.ZstdError as exc:
             raise FormatError("layer is not zstd", cause=str(exc)) from exc
