@@ -168,7 +168,6 @@ def test_after_a_restart_nothing_is_made_again(layout: Path, tmp_path: Path, dif
     shelf = FolderShelf(tmp_path / "made")
     first = LayoutSource(layout, shelf)
     first.prepare_all()
-    first._ledger.save()
     made = diffs.count
     again = LayoutSource(layout, shelf)
     assert prepared(again) == prepared(first)

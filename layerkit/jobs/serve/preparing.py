@@ -83,7 +83,6 @@ class Preparing:
                 _log.warning("nothing is prepared: %s (%s)", exc.message, exc.cause)
                 is_done = True
             if is_done:
-                self._ledger.save()
                 stop.wait(PAUSE)
 
     def step(self) -> bool:
@@ -96,6 +95,8 @@ class Preparing:
             step = next(iter(self._due))
             del self._due[step]
             self._prepare(step)
+            if not self._due:
+                self._ledger.save()
             return True
         unpacked = self._packing.list_unpacked()
         if unpacked:
