@@ -17,14 +17,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from versions import REPOSITORY, reference
+
+from layerkit.digest import Digest
+from layerkit.edges.layout import Layout
+from layerkit.formats.reference import Reference
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/faults"))
 
@@ -33,7 +36,8 @@ from netns import SERVER, Lab, Network, end
 BENCH = Path(__file__).resolve().parent
 REGISTRY_PORT, CHUNKS_PORT, PLAIN_PORT = 5000, 7420, 7421
 READY_SECONDS = 60.0
-MADE = "made"  # the folder beside a layout's blobs where the server keeps what it made
+SETTLE_SECONDS = 1.0  # until an agent's long poll lies at the server
+LATEST = Reference.parse(f"{REPOSITORY}:latest")  # what the agent watches
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,6 @@ class Sample:
 
     def as_row(self) -> dict[str, Any]:
         return {"seconds": round(self.seconds, 4), "received": self.received}
-
-
-@cache
-def has_open() -> bool:
-    """Does this layerkit ask for --open where there are no tokens?"""
-    argv = [sys.executable, "-m", "layerkit", "serve", "--help"]
-    return "--open" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def missing_tools() -> str:
@@ -68,7 +65,8 @@ class Contest:
     ) -> None:
         self.old = old
         self._scratch = scratch
-        self._layouts = {CHUNKS_PORT: layout, PLAIN_PORT: plain}
+        shutil.copytree(layout, scratch / "layout")  # its tags move here
+        self._layouts = {CHUNKS_PORT: scratch / "layout", PLAIN_PORT: plain}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.lab = Lab(network)
         try:
@@ -94,10 +92,12 @@ class Contest:
 
     def _serve(self, port: int) -> None:
         name = f"serve-{port}"
-        process = self._start("server", name, *serve_argv(self._layouts[port], f"{SERVER}:{port}"))
+        made = str(self._scratch / "made")
+        argv = serve_argv(self._layouts[port], f"{SERVER}:{port}", "--open", "--made", made)
+        process = self._start("server", name, *argv)
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise OSError((self._scratch / f"{name}.log").read_text("utf-8"))
+            raise OSError(self._log(name))
 
     def _start_servers(self) -> None:
         for port in self._layouts:
@@ -124,7 +124,7 @@ class Contest:
         deadline = time.monotonic() + READY_SECONDS
         while not self._engine_answers():
             if time.monotonic() > deadline:
-                raise OSError((self._scratch / "dockerd.log").read_text("utf-8")[-2000:])
+                raise OSError(self._log("dockerd"))
             time.sleep(0.1)
 
     def _engine_answers(self) -> bool:
@@ -191,15 +191,59 @@ class Contest:
     def at_once(self, name: str) -> Sample:
         """The same from a server that has kept nothing."""
         end(self._started[f"serve-{CHUNKS_PORT}"])
-        shutil.rmtree(self._layouts[CHUNKS_PORT] / MADE, ignore_errors=True)
+        shutil.rmtree(self._scratch / "made", ignore_errors=True)
         self._serve(CHUNKS_PORT)
         return self.layerkit(name)
+
+    def agent(self, name: str) -> Sample:
+        """An agent that watches the name: from the move of the tag at the server until its link
+        `current` leads to the new version."""
+        self._tag(self.old)
+        if not (self._scratch / "held-agent").exists():
+            self._run_agent("held-agent", self.old)
+        shutil.rmtree(self._scratch / "agent", ignore_errors=True)
+        shutil.copytree(self._scratch / "held-agent", self._scratch / "agent", symlinks=True)
+        return self._run_agent("agent", name)
+
+    def _run_agent(self, folder: str, name: str) -> Sample:
+        home = self._scratch / folder
+        argv = ["--server", f"http://{SERVER}:{CHUNKS_PORT}", "--watch", LATEST.repository]
+        argv += ["--store", f"{home}/store", "--rootfs", f"{home}/rootfs"]
+        process = self._start(
+            "node", "agent", sys.executable, "-m", "layerkit", "agent", *argv,
+            "--socket", str(self._scratch / "agent.sock"),
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stdout.readline(), self._log("agent")
+            if name != self.old:
+                time.sleep(SETTLE_SECONDS)
+            link = home / "rootfs" / LATEST.name / "current"
+
+            def push() -> None:
+                digest = self._tag(name)
+                _wait_for(lambda: link.is_symlink() and digest.hex in os.readlink(link))
+
+            sample = self._timed(push)
+            assert (link / "app/fn").stat().st_mode & 0o111
+        finally:
+            end(process)
+        return sample
+
+    def _tag(self, name: str) -> Digest:
+        """Let the watched tag name that version; its blobs are there already."""
+        layout = Layout(self._layouts[CHUNKS_PORT])
+        image = layout.resolve(reference(name))
+        layout.commit(LATEST, image)
+        return image.digest
+
+    def _log(self, name: str) -> str:
+        return (self._scratch / f"{name}.log").read_text("utf-8", "replace")[-2000:]
 
     def plain(self, name: str, held: bool = True) -> Sample:
         """The same of whole layers: there is nothing but the image on that server."""
         return self.layerkit(name, held, PLAIN_PORT)
 
-    def _timed(self, call: Any) -> Sample:
+    def _timed(self, call: Callable[[], None]) -> Sample:
         os.sync()  # what was written before is nobody's time
         before, started = self.lab.bytes_received("node"), time.perf_counter()
         call()
@@ -229,7 +273,7 @@ class Contest:
         self._node.stdin.write(json.dumps(asked).encode() + b"\n")
         self._node.stdin.flush()
         if not self._node.stdout.readline():
-            raise OSError((self._scratch / "node.log").read_text("utf-8")[-2000:])
+            raise OSError(self._log("node"))
 
     def close(self) -> None:
         for process in reversed(self._started.values()):
@@ -243,7 +287,14 @@ class Contest:
         self.close()
 
 
+def _wait_for(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.001)
+
+
 def serve_argv(layout: Path, listen: str, *more: str) -> Sequence[str]:
-    """`layerkit serve` for machines that only we reach."""
-    argv = [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen, *more]
-    return [*argv, "--open"] if has_open() else argv
+    """`layerkit serve`, by the same interpreter."""
+    return [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen, *more]

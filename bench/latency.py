@@ -1,9 +1,11 @@
 """From a push to a program that can be run, on a line of 20 ms and 100 Mbit/s: layerkit against
 `docker pull` of the same change from a real registry (bench/contest.py).
 
-layerkit is measured twice: `layerkit` asks for a version whose update the server has kept, as it
-does for what is published; `layerkit, at once` asks a server that was started anew and has kept
-nothing, as if it asked in the moment of the push.
+layerkit is measured in three ways: `layerkit` asks for a version whose update the server has kept,
+as it does for what is published; `layerkit, at once` asks a server that was started anew and has
+kept nothing. `layerkit agent` is the whole way: an agent that watches the name, from the move of
+the tag at the server until its link leads to the new version; what was not made before is made in
+that time, too.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def measure(rounds: int = ROUNDS, changes: dict[str, tuple[str, str]] = CHANGES)
                     "docker": partial(contest.docker, new),
                     "layerkit": partial(contest.layerkit, new),
                     "layerkit, at once": partial(contest.at_once, new),
+                    "layerkit agent": partial(contest.agent, new),
                 }
                 table["how"] = contest.lab.how
                 table["changes"][change] = in_turn(contestants, rounds)

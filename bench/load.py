@@ -171,7 +171,8 @@ def measure(count: int = AGENTS, rounds: int = ROUNDS) -> Table:
     with tempfile.TemporaryDirectory(prefix="lk-load-") as folder:
         scratch = Path(folder)
         port = free_port()
-        argv = [*serve_argv(layout, f"127.0.0.1:{port}", *worker_option(workers))]
+        made = ["--made", str(scratch / "made"), "--workers", str(workers)]
+        argv = [*serve_argv(layout, f"127.0.0.1:{port}", *made)]
         with running(argv, scratch / "serve.log", port) as server:
             for change, (old, new) in CHANGES.items():
                 path, body = fetch_checked(port, old, new, scratch)
@@ -202,12 +203,6 @@ def contest(
             for name, one in ports.items():
                 row["raw"].setdefault(name, []).append(run_wrk(one, path, count))
     return row
-
-
-def worker_option(workers: int) -> list[str]:
-    argv = [sys.executable, "-m", "layerkit", "serve", "--help"]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    return ["--workers", str(workers)] if "--workers" in said else []
 
 
 def summary(row: Table) -> dict[str, float]:

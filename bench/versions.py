@@ -10,7 +10,7 @@ from pathlib import Path
 import ours
 from build import WORK, build_workload
 
-from layerkit.digest import sha256_digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.layout import Layout
 from layerkit.edges.sources import read_base
 from layerkit.formats import addressfree, image, layer, oci
@@ -20,19 +20,24 @@ from layerkit.formats.reference import Reference
 
 AMD64 = oci.Platform("linux", "amd64")
 REPOSITORY = "functions/fn"
+RECIPE = compression_by_name("gzip")
+SETTINGS = image.ImageSettings(AMD64, ("/app/fn",), "65532")
+Hints = dict[Digest, addressfree.Hints]  # by digest of a binary
 
 
-def pack(name: str) -> tuple[image.PackedImage, dict[object, addressfree.Hints]]:
-    """The image of a workload: the base layer and its code, and the names of its link."""
-    recipe = compression_by_name("gzip")
-    entries, made_from = read_base()
-    base = image.pack_layer(layer.BASE, entries, recipe, made_from)
+def pack(name: str) -> tuple[image.PackedImage, Hints]:
+    """The image of a workload, and the names of its link."""
     built = build_workload(name)
-    code = image.pack_layer(
-        layer.CODE, layer.code_entries("fn", built.binary, []), recipe, "layerkit code"
-    )
-    packed = image.pack_image([base, code], image.ImageSettings(AMD64, ("/app/fn",), "65532"))
-    return packed, {sha256_digest(built.binary): addressfree.read_hints(parse_elf(built.named))}
+    entries, made_from = read_base()
+    base = image.pack_layer(layer.BASE, entries, RECIPE, made_from)
+    hints = {sha256_digest(built.binary): addressfree.read_hints(parse_elf(built.named))}
+    return image.pack_image([base, pack_code(built.binary)], SETTINGS), hints
+
+
+def pack_code(binary: bytes) -> image.Layer:
+    """The code layer of a function whose program this is."""
+    entries = layer.code_entries("fn", binary, [])
+    return image.pack_layer(layer.CODE, entries, RECIPE, "layerkit code")
 
 
 def reference(name: str) -> Reference:
@@ -41,14 +46,26 @@ def reference(name: str) -> Reference:
 
 def publish(path: Path, name: str, *, chunks: bool = True) -> None:
     """One more version; `chunks`: with a chunks artifact."""
-    layout, ref = Layout(path), reference(name)
     packed, hints = pack(name)
+    put(Layout(path), [reference(name)], packed, hints, chunks=chunks)
+
+
+def put(
+    layout: Layout,
+    refs: Sequence[Reference],
+    packed: image.PackedImage,
+    hints: Hints,
+    *,
+    chunks: bool = True,
+) -> None:
+    """An image and its chunks artifact into a layout, by these names."""
     artifact = image.pack_chunks_artifact(packed, hints) if chunks else ()
     with layout.batch():
         for blob in (*packed.blobs(), *artifact):
             layout.put_blob(blob.data, blob.descriptor.media_type)
         referrers = [artifact[-1].descriptor] if chunks else []
-        layout.commit(ref, packed.manifest.descriptor, referrers)
+        for ref in refs:
+            layout.commit(ref, packed.manifest.descriptor, referrers)
 
 
 def layout_of(names: Sequence[str], *, chunks: bool = True) -> Path:

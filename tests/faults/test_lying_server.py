@@ -156,7 +156,12 @@ class Node:
             Store(self.folder / "store", Disk()) as store,
         ):
             return pull(
-                Reference.parse(ref), remote, store, rootfs=self.folder / "root", platform=AMD64
+                Reference.parse(ref),
+                remote,
+                store,
+                rootfs=self.folder / "root",
+                platform=AMD64,
+                fewest_bytes=True,  # the same plan whatever was measured
             )
 
     def check(self, done: bool, rotten: bool = False) -> None:
@@ -218,6 +223,7 @@ PAIRS = [
     )
     for row, name in enumerate(ROUTES)
     for column, lie in enumerate(LIES)
+    if (name, lie) != ("update", "not modified")  # a replay: below
 ]
 
 

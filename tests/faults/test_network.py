@@ -56,7 +56,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Honest]:
 
 def run(url: str, store: Path, ref: str, pauses: tuple[float, ...] = (0.01,) * 3) -> PullResult:
     with Remote(url, pauses=pauses) as remote, Store(store, Disk()) as opened:
-        result = pull(Reference.parse(ref), remote, opened, platform=AMD64)
+        result = pull(Reference.parse(ref), remote, opened, platform=AMD64, fewest_bytes=True)
         assert opened.verify().good
     return result
 
