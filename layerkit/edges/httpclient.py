@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import re
 import socket
 import threading
 import time
@@ -55,6 +56,7 @@ MAX_ERROR_SIZE: Final = 16 << 10
 GAIN_SIZE: Final = 16 << 10  # bytes that a cut body must have brought for its tries to begin anew
 FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
 SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the link is
+_CONNECTION: Final = re.compile(r"^\w+\([^)]*\): ")  # what urllib3 puts before its reasons
 _log = logging.getLogger(__name__)
 
 _Failures = (urllib3.exceptions.HTTPError, OSError)
@@ -354,7 +356,8 @@ class Client:
             hint = "name the server's authority with --ca, your certificate with --client-cert"
         else:
             hint = "check that the server runs"
-        return RemoteError(f"cannot fetch {self._where(path)}", cause=str(exc)[:300], hint=hint)
+        cause = _CONNECTION.sub("", str(exc))[:300]
+        return RemoteError(f"cannot fetch {self._where(path)}", cause=cause, hint=hint)
 
     def _where(self, path: str) -> str:
         """The address without its query, for errors."""

@@ -275,14 +275,20 @@ def extract_layers(
     disk: Disk,
     limits: Limits | None = None,
     rights: Rights | None = None,
+    start: Path | None = None,
 ) -> None:
     """Extract plain layer tars, lowest first, so that `target` is the whole tree or as before.
+    `start` is a tree on the same filesystem that this function made, with the same rights, of what
+    lies below these layers: it is moved, and becomes the target or goes. `limits` then hold for
+    what is added.
 
     Raises FormatError for what must not be extracted. Memory: one layer.
     """
     disk.make_folder(target.parent)
     temp = disk.make_temp_folder(target.parent)
     try:
+        if start is not None:
+            disk.act("rename", temp, lambda: os.rename(start, temp))  # over an empty folder
         fd = os.open(temp, _OPEN_FOLDER)
         try:
             tree = _Tree(temp, fd, disk, limits or Limits(), rights or Rights())

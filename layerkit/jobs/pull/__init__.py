@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -26,8 +26,14 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import Limits, Rights, extract_layers
-from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreChangedError
+from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.errors import (
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    StoreChangedError,
+    StoreError,
+)
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
     RAW,
@@ -62,6 +68,7 @@ from layerkit.jobs.pull.updates import measure_update, try_update
 __all__ = [
     "LayerPlan",
     "LayerWant",
+    "Part",
     "Plan",
     "PullResult",
     "host_platform",
@@ -95,11 +102,26 @@ class PullResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which layers to write into a file tree: from `first` up to `end`; `start` is the tree of
+    those below `first` (`edges.rootfs.extract_layers`)."""
+
+    first: int
+    end: int
+    start: Path | None = None
+
+
+ChoosePart = Callable[[Sequence[Digest]], Part]  # by the diff_ids of all layers
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
-    """Where a pulled image is written to, besides the store: an OCI layout, a file tree."""
+    """Where a pulled image is written to, besides the store: an OCI layout, a file tree (of all
+    layers, or those that `part` chooses)."""
 
     layout: Path | None = None
     rootfs: Path | None = None
+    part: ChoosePart | None = None
     limits: Limits = field(default_factory=Limits)  # of the file tree
     rights: Rights = field(default_factory=Rights)
 
@@ -116,6 +138,7 @@ def pull(
     disk: Disk | None = None,
     output: Path | None = None,
     rootfs: Path | None = None,
+    part: ChoosePart | None = None,
     limits: Limits | None = None,
     rights: Rights | None = None,
     platform: oci.Platform | None = None,
@@ -129,7 +152,7 @@ def pull(
     to unpack does not count."""
     started = now()
     image = WantedImage(ref.tagged, remote, store, platform or host_platform())
-    target = Output(output, rootfs, limits or Limits(), rights or Rights())
+    target = Output(output, rootfs, part, limits or Limits(), rights or Rights())
     before = (remote.bytes_moved, remote.request_count)
     run = _Pull(
         image,
@@ -351,7 +374,6 @@ class _Pull:
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self.wants[index] = LayerWant(want.blob, want.diff_id, manifest)
         self._verified.add(want.diff_id)
-        self.plain_count += 1
 
     # --- assembling --------------------------------------------------------------------------
 
@@ -386,7 +408,21 @@ class _Pull:
     def _commit(self) -> None:
         """Small blobs and the image, in one step."""
         image = self.image
+        self.plain_count = sum(map(self._is_plain, self.wants)) if image.has_artifact else 0
+        if self.plain_count:  # the artifact would promise forms that are not here
+            for digest, (_, kind) in list(image.blobs.items()):
+                if kind == ARTIFACT_KIND:
+                    del image.blobs[digest]
         self.store.commit_image(str(image.ref), image.top, image.blobs, image.blobs)
+
+    def _is_plain(self, want: LayerWant) -> bool:
+        """Is the layer here as its tar, though another form may have been published?"""
+        manifest = want.chunk_manifest
+        if manifest is None or manifest.transform != RAW:
+            return False
+        if want.listed is None:
+            return want.diff_id in self._verified
+        return sha256_digest(serialize_chunk_manifest(manifest)) != want.listed.digest
 
     def _load_stored(self) -> None:
         """Layers of an image that the store holds, for materialising."""
@@ -413,17 +449,30 @@ class _Pull:
         if target.layout is not None:
             self._write_layout(Layout(target.layout, disk))
         if target.rootfs is not None:
-            layers = self._plain_layers(target.limits)
-            extract_layers(layers, target.rootfs, disk, target.limits, target.rights)
+            part = Part(0, len(self.wants))
+            if target.part is not None:
+                part = target.part([want.diff_id for want in self.wants])
+            try:
+                self._write_tree(target, target.rootfs, part, disk)
+            except (FormatError, StoreError) as exc:
+                if part.start is None:
+                    raise
+                _log.info("the whole tree anew: %s (%s)", exc.message, exc.cause)
+                self._write_tree(target, target.rootfs, Part(0, part.end), disk)
 
-    def _plain_layers(self, limits: Limits) -> Iterator[bytes]:
+    def _write_tree(self, target: Output, path: Path, part: Part, disk: Disk) -> None:
+        layers = self._plain_layers(target.limits, part)
+        extract_layers(layers, path, disk, target.limits, target.rights, part.start)
+
+    def _plain_layers(self, limits: Limits, part: Part) -> Iterator[bytes]:
         """The layers one after the other; each is let go when it was written."""
         total = 0
-        for want in self.wants:
+        for index, want in enumerate(self.wants[: part.end]):
             assert want.chunk_manifest is not None
             total += want.chunk_manifest.plain_size
             limits.check_size(total)  # before it is put together
-            yield self.assemble(want)
+            if index >= part.first:
+                yield self.assemble(want)
             self._plains.pop(want.diff_id, None)
 
     def _write_layout(self, layout: Layout) -> None:
