@@ -279,6 +279,13 @@ def test_a_damaged_blob_is_an_error_of_the_server_and_others_go_on(
     assert b"".join(fresh.read_listed("team/b", wanted, chunk_places([0]), None, ANYONE))
 
 
+def test_a_blob_that_is_listed_and_gone_is_an_error_of_the_server(source: LayoutSource) -> None:
+    listed = code_list(source, "team/a")
+    source.path_of("team/a", listed).unlink()
+    with pytest.raises(StoreError, match="lacks blob"):
+        source.open_blob("team/a", listed)
+
+
 def publish_lying(path: Path, form: bytes, listed: bytes) -> None:
     """An image of team/liar with form blob `form`, and the chunk manifest of another one."""
     top = publish_image(path, "team/liar:v1", {"code": {"app/hello": OLD}}, chunks=False)

@@ -48,6 +48,8 @@ class Facts:
         places = {top: place for place, top in enumerate(repository.versions)}
         tags = sorted(repository.tags.items(), key=lambda pair: (places[pair[1]], pair[0]))
         names = {top: tag for tag, top in reversed(tags)}
+        held = [one for one in prepared if one.old in places and one.new in places]
+        held.sort(key=lambda one: (places[one.new], places[one.old]))  # the shortest step first
         updates = tuple(
             UpdateFacts(
                 names.get(one.old, one.old.short),
@@ -55,8 +57,7 @@ class Facts:
                 one.size,
                 one.whole_size,
             )
-            for one in prepared
-            if one.old in places and one.new in places
+            for one in held
         )
         versions = tuple(
             self._describe_version(repository, tag, top) for tag, top in tags[:MAX_VERSION_COUNT]

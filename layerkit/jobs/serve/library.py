@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.errors import FormatError, NotFoundError, StoreError
+from layerkit.errors import NotFoundError
 from layerkit.formats.oci import (
     CHUNKS_ARTIFACT,
     INDEX_TYPES,
@@ -66,15 +66,12 @@ class Library:
 
     def find_documents(self, name: str, top: Digest, platform: Platform) -> Documents | None:
         """An image's documents, the artifact empty where it has none; None if it is not in that
-        repository, or not for that platform."""
+        repository, or not for that platform. FormatError for what is no image."""
         repository = self._catalogue.get(name)
         entry = repository.manifests.get(top)
         if entry is None:
             return None
-        try:
-            return self._read_documents(repository, entry, platform)
-        except FormatError as exc:
-            raise StoreError(f"image {top.short} of {name} is damaged", cause=exc.message) from exc
+        return self._read_documents(repository, entry, platform)
 
     def _read_documents(
         self, repository: Repository, entry: Descriptor, platform: Platform

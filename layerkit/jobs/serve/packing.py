@@ -127,20 +127,20 @@ class Packing:
 
     def pack(self, one: Unpacked) -> bool:
         """Pack it in this thread; False where there is nothing to gain. 3 s for 6 MB."""
-        form = one.form
+        form, raw = one.form, None
 
         def make() -> bytes | None:
-            form_size = self._forms.find_places(one.name, one.listed.digest).form_size
-            if not worth_packing(form.size, form_size):
-                return None
-            raw = pack(self._forms.read_form(one.name, one.listed.digest, form))
-            return raw if len(raw) < form.size else None
+            made = pack(self._forms.read_form(one.name, one.listed.digest, form))
+            return made if len(made) < form.size else None
 
         try:
-            raw = self._kept.make_here(_key(form.digest), make, form.size)
+            form_size = self._forms.find_places(one.name, one.listed.digest).form_size
+            if worth_packing(form.size, form_size):
+                raw = self._kept.make_here(_key(form.digest), make, form_size)
         except LayerkitError as exc:
             _log.warning("form %s is not packed: %s", form.digest.short, exc.message)
-            raw = None
+        except Exception:  # one form that we fail at must not keep all others from being packed
+            _log.exception("form %s is not packed", form.digest.short)
         self._learn(form.digest, raw)
         return raw is not None
 

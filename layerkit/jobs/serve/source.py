@@ -19,7 +19,7 @@ from typing import Final
 from layerkit.digest import Digest
 from layerkit.edges.http.source import Blob, Meter, RepositoryFacts, UpdateAnswer
 from layerkit.edges.storage import FolderStorage, Storage
-from layerkit.errors import NotFoundError
+from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor, Platform
 from layerkit.formats.tokens import Caller
@@ -133,7 +133,12 @@ class StorageSource:
         repository = self.catalogue.get(name)
         if digest not in repository.blobs:
             raise NotFoundError(f"blob {digest.short} is not in repository {name}")
-        stored = self._storage.open_blob(name, digest)
+        try:
+            stored = self._storage.open_blob(name, digest)
+        except NotFoundError as exc:  # it is listed
+            raise StoreError(
+                f"the storage lacks blob {digest.short} of {name}", cause=exc.message
+            ) from exc
         role = repository.blobs[digest] or self._forms.role_of(name, digest)
         return Blob(stored.size, role, stored.path, stored.read)
 

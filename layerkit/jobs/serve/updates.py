@@ -313,7 +313,7 @@ class _Wanted:
             except LayerkitError as exc:
                 _log.info("no delta of form %s yet: %s", new[1].digest.short, exc.message)
                 self.is_final = False
-                continue
+                found = self._find_kept(new, olds)
             if found is not None:
                 made[index] = found
         return made
@@ -330,11 +330,24 @@ class _Wanted:
                 return None
             return raw if len(raw) < new[1].size else None
 
-        names = ",".join(str(form.digest) for _, form in olds)
-        key = f"delta/1/{names}/{new[1].digest}"
-        return library.make_soon(key, make, seconds, self._caller, self._measure((new, *olds)))
+        size = self._measure((new, *olds))
+        return library.make_soon(_key(new, olds), make, seconds, self._caller, size)
+
+    def _find_kept(self, new: Pair, olds: Sequence[Pair]) -> bytes | None:
+        """The least delta against one of these alone that is kept: such are made in advance."""
+        found = []
+        for old in olds:
+            with contextlib.suppress(LayerkitError):
+                found.append(self._library.find_made(_key(new, [old])) or b"")
+        return min(filter(None, found), key=len, default=None)
 
     def _measure(self, pairs: Sequence[Pair]) -> int:
         """Bytes of these forms."""
         places = (self._library.places_of(listed) for listed, _ in pairs)
         return sum(size for one in places for _, size in one.values())
+
+
+def _key(new: Pair, olds: Sequence[Pair]) -> str:
+    """The name of a delta for all servers over a storage."""
+    names = ",".join(str(form.digest) for _, form in olds)
+    return f"delta/1/{names}/{new[1].digest}"
