@@ -207,21 +207,22 @@ def test_a_line_that_breaks_again_and_again(honest: Honest, tmp_path: Path, way:
 
 # --- servers that go -------------------------------------------------------------------------
 
-SERVE = """
-import sys, signal
-from pathlib import Path
-from layerkit.jobs.serve import serve
-serve(Path(sys.argv[1]), sys.argv[2], lambda url: print(url, flush=True))
-"""
+
+def serve_argv(layout: Path, listen: str, made: Path, *more: str) -> list[str]:
+    argv = [sys.executable, "-m", "layerkit", "serve", str(layout), "--listen", listen]
+    return [*argv, "--made", str(made), *more]
 
 
 class Restarted:
     """A server process behind a pipe that kills it and starts it anew after so many bytes."""
 
-    def __init__(self, layout: Path, after: int, how: signal.Signals, down: float) -> None:
+    def __init__(
+        self, layout: Path, made: Path, after: int, how: signal.Signals, down: float
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port = probe.getsockname()[1]
-        self._layout, self._how, self._down = layout, how, down
+        self._argv = serve_argv(layout, f"127.0.0.1:{self._port}", made, "--drain", "0")
+        self._how, self._down = how, down
         self._left = after
         self.restarts = 0
         self._process = self._start()
@@ -230,8 +231,7 @@ class Restarted:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-c", SERVE, str(self._layout), f"127.0.0.1:{self._port}"]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        process = subprocess.Popen(self._argv, stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline()
         return process
 
@@ -292,7 +292,7 @@ def test_a_server_that_is_restarted_in_mid_pull(
     node = tmp_path / "node"
     if ref == "grown":
         shutil.copytree(honest.node, node)
-    with Restarted(honest.layout, 500_000, how, down=0.5) as server:
+    with Restarted(honest.layout, tmp_path / "made", 500_000, how, 0.5) as server:
         result = run(server.url, node, REFS["grown"], pauses=(0.2, 0.8, 3.0))
     assert server.restarts == 1
     assert result.moved_size < 1_050_000 + IN_FLIGHT, "what it had was fetched again"
@@ -342,7 +342,8 @@ from layerkit.jobs.pull import pull
 url, store, *refs = sys.argv[1:]
 for ref in refs:
     with Remote(url) as remote, Store(Path(store), Disk()) as opened:
-        result = pull(Reference.parse(ref), remote, opened, platform=Platform("linux", "amd64"))
+        platform = Platform("linux", "amd64")
+        result = pull(Reference.parse(ref), remote, opened, platform=platform, fewest_bytes=True)
         assert opened.verify().good
     print(json.dumps([result.moved_size, result.request_count, result.seconds]))
 """
@@ -360,8 +361,8 @@ def test_pulls_over_a_line_that_loses_packets(
     if why:
         pytest.skip(why)
     with Lab(network) as lab:
-        argv = lab.argv("server", sys.executable, "-c", SERVE, honest.layout, f"{SERVER}:7420")
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        argv = serve_argv(honest.layout, f"{SERVER}:7420", tmp_path / "made", "--open")
+        server = subprocess.Popen(lab.argv("server", *argv), stdout=subprocess.PIPE)
         try:
             assert server.stdout is not None and server.stdout.readline()
             script = [sys.executable, "-c", PULL, f"http://{SERVER}:7420", tmp_path / "node"]
