@@ -31,7 +31,7 @@ FORMATS = {
     "update": ("cursor digest", "zstandard"),
     "shelf": ("digest", ""),
     "updateparts": (
-        "chunkmanifest chunksync cursor delta digest formpack oci protocol update",
+        "chunker chunkmanifest chunksync cursor delta digest formpack oci protocol update",
         "",
     ),
     "updating": (
@@ -101,6 +101,7 @@ EDGES = {
     "forked": ("", ""),
     "forker": ("edges.forked", ""),
     "versions": ("digest edges.disk formats.reference", ""),
+    "spares": ("digest edges.disk", ""),
     "polling": ("digest formats.oci formats.update", "aiohttp"),
     "localapi": ("edges.forked", "aiohttp"),
     "localclient": ("edges.forked", ""),

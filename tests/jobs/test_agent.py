@@ -78,6 +78,7 @@ class PlayedJobs:
             "whole_size": 100,
             "seconds": 0.1,
             "plain_count": 0,
+            "wants_spare": False,
             **(facts if job["place"]["engines"] else {}),
         }
 

@@ -35,11 +35,16 @@ class Chores:
         self._gc_wanted = True  # what a crash left in the store
         self._collected = time.monotonic()
         self._plain: dict[str, str] = {}  # names with layers that came plainly, and from where
+        self._spare: set[str] = set()  # names whose next version has no spare tree
         self._engine_pause = Pause()
 
     def want(self) -> None:
         """There may be something to do."""
         self._wanted.set()
+
+    def want_spare(self, ref: str) -> None:
+        """The next version of `ref` would have to write all its layers."""
+        self._spare.add(ref)
 
     def want_forms(self, ref: str, server: str) -> None:
         """Layers of `ref` came plainly, from that server."""
@@ -65,8 +70,7 @@ class Chores:
         async with self._lock:
             await self._remove_surplus()
         wait = await self.hand_over() if self._node.settings.load else None
-        if self._is_idle():
-            await self._rebuild_forms()
+        await self._prepare()
         left = self._collected + GC_SECONDS - time.monotonic()
         if self._gc_wanted and left <= 0:
             self._collected = time.monotonic()
@@ -168,15 +172,18 @@ class Chores:
             self._engine_pause.reset()
         return None
 
-    async def _rebuild_forms(self) -> None:
-        """For layers that came plainly: their forms, from which the next update can be a delta."""
-        while self._plain and self._is_idle():
-            ref, server = self._plain.popitem()
+    async def _prepare(self) -> None:
+        """For the next versions, while nothing is pulled: spare trees; forms of what came plainly,
+        from which an update can be a delta."""
+        while self._is_idle() and (self._spare or self._plain):
+            do, ref, server = "spare", "", ""
+            if self._spare:
+                ref = self._spare.pop()
+            else:
+                do, (ref, server) = "rebuild", self._plain.popitem()
             if self._node.names.find(ref) is not None:
                 async with self._node.slots:
-                    await self._node.run(
-                        "rebuild", ref=ref, servers=self._node.list_servers(server)
-                    )
+                    await self._node.run(do, ref=ref, servers=self._node.list_servers(server))
 
     async def make_room(self) -> bool:
         """Old versions leave the store, the least recently used first, whichever name's they are.

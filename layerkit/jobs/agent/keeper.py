@@ -143,6 +143,8 @@ class Keeper:
             is_new=is_new,
         )
         self.node.note_success(name)
+        if answer["wants_spare"]:
+            self.chores.want_spare(name.ref)
         if answer["plain_count"]:
             self.chores.want_forms(name.ref, answer["server"])
         await self.node.save()

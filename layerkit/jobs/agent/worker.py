@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from layerkit.edges.forked import error_document, serve_jobs
 from layerkit.edges.httpclient import Tls
 from layerkit.edges.layout import Layout, write_docker_archive
 from layerkit.edges.remote import Remote
+from layerkit.edges.spares import Spares
 from layerkit.edges.store import Store
 from layerkit.edges.tools import Tools
 from layerkit.edges.versions import VersionFolders
@@ -40,7 +42,7 @@ from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.logs import log_as_json
 from layerkit.jobs.agent.settings import Server
 from layerkit.jobs.agent.work import Place, kept_name, parse_servers
-from layerkit.jobs.pull import PullResult, host_platform, pull, rebuild_forms
+from layerkit.jobs.pull import Part, PullResult, host_platform, pull, rebuild_forms
 
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
@@ -90,10 +92,13 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     wanted = Digest.parse(job["digest"]) if job.get("digest") else None
     asked = replace(ref, digest=wanted) if wanted else ref
     kind = bench.place.kind if not wanted else ""
+    tree = _Tree(Spares(bench.folders.root, bench.disk))
     update = base64.b64decode(job.get("update", ""))
     needs_files = bool(kind or bench.place.engines)
     with bench.folders.staging(ref) if needs_files else contextlib.nullcontext(Path()) as staging:
-        result, url = _pull_from_any(bench, asked, parse_servers(job["servers"]), staging, update)
+        result, url = _pull_from_any(
+            bench, asked, parse_servers(job["servers"]), staging, update, tree
+        )
         answer: dict[str, object] = {
             "digest": str(result.digest),
             "server": url,
@@ -102,6 +107,7 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
             "whole_size": result.whole_size,
             "seconds": result.seconds,
             "plain_count": result.plain_count,
+            "wants_spare": tree.wants_spare,
         }
         bench.store.commit_image(kept_name(ref, result.digest), result.digest, ())
         if kind:
@@ -114,7 +120,12 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _pull_from_any(
-    bench: _Bench, ref: Reference, servers: tuple[Server, ...], staging: Path, update: bytes
+    bench: _Bench,
+    ref: Reference,
+    servers: tuple[Server, ...],
+    staging: Path,
+    update: bytes,
+    tree: _Tree,
 ) -> tuple[PullResult, str]:
     kind, engines = bench.place.kind if ref.digest is None else "", bench.place.engines
     failure: LayerkitError | None = None
@@ -130,6 +141,7 @@ def _pull_from_any(
                     disk=bench.disk,
                     output=staging / "layout" if kind == "layout" or engines else None,
                     rootfs=staging / "rootfs" if kind == "rootfs" else None,
+                    part=partial(tree.choose, staging / "start"),
                     platform=bench.platform,
                 )
                 return found, server.url
@@ -141,6 +153,51 @@ def _pull_from_any(
                 failure = exc
     assert failure is not None, "an agent has a server"
     raise failure
+
+
+@dataclass(slots=True)
+class _Tree:
+    """Which layers a pull writes: those above a spare tree, if there is one."""
+
+    spares: Spares
+    diff_ids: list[Digest] = field(default_factory=list)
+
+    def choose(self, place: Path, diff_ids: Sequence[Digest]) -> Part:
+        self.diff_ids = list(diff_ids)
+        count = self.spares.take(diff_ids, place)
+        return Part(count, len(diff_ids), place if count else None)
+
+    @property
+    def wants_spare(self) -> bool:
+        """Is there none for the next version?"""
+        return len(self.diff_ids) > 1 and not self.spares.has(self.diff_ids[:-1])
+
+
+def _make_spare(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
+    """The tree of all layers of the current version but the highest, for the next version."""
+    ref = Reference.parse(job["ref"]).tagged
+    found = bench.store.find_image(str(ref))
+    if found is None:
+        return {"made": False}
+    spares, lower = Spares(bench.folders.root, bench.disk), list[Digest]()
+
+    def choose(diff_ids: Sequence[Digest]) -> Part:
+        lower.extend(diff_ids[:-1])
+        return Part(0, len(lower))
+
+    server = parse_servers(job["servers"])[0]  # not asked: the store has all
+    with bench.folders.staging(ref) as staging, bench.open_remote(server) as remote:
+        pull(
+            replace(ref, digest=found),
+            remote,
+            bench.store,
+            disk=bench.disk,
+            rootfs=staging / "spare",
+            part=choose,
+            platform=bench.platform,
+        )
+        spares.put(lower, staging / "spare")
+    return {"made": True}
 
 
 def _rebuild(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
@@ -228,6 +285,7 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     staging = Path(bench.place.store) / STAGING_NAME
     if staging.is_dir():
         bench.disk.remove_tree(staging)
+    Spares(bench.folders.root, bench.disk).clear()
     for path in staging.parent.glob(f"{TEMP_PREFIX}*"):  # of the record
         bench.disk.remove(path)
     removed, names = 0, {}
@@ -309,6 +367,7 @@ def _list(bench: _Bench, _: Mapping[str, Any]) -> dict[str, object]:
 _JOBS: Final = {
     "pull": _pull,
     "rebuild": _rebuild,
+    "spare": _make_spare,
     "remove": _remove,
     "sweep": _sweep,
     "gc": _gc,
