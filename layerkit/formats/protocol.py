@@ -7,6 +7,7 @@ declared limit. Spec: docs/format.md "Chunk batch". Limits: MAX_REQUEST_COUNT, M
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "serialize_chunk_batch",
     "serialize_chunk_request",
     "serialize_errors",
+    "unpack_begun",
     "unpack_form",
 ]
 
@@ -244,6 +246,15 @@ def unpack_form(raw: bytes, form_size: int | None = None, limit: int = MAX_FORM_
     if len(form) != form_size:
         raise FormatError(f"form blob: got {len(form)} bytes, want {form_size}")
     return form
+
+
+def unpack_begun(raw: bytes, limit: int) -> bytes:
+    """What the beginning of a form blob gives of the form, about `limit` bytes at most."""
+    form = bytearray()
+    with contextlib.suppress(FormatError):  # that it ends early
+        for part in _unpack_parts((raw,), limit, "form blob"):
+            form += part
+    return bytes(form)
 
 
 def serialize_errors(problem: Problem) -> bytes:

@@ -143,6 +143,7 @@ class UpdateReader:
         self._stream.take(header_size - HEADER.size)
         self.old: Digest | None = Digest("sha256", old) if any(old) else None
         self.table: tuple[Entry, ...] = ()
+        self._entry: Entry | None = None
 
     def read_documents(self, old_documents: Documents | None) -> Documents:
         """The wanted image's documents, with those of `old`; then `table` is known, too."""
@@ -156,8 +157,13 @@ class UpdateReader:
     def read_parts(self) -> Iterator[tuple[Entry, bytes]]:
         """Each part when it is there. Memory: one part."""
         for entry in self.table:
+            self._entry = entry
             yield entry, self._stream.take(entry.size)
         self._stream.finish()
+
+    def read_begun(self) -> tuple[Entry, bytes] | None:
+        """What came of the last part, when the stream did not go on in `read_parts`."""
+        return (self._entry, b"".join(self._stream.taken)) if self._entry is not None else None
 
 
 class _Stream:
@@ -167,9 +173,11 @@ class _Stream:
         self._pieces = iter(pieces)
         self._rest = memoryview(b"")
         self._offset = 0
+        self.taken: list[memoryview] = []  # of what is, or was last, being read
 
     def take(self, size: int) -> bytes:
-        taken, left = [], size
+        taken, left = list[memoryview](), size
+        self.taken = taken
         while left:
             if not self._rest:
                 piece = next(self._pieces, None)

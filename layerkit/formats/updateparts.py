@@ -16,6 +16,7 @@ from typing import Final
 from layerkit.digest import SIZE, Digest, check_digest, chunk_id
 from layerkit.errors import ChunkDigestError, FormatError, IntegrityError
 from layerkit.formats import delta, formpack
+from layerkit.formats.chunker import cut
 from layerkit.formats.chunkmanifest import MAX_FORM_SIZE, ChunkManifest, parse_chunk_manifest
 from layerkit.formats.chunksync import (
     change_olds,
@@ -31,6 +32,7 @@ from layerkit.formats.protocol import (
     BATCH_LEVEL,
     parse_chunk_batch,
     serialize_chunk_batch,
+    unpack_begun,
     unpack_form,
 )
 from layerkit.formats.update import CHUNKS, DELTA, FORM, LIST, PACKED, Part
@@ -38,6 +40,7 @@ from layerkit.formats.update import CHUNKS, DELTA, FORM, LIST, PACKED, Part
 __all__ = [
     "batch_level",
     "make_chunk_parts",
+    "read_begun_form",
     "read_chunks",
     "read_form",
     "read_list",
@@ -144,6 +147,17 @@ def read_form(kind: int, data: bytes, find_old: Callable[[bytes], bytes | None])
             raise IntegrityError("update builds on a form that is not held", got=digest.hex())
         olds.append(old)
     return delta.patch(olds, data, limit + OLD_GROWTH * sum(map(len, olds)))
+
+
+def read_begun_form(data: bytes, profile: str) -> list[tuple[Digest, bytes]]:
+    """The chunks, by their own ids, in what came of a part of kind FORM that was cut off. Whether
+    they are of any use shows when the chunk manifest is there."""
+    form, chunks, at = unpack_begun(data, size_limit(data)), [], 0
+    for size in cut(memoryview(form), profile)[:-1]:  # the last would have gone on
+        chunk = form[at : at + size]
+        chunks.append((chunk_id(chunk), chunk))
+        at += size
+    return chunks
 
 
 def read_list(data: bytes, listed: Descriptor, find_list: Callable[[Digest], bytes]) -> bytes:

@@ -44,6 +44,7 @@ __all__ = [
     "check_manifest",
     "choose_cover",
     "choose_route",
+    "chunker_of",
     "estimate_chunks",
     "layers_of",
     "plain_of_form",
@@ -193,11 +194,11 @@ def _choose_forms(
 def _choose_near(new: Pair, pairs: Sequence[Pair], read_places: ReadPlaces) -> tuple[Pair, ...]:
     """Those whose chunk manifests have most in common with the new one, cut by the same profile."""
     wanted = _sizes([new], read_places)
-    profile = new[0].annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+    profile = chunker_of(new[0])
     shares = [
         (_shared(wanted, _sizes([pair], read_places)), pair)
         for pair in pairs
-        if pair[0].annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE) == profile
+        if chunker_of(pair[0]) == profile
     ]
     shares.sort(key=lambda one: (-one[0], one[1][0].digest))
     return tuple(pair for share, pair in shares[:MAX_OLD_COUNT] if share)
@@ -249,8 +250,7 @@ def check_form(
     plain = plain_of_form(transform, form, None)
     check_digest(plain, diff_id, f"layer {diff_id.short}")
     role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
-    annotations = listed.annotations if listed is not None else {}
-    profile = annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
+    profile = chunker_of(listed)
     manifest = build_chunk_manifest(form, transform, diff_id, len(plain), role, profile)
     data = serialize_chunk_manifest(manifest)
     if listed is None or sha256_digest(data) != listed.digest:
@@ -269,6 +269,12 @@ def plain_of_form(transform: str, form: bytes, plain_size: int | None) -> bytes:
     if transform != RAW:
         raise FormatError(f"transform {transform!r} is not known")
     return form
+
+
+def chunker_of(listed: oci.Descriptor | None) -> str:
+    """The profile that a chunk manifest was cut with."""
+    annotations = listed.annotations if listed is not None else {}
+    return annotations.get(ANNOTATION_CHUNKER, DEFAULT_PROFILE)
 
 
 def check_manifest(manifest: ChunkManifest, diff_id: Digest) -> None:

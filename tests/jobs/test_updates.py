@@ -277,6 +277,19 @@ def test_a_cut_costs_one_part_at_most(
             assert run(source, store).request_count == 1  # what was begun is forgotten
 
 
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_what_came_of_a_form_is_not_fetched_again(
+    tmp_path: Path, store: Store, share: float
+) -> None:
+    """One part, all that the image has; the line is cut, the next requests go on from there."""
+    publish_layers(tmp_path / "layout", REF, [tar_of("file", noise(400_000))])
+    source = LayoutSource(tmp_path / "layout")
+    result = pull_cut(source, store, int(share * 400_000))
+    assert store.verify().good and store.find_image(REF) == result.digest
+    moved = result.moved_size - 400_000  # CutRemote takes all before it cuts
+    assert moved < (1 - share) * 400_000 + 60_000  # 15,000 are the chunk manifest
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_cut_anywhere_in_a_small_update_is_survived(
     layout: Path, tmp_path: Path, kill: bool

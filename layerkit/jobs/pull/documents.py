@@ -61,6 +61,7 @@ class WantedImage:
     layers: dict[Digest, ChunkManifest] = field(default_factory=dict)  # made or found, by diff_id
     packed_here: frozenset[str] = frozenset()  # form blobs that the server has packed
     has_artifact: bool = True  # False: an update said that there is none
+    is_begun: bool = False  # chunks of it are in the store, whether or not others are near
     _manifest: oci.Manifest | None = None
 
     @property
@@ -203,7 +204,7 @@ class WantedImage:
             return want
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
         near = {} if known else self._list_near(blob, listed)
-        if form is not None and not near and not known:
+        if form is not None and not near and not known and not self.is_begun:
             return want
         try:
             if near:

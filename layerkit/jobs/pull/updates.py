@@ -8,6 +8,7 @@ connection cannot go on, the rest comes chunk by chunk. Memory: one part, and wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,9 +24,16 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.plan import LayerWant
-from layerkit.formats.update import BLOB, CHUNKS, LIST, Documents, Entry, UpdateReader
-from layerkit.formats.updateparts import read_chunks, read_form, read_list
-from layerkit.formats.updating import ImageLayer, NewLayer, check_form, check_manifest, layers_of
+from layerkit.formats.update import BLOB, CHUNKS, FORM, LIST, Documents, Entry, UpdateReader
+from layerkit.formats.updateparts import read_begun_form, read_chunks, read_form, read_list
+from layerkit.formats.updating import (
+    ImageLayer,
+    NewLayer,
+    check_form,
+    check_manifest,
+    chunker_of,
+    layers_of,
+)
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
 from layerkit.jobs.pull.fetching import Fetcher
 
@@ -89,6 +97,7 @@ def _is_started(image: WantedImage) -> bool:
     if not image.store.is_complete(Digest.parse(started)):
         image.resolve()
         if str(image.top) == started:
+            image.is_begun = True
             return True
         image.forget()
     image.store.put_fact(_started(image), "")
@@ -170,9 +179,34 @@ class _Taker:
                     _log.warning("layer %d of the update is refused: %s", entry.layer, exc.message)
         except (*REFUSED, RemoteError) as exc:
             _log.warning("the rest of the update is missing: %s", exc.message)
+            self._keep_begun(reader.read_begun())
             return
         if self._is_marked:
             self.image.store.put_fact(_started(self.image), "")
+
+    def _keep_begun(self, begun: tuple[Entry, bytes] | None) -> None:
+        """Store the chunks in a part that was cut off: the rest of its layer then comes in chunks,
+        now or with the next pull."""
+        if begun is None or begun[0].layer >= len(self.layers):
+            return
+        entry, data = begun
+        layer, found = self.layers[entry.layer], list[tuple[Digest, bytes]]()
+        with contextlib.suppress(*REFUSED):
+            if entry.kind == FORM and layer.chunk_manifest is not None:
+                found += read_begun_form(data, chunker_of(layer.chunk_manifest))
+            elif entry.kind == CHUNKS:
+                for pair in read_chunks(data, self._lists[layer.index], self._read_old):
+                    found.append(pair)
+        if found:
+            self._mark()
+            self.fetcher.put_chunks(found)
+            self.image.is_begun = True
+
+    def _mark(self) -> None:
+        """Note that parts of this image are in the store before it is whole."""
+        if not self._is_marked:
+            self.image.store.put_fact(_started(self.image), str(self.image.top))
+            self._is_marked = True
 
     def find_held(self) -> None:
         """Layers that the named images have, though under other chunk manifests than the published
@@ -227,9 +261,7 @@ class _Taker:
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self.image.layers[diff_id] = manifest
         if not is_last:
-            if not self._is_marked:
-                self.image.store.put_fact(_started(self.image), str(self.image.top))
-                self._is_marked = True
+            self._mark()
             self.image.store.put_blob(data, CHUNK_MANIFEST_KIND)
 
     # --- what is held ------------------------------------------------------------------------
