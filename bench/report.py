@@ -10,6 +10,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import report_service
+from report_tables import grid, number, verdict
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -41,21 +44,6 @@ def newest_results() -> Path | None:
     """The newest <date>-<machine>.json; other documents do not start with a digit."""
     found = sorted(RESULTS.glob("[0-9]*.json"))
     return found[-1] if found else None
-
-
-def grid(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def verdict(value: float, goal: float | None, better_low: bool = True) -> str:
-    if goal is None:
-        return ""
-    return "yes" if (value <= goal) == better_low or value == goal else "**missed**"
-
-
-def number(size: int | float) -> str:
-    return f"{size:,}" if isinstance(size, int) else f"{size:,.3g}"
 
 
 def moved(cell: Table) -> str:
@@ -418,6 +406,7 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
         ]
     if rows := tables.get("rebuild"):
         parts += ["## Rebuilding", rebuild_table(rows)]
+    parts += report_service.sections(tables)
     if trust:
         parts += [
             "## Trust",

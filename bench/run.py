@@ -21,6 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fleet_costs
+import latency
+import load
+import never_slower
 import ours
 import peers
 import pulls
@@ -196,6 +200,9 @@ TABLES: dict[str, Callable[[], Table]] = {
     "floors": floors,
     "releases": releases,
     "rebuild": rebuild,
+    "latency": latency.measure,
+    "lines": never_slower.measure,
+    "load": load.measure,
 }
 
 
@@ -230,7 +237,8 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="deltas, fast peers, terminal only")
-    parser.add_argument("--tables", default=",".join(TABLES), help="which tables to measure anew")
+    every = ",".join([*TABLES, "fleet"])  # the fleet is made from the others
+    parser.add_argument("--tables", default=every, help="which tables to measure anew")
     options = parser.parse_args()
     ours.forget_old_versions()
     if options.quick:
@@ -246,7 +254,8 @@ def main() -> None:
     )
     for name in options.tables.split(","):
         say(f"== {name}")
-        document["tables"][name] = {"measured": today, "rows": TABLES[name]()}
+        made = fleet_costs.measure(document["tables"]) if name == "fleet" else TABLES[name]()
+        document["tables"][name] = {"measured": today, "rows": made}
         target.write_text(json.dumps(document, indent=1) + "\n")
     report.main()
     say(f"written: {report.PAGE.name}, {target.name}")

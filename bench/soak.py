@@ -25,10 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from contest import serve_argv
 from lying_server import wait_for
 from netns import end
+from slopes import judge
 from versions import AMD64, SETTINGS, pack_code, put
 
 from layerkit.edges.disk import Disk
@@ -47,13 +47,7 @@ AGENTS = ("agent", "restless agent")
 BINARY_SIZE = 1_000_000
 KEPT = 4  # versions in the layout
 PERIOD = 2.0  # seconds between two versions
-PARTS = 12  # of the judged time, each counts by its least sample
 SAMPLE_SECONDS = 0.25
-LIMITS = {  # growth allowed over the judged time, of each process and folder
-    "handles": 8.0,
-    "memory": 24 << 20,  # bytes: the allocator's arenas
-    "disk": 24 << 20,  # bytes: packs that wait for gc, SQLite's log
-}
 
 
 @dataclass
@@ -85,19 +79,6 @@ def size_of(folder: Path) -> float:
                 continue  # it went meanwhile
             seen[(found.st_dev, found.st_ino)] = found.st_blocks * 512
     return float(sum(seen.values()))
-
-
-def growth(times: Sequence[float], values: Sequence[float]) -> float:
-    """By how much the values rise over the last two thirds of the time, by a straight line through
-    the least of each of PARTS."""
-    start = times[0] + (times[-1] - times[0]) / 3
-    at = [index for index, when in enumerate(times) if when >= start]
-    if len(at) < 2 * PARTS:
-        raise ValueError(f"{len(at)} samples are too few for a slope: run longer")
-    parts = np.array_split(np.array(at), PARTS)
-    low = [min(values[index] for index in part) for part in parts]
-    middle = [times[part[len(part) // 2]] for part in parts]
-    return float(np.polyfit(middle, low, 1)[0]) * (times[-1] - start)
 
 
 class Sampler:
@@ -304,12 +285,6 @@ def play(soak: Soak, seconds: float) -> None:
             if process.poll() is not None:
                 raise OSError(f"{name} ended by itself with {process.returncode}")
         time.sleep(max(0.0, PERIOD - (time.monotonic() - began)))
-
-
-def judge(name: str, times: Sequence[float], values: Sequence[float]) -> Table:
-    grown, limit = growth(times, values), LIMITS[name.rpartition(", ")[2]]
-    row: Table = {"first": values[len(values) // 3], "last": values[-1], "most": max(values)}
-    return row | {"growth": round(grown, 1), "limit": limit, "good": grown <= limit}
 
 
 def main() -> None:
