@@ -76,7 +76,8 @@ class PackReader:
             data = self.read(name, offset, end - offset)
             if data is None or len(data) < end - offset:
                 return None
-            parts += [data[at - offset : at - offset + size] for at, size in wanted]
+            # joined at once: chunks kept one by one would leave the heap full of holes
+            parts.append(b"".join([data[at - offset : at - offset + n] for at, n in wanted]))
         return b"".join(parts)
 
 

@@ -165,7 +165,7 @@ def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes
         kind = reader.u8()
         data = reader.sized(SIZE_LIMIT, "part")
         if kind == PART_BINARY:
-            parts.append(addressfree.decode(data))
+            parts.append(addressfree.decode_view(data))
         elif kind == PART_RAW:
             parts.append(data)
         else:

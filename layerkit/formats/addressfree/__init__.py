@@ -25,7 +25,16 @@ from layerkit.formats.addressfree import decoder, encoder, rewriting, wire
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
 
-__all__ = ["Encoded", "Hints", "decode", "encode", "labels_size", "read_hints", "rebuild"]
+__all__ = [
+    "Encoded",
+    "Hints",
+    "decode",
+    "decode_view",
+    "encode",
+    "labels_size",
+    "read_hints",
+    "rebuild",
+]
 
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
 
@@ -129,9 +138,14 @@ def rebuild(binary: bytes | memoryview, labels: bytes | memoryview) -> bytes:
 
 def decode(form: bytes | memoryview) -> bytes:
     """The binary that a form stands for. Raises only FormatError; the caller checks a digest."""
+    return bytes(decode_view(form))
+
+
+def decode_view(form: bytes | memoryview) -> memoryview:
+    """The same without a last copy; of a raw form it is a part of it."""
     kind, labels, body = wire.parse_form(form)
     if kind == wire.KIND_RAW:
-        return bytes(body)
+        return body
     table, skip = wire.parse_labels(labels, len(body))
     try:
         return decoder.restore(table, body, skip)

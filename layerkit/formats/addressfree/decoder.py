@@ -215,8 +215,8 @@ def _region_hits(
     return TextHits(region, found.select(hit), label[hit])
 
 
-def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> bytes:
-    """The binary that the form stands for."""
+def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> memoryview:
+    """The binary that the form stands for. Not copied again: forms are large."""
     form = np.frombuffer(body, np.uint8)
     out = form.copy()
     ids = _restore_data(labels, form, out)
@@ -229,7 +229,7 @@ def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> bytes:
     write_measures(labels, out)
     for _, at, found in derived_bytes(labels, out):
         out[at : at + len(found)] = found
-    return out.tobytes()
+    return out.data
 
 
 def _restore_data(labels: Labels, form: Bytes8, out: Bytes8) -> Int64s:
