@@ -417,8 +417,9 @@ def _check_framing(response: urllib3.BaseHTTPResponse, method: str) -> None:
     """Raise for a body whose end would be that of the connection: a head that was cut looks so."""
     if method == "HEAD" or response.status not in (200, 206):
         return
-    headers = response.headers
-    if "content-length" not in headers and "transfer-encoding" not in headers:
+    length = response.headers.get("content-length", "")
+    chunked = response.headers.get("transfer-encoding", "").lower() == "chunked"
+    if not chunked and not (length.isascii() and length.isdigit()):  # cut before its digits
         response.close()
         raise urllib3.exceptions.ProtocolError("the answer does not say how long it is")
 
