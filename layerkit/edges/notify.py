@@ -27,4 +27,5 @@ class Notifier:
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
         ):
-            sender.sendto("\n".join(lines).encode(), self._address)
+            # never waited for: a manager that does not read must not stop the agent
+            sender.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -216,8 +217,15 @@ def test_sighup_reads_the_configuration_again(
     config = tmp_path / "agent.toml"
     text = f'servers = ["{server.url}"]\nrootfs = "{tmp_path}/root"\n'
     config.write_text(text + 'watch = ["hello"]\n')
-    with stopped_at_end(AgentProcess(tmp_path, "--config", config)) as agent:
-        agent.start()
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        stopped_at_end(AgentProcess(tmp_path, "--config", config)) as agent,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        agent.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000")
+        told = {manager.recv(4096).decode().partition("\n")[0] for _ in range(4)}
+        assert told == {"READY=1", "WATCHDOG=1"}
         agent.post("/v1/unwatch", ref="hello")
         config.write_text(text + 'watch = ["hello", "other:v1"]\n')
         agent.process.send_signal(signal.SIGHUP)

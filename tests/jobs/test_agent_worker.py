@@ -202,3 +202,18 @@ def test_other_lower_layers_take_no_spare_of_these(
     tree = tmp_path / "root" / "hello" / "current"
     assert (tree / "etc" / "passwd").read_bytes() == b"root:x:0:0:other\n"
     assert current(tmp_path) == BODY + b"3"
+
+
+def test_eviction_spares_what_is_current(
+    tmp_path: Path, layout: Path, server: RunningServer
+) -> None:
+    old, new = prepare(tmp_path, layout, server)
+    node = tmp_path / "before"
+    pull(node, server.url)
+    with Store(node / "store", Disk()) as store:
+        used = store.usage()
+    full = job(node, "evict", keep=[str(new)])
+    full["place"]["quota"] = used  # three quarters of that are to stay in use at most
+    assert run_job(full) == {"removed": [f"{HELLO}@{old}"]}
+    with Store(node / "store", Disk()) as store:
+        assert store.is_complete(new) and not store.is_complete(old)
