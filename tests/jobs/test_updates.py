@@ -157,7 +157,7 @@ def test_layers_of_any_held_image_are_not_sent(tmp_path: Path, store: Store, chu
     assert (tmp_path / "root/file2").read_bytes() == noise(50_000, 2)
 
 
-@pytest.mark.parametrize(("count", "requests"), [(128, 1), (129, 140)])
+@pytest.mark.parametrize(("count", "requests"), [(128, 1), pytest.param(129, 140, marks=pytest.mark.slow)])
 def test_as_many_layers_as_an_image_may_have(
     tmp_path: Path, store: Store, count: int, requests: int
 ) -> None:
@@ -262,7 +262,7 @@ def test_a_cut_costs_one_part_at_most(
     source = ChunkSource(tmp_path / "layout")
     answer = source.read_update("team/hello", "v1", (), AMD64, ANYONE, 1)
     assert answer.raw is not None
-    for at in (0, 900, 6_500, 30_000, 60_000, len(answer.raw) - 1):
+    for at in (900, 30_000, len(answer.raw) - 1):
         with Store(tmp_path / f"store{at}", Disk()) as store:
             if kill:
                 with pytest.raises(Killed):
@@ -301,7 +301,7 @@ def test_a_cut_anywhere_in_a_small_update_is_survived(
     size = len(source.read_update("team/hello", "v1", (old,), AMD64, ANYONE, 10).raw or b"")
     assert 300 < size < 2048
     publish_image(tmp_path / "old", REF, hello_files(OLD))
-    for at in (0, 43, 44, 150, 300, size - 1):
+    for at in (0, 44, 200, size - 1):
         with Store(tmp_path / f"store{at}", Disk()) as store:
             run(LayoutSource(tmp_path / "old"), store)
             if kill:
