@@ -102,7 +102,7 @@ def test_the_end_ends_jobs(tmp_path: Path) -> None:
         await there(tmp_path / "x")
         started = time.monotonic()
         await forker.close()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20  # the job would sleep for a minute
         assert not (tmp_path / "x").exists()
         with pytest.raises(ToolError):
             await task

@@ -58,6 +58,7 @@ def address(engine: Engine) -> Iterator[str]:
     )
 
 
+@pytest.mark.slow
 def test_docker_and_containerd_run_what_the_agent_pulled(
     go_toolchain: Path, engine: Engine, address: str, layout: Path, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_life(agent: AgentProcess, layout: Path) -> None:
     assert {"time", "level", "logger", "message"} <= agent.records()[0].keys()
 
 
+@pytest.mark.slow
 def test_once_pulls_all_and_tells_failures(agent: AgentProcess) -> None:
     done = subprocess.run([*agent.argv, "--once"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
