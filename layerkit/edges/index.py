@@ -7,6 +7,7 @@ order it is written is `store`'s business. Spec: docs/design.md "The node's stor
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ INDEX_NAME: Final = "index.sqlite"
 SCHEMA_VERSION: Final = 2
 SCHEMA_FACT: Final = "schema"  # the version once more: a flipped bit of one of them is seen
 BUSY_SECONDS: Final = 30.0  # how long a writer waits for another one's transaction
+MIN_FREE_SIZE: Final = 64 << 10  # bytes; a shared memory file has 32 KiB
 INDEX_DAMAGED: Final = "is damaged"
 REPAIR_HINT: Final = "run 'layerkit verify --repair'"
 
@@ -190,6 +192,15 @@ def _mapped(path: Path) -> Iterator[None]:
         raise _map_sqlite_error(exc, path) from exc
 
 
+def _is_full(folder: Path) -> bool:
+    """SQLite says "I/O error" when there is no room for its shared memory or its log."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return False
+    return facts.f_bavail * facts.f_frsize < MIN_FREE_SIZE or facts.f_ffree == 0 < facts.f_files
+
+
 # of texts that are no UTF-8, and of a schema whose words are wrong; both have the code SQLITE_ERROR
 _DAMAGE_SIGNS: Final = ("Could not decode", "no such table", "no such column", "malformed")
 
@@ -205,5 +216,9 @@ def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
     is_damaged = name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT"))
     if is_damaged or any(sign in str(exc) for sign in _DAMAGE_SIGNS):
         return StoreError(f"index {path} {INDEX_DAMAGED}", cause=cause, hint=REPAIR_HINT)
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and _is_full(path.parent):
+        return StoreFullError(
+            f"no space left for index {path}", cause=cause, hint="free some space"
+        )
     kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
     return kind(f"cannot use index {path}", cause=cause)

@@ -71,6 +71,14 @@ def test_gc_keeps_what_a_living_session_has_put(store: Store, other: Store) -> N
     assert pack_names(store.path) == []
 
 
+def test_gc_keeps_a_removed_image_while_it_is_read(store: Store, other: Store) -> None:
+    top, ids = put_image(store, "a:1", noise(20_000))
+    with store.use(top):
+        other.remove_image("a:1")
+        assert other.gc().chunk_count == 0 and store.has_raw(ids) == set(ids)
+    assert other.gc().chunk_count == len(ids)
+
+
 def test_a_session_leaves_nothing_behind(store: Store) -> None:
     with store.session(), store.session():
         assert len(os.listdir(store.path / "sessions")) == 1

@@ -1,6 +1,6 @@
 """Dropping what a store does not need: gc, eviction under a quota.
 
-gc runs beside pulls. It keeps what images and pins hold, and all that living sessions have put,
+gc runs beside pulls. It keeps what images and pins hold, what living sessions read, and have put,
 with the chunks of the chunk manifests among it. What a pull relies on without having said so may
 go, and its commit then says so (`StoreChangedError`) in place of committing an image with a hole.
 Rows go first, then files: a crash in between leaves files that the next gc removes. A file without
@@ -29,7 +29,10 @@ __all__ = ["GcResult", "Sweeper"]
 
 LOCK_NAME: Final = "lock"
 REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
-_OWNERS: Final = "(SELECT digest FROM images UNION SELECT digest FROM pins)"
+_OWNERS: Final = (
+    "(SELECT digest FROM images UNION SELECT digest FROM pins UNION"
+    " SELECT digest FROM uses WHERE session IN (SELECT token FROM live_sessions))"
+)
 _DEAD: Final = (
     " FROM chunks WHERE id NOT IN (SELECT id FROM live_chunks)"
     " AND pack NOT IN (SELECT pack FROM packs WHERE session IN (SELECT token FROM live_sessions))"
