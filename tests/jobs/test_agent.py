@@ -139,8 +139,8 @@ def test_who_asks_for_a_name_that_is_pulled_joins_that_pull(tmp_path: Path) -> N
 
 def test_pulls_at_once_are_bounded_and_one_that_fails_stops_none(tmp_path: Path) -> None:
     async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
-        jobs.served = {f"n{at}:latest": ONE for at in range(20)}
-        jobs.failures = {"n3:latest": IntegrityError("lies", got="1", want="2")}
+        jobs.served = {HELLO: ONE, **{f"n{at}:latest": ONE for at in range(20)}}
+        jobs.failures = {HELLO: IntegrityError("lies", got="1", want="2")}
         jobs.gate = asyncio.Event()
         pulls = [asyncio.create_task(keeper.pull(ref)) for ref in jobs.served]
         while jobs.most_running < 3:
@@ -149,11 +149,21 @@ def test_pulls_at_once_are_bounded_and_one_that_fails_stops_none(tmp_path: Path)
         found = await asyncio.gather(*pulls, return_exceptions=True)
         assert sum(isinstance(one, IntegrityError) for one in found) == 1
         assert jobs.most_running == 3
-        failed = keeper.describe(keeper.names.get("n3:latest"))
+        failed = keeper.describe(keeper.names.get(HELLO))
         assert (failed["state"], failed["last_error"]["code"]) == ("failing", "DIGEST_INVALID")
         assert 'pulls_total{result="failed"} 1.0' in keeper.node.metrics.render().decode()
 
     run(tmp_path, body, pulls=3)
+
+
+def test_a_name_that_is_nowhere_and_not_watched_is_forgotten(tmp_path: Path) -> None:
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        with pytest.raises(NotFoundError):
+            await keeper.pull("absent:latest")
+        assert keeper.names.find("absent:latest") is None
+        assert "failing_names 0.0" in keeper.node.metrics.render().decode()
+
+    run(tmp_path, body)
 
 
 def test_the_last_versions_stay_and_what_is_pinned(tmp_path: Path) -> None:

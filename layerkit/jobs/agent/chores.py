@@ -125,7 +125,7 @@ class Chores:
     async def _remove_name(self, name: Name) -> None:
         async with self._node.lock(name):
             await self._node.run("remove", **self._removal(name, name.versions), whole=True)
-        self._node.names.record.names.pop(name.ref, None)
+        self._node.names.forget(name)
         name.versions = []
         self._gc_wanted = True
         self._node.count(name)

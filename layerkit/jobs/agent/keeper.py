@@ -111,6 +111,9 @@ class Keeper:
         except LayerkitError as exc:
             self.node.metrics.failed()
             self.node.note_error(name, exc)
+            if not (name.watched or name.versions or name.leaving):
+                self.names.forget(name)  # somebody asked for what is nowhere
+                self.node.count(name)
             raise
 
     async def _pull_job(self, name: Name, server: str, update: bytes) -> dict[str, Any]:

@@ -149,6 +149,10 @@ class Names:
         taken = {one.link for one in self if one.reference.name == ref.name}
         return f"{CURRENT}-{ref.tag}" if CURRENT in taken else CURRENT
 
+    def forget(self, name: Name) -> None:
+        """Nothing is known of it any more."""
+        self.record.names.pop(name.ref, None)
+
     def watch(self, ref: str) -> Name:
         """Watch because somebody asks."""
         name = self.add(ref)
