@@ -443,7 +443,7 @@ def test_a_log_that_nobody_reads_slows_nothing() -> None:
     begun = time.monotonic()
     for _ in range(30_000):
         log.write(record)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     os.close(read)
     log.close()
     os.close(write)
