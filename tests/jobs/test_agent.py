@@ -98,6 +98,9 @@ class PlayedJobs:
     async def _gc(self, job: Mapping[str, Any]) -> dict[str, Any]:
         return {"chunk_count": 1, "freed_size": 2, "store_size": 3}
 
+    async def _tidy(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
     async def _pin(self, job: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 

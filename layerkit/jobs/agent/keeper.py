@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 from typing import Any
 
@@ -70,6 +71,8 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.node.save()
+        with contextlib.suppress(LayerkitError):  # else the next agent does it
+            await self.node.run("tidy")
 
     async def apply(self, settings: Settings) -> None:
         """Take what may change at run time."""

@@ -276,6 +276,12 @@ def _forget(bench: _Bench, ref: Reference, version: Mapping[str, str]) -> None:
             _log.warning("%s: %s (%s)", engine.kind, exc.message, exc.cause)
 
 
+def _tidy(bench: _Bench, _: Mapping[str, Any]) -> dict[str, object]:
+    """At the end: what serves this agent only."""
+    Spares(bench.folders.root, bench.disk).clear()
+    return {}
+
+
 def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     """At the start, while nothing is pulled: remove what a crash left, and say what is there."""
     keep: dict[Path, set[Digest]] = {}
@@ -370,6 +376,7 @@ _JOBS: Final = {
     "spare": _make_spare,
     "remove": _remove,
     "sweep": _sweep,
+    "tidy": _tidy,
     "gc": _gc,
     "evict": _evict,
     "pin": _pin,
