@@ -66,7 +66,7 @@ class Packing:
         self._lock = threading.Lock()
         self._sizes: dict[Digest, int] = {}  # of what is known; 0: it does not pack
         self._looked: dict[Digest, float] = {}
-        self._listed: tuple[Hashable, dict[Digest, Unpacked]] = (None, {})
+        self._listed: tuple[Hashable, dict[Digest, Unpacked]] | None = None  # of a version
 
     # --- for nodes -------------------------------------------------------------------------------
 
@@ -147,10 +147,9 @@ class Packing:
     def _unpacked(self) -> dict[Digest, Unpacked]:
         """By the form's digest, for the current view."""
         view = self._catalogue.view()
-        version, found = self._listed
-        if version == view.version and found:
-            return found
-        found = {}
+        if self._listed is not None and self._listed[0] == view.version:
+            return self._listed[1]
+        found: dict[Digest, Unpacked] = {}
         for name, repository in view.repositories.items():
             for top in repository.tags.values():
                 for image, _ in self._catalogue.list_images(top):
