@@ -37,6 +37,7 @@ BENCH = Path(__file__).resolve().parent
 REGISTRY_PORT, CHUNKS_PORT, PLAIN_PORT = 5000, 7420, 7421
 READY_SECONDS = 60.0
 SETTLE_SECONDS = 1.0  # until an agent's long poll lies at the server
+IDLE_SECONDS = 3.0  # in which an agent makes ready for the next version
 LATEST = Reference.parse(f"{REPOSITORY}:latest")  # what the agent watches
 
 
@@ -225,6 +226,8 @@ class Contest:
 
             sample = self._timed(push)
             assert (link / "app/fn").stat().st_mode & 0o111
+            if name == self.old:
+                time.sleep(IDLE_SECONDS)
         finally:
             end(process)
         return sample
