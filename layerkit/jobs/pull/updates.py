@@ -24,7 +24,7 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.plan import LayerWant
-from layerkit.formats.update import BLOB, CHUNKS, FORM, LIST, Documents, Entry, UpdateReader
+from layerkit.formats.update import BLOB, CHUNKS, FORM, LIST, Entry, UpdateReader
 from layerkit.formats.updateparts import read_begun_form, read_chunks, read_form, read_list
 from layerkit.formats.updating import (
     ImageLayer,
@@ -77,13 +77,13 @@ def try_update(
         if body is None:
             _take_first(image, have)
             return True
-        reader, documents = _read_documents(image, fetcher.counted(body.parts), have)
+        reader, layers = _read_documents(image, fetcher.counted(body.parts), have)
     except REFUSED as exc:
         _log.info("no update: %s", exc.message)
         image.forget()
         return False
     if not image.up_to_date:
-        taker = _Taker(image, fetcher, take, have, layers_of(documents))
+        taker = _Taker(image, fetcher, take, have, layers)
         taker.take_parts(reader)
         taker.find_held()
     return True
@@ -120,9 +120,9 @@ def _take_first(image: WantedImage, have: list[Digest]) -> None:
 
 def _read_documents(
     image: WantedImage, stream: Iterable[bytes], have: list[Digest]
-) -> tuple[UpdateReader, Documents]:
-    """The new documents, checked against each other and the reference, and kept for the commit.
-    An answer that is cut off before it has them is refused."""
+) -> tuple[UpdateReader, list[ImageLayer]]:
+    """The layers by the new documents, which are checked against each other and the reference, and
+    kept for the commit. An answer that is cut off before it has them is refused."""
     try:
         reader = UpdateReader(stream)
         old = reader.old
@@ -139,7 +139,7 @@ def _read_documents(
         if data:
             image.blobs[sha256_digest(data)] = (data, "")
     image.use_top(top, documents.top)
-    layers_of(documents)
+    layers = layers_of(documents)
     if documents.artifact:
         artifact = oci.parse_manifest(documents.artifact)
         if artifact.subject is None or artifact.subject.digest != image.image.digest:
@@ -147,7 +147,7 @@ def _read_documents(
         image.blobs[sha256_digest(documents.artifact)] = (documents.artifact, ARTIFACT_KIND)
         image.artifact = artifact
     image.has_artifact = bool(documents.artifact)
-    return reader, documents
+    return reader, layers
 
 
 @dataclass(slots=True)
@@ -194,9 +194,9 @@ class _Taker:
         with contextlib.suppress(*REFUSED):
             if entry.kind == FORM and layer.chunk_manifest is not None:
                 found += read_begun_form(data, chunker_of(layer.chunk_manifest))
-            elif entry.kind == CHUNKS:
+            elif entry.kind == CHUNKS and layer.index in self._lists:
                 for pair in read_chunks(data, self._lists[layer.index], self._read_old):
-                    found.append(pair)
+                    found.append(pair)  # one by one: they end where the part was cut
         if found:
             self._mark()
             self.fetcher.put_chunks(found)
