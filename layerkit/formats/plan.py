@@ -41,6 +41,7 @@ LOOSE: Final = 1.15  # chunks compress this much worse than the whole form (meas
 PACKED_PART: Final = 0.84  # of the form blob: a packed form whose size is not known (measured)
 PLAIN_PART: Final = 2.5  # plain bytes of a byte of a layer blob, where one of the two is not known
 MARGIN: Final = 0.05  # seconds that fewer bytes may cost: nobody notices, and the line is shared
+UPDATE_MARGIN: Final = 0.25  # seconds that an update may take longer: it leaves no form to be made
 TYPICAL_SIZES: Final = (2_400_000, 6_000_000)  # bytes of a function's code layer: blob, plain
 TYPICAL_PACKED: Final = 1_400_000  # bytes of its packed form
 PLAIN_TRIPS: Final = 2  # round trips of a plain pull before its layers: manifest and config
@@ -198,7 +199,7 @@ def prefers_plain(rates: Rates | None, size: int, plain_size: int, layer_count: 
         return False
     trips = PLAIN_TRIPS + layer_count
     plain = rates.seconds(BLOB, size, plain_size, trips)
-    return plain + MARGIN < rates.seconds(UPDATE, 0, plain_size)
+    return plain + UPDATE_MARGIN < rates.seconds(UPDATE, 0, plain_size)
 
 
 def prefers_documents(rates: Rates) -> bool:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.formats import deflate, image, layer, layerform
 from layerkit.formats.addressfree import Hints
 from layerkit.formats.layer import Entry
+from layerkit.formats.plan import prefers_plain
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull, rebuild_forms
 from layerkit.jobs.pull.rates import Stopwatch, load_rates
@@ -200,6 +202,13 @@ def test_a_layer_too_small_to_tell_is_not_measured(store: Store) -> None:
             sizes.append(1000)
         watch.keep()
         assert store.fact("rate/blob") is None
+
+
+def test_a_way_not_taken_yet_is_as_slow_as_the_others_were(store: Store) -> None:
+    store.put_fact("rate/update", "15e6")  # half the usual: the machine is busy
+    rates = load_rates(store, "http://a")
+    assert (rates.update, rates.blob, rates.form) == (15e6, 15e6, 10e6)
+    assert not prefers_plain(replace(rates, bandwidth=1e9), 2_400_000, 6_000_000)
 
 
 @pytest.mark.parametrize("value", ["", "fast", "-1", "0", "nan", "1e99"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,9 +39,13 @@ class Facts(Protocol):
 
 
 def load_rates(facts: Facts, url: str) -> Rates:
-    """What is known of this machine and of the line to the server at `url`."""
+    """What is known of this machine and of the line to the server at `url`. A way that was not
+    taken yet is as much slower or faster than usual as those that were."""
     start = Rates()
-    works = {name: _read(facts, f"rate/{name}", getattr(start, name)) for name in METHODS}
+    known = {name: _read(facts, f"rate/{name}", 0.0) for name in METHODS}
+    shares = [rate / getattr(start, name) for name, rate in known.items() if rate]
+    usual = math.prod(shares) ** (1 / len(shares)) if shares else 1.0
+    works = {name: rate or usual * getattr(start, name) for name, rate in known.items()}
     return Rates(
         _read(facts, _line_key(url, "round-trip"), start.round_trip),
         _read(facts, _line_key(url, "bandwidth"), start.bandwidth),
