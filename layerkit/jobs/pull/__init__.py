@@ -216,7 +216,8 @@ class _Pull:
         """Have the image in the store; returns the bytes that were planned, or would move."""
         if dry_run:
             return self._look()
-        with alone(self.store, self.image.ref.repository):
+        is_first = not held.list_versions(self.store, self.image.ref)
+        with alone(self.store, self.image.ref.repository, is_first=is_first):
             return self._bring()
 
     def _look(self) -> int:

@@ -86,18 +86,22 @@ class Fetcher:
         manifest, with the chunks that one of `near` has instead as dictionary; else by ids. Each
         chunk is fetched by one of the processes that want it at the same time."""
         listed = self._list(want, near) if want.listed is not None and chunks else None
-        left = list(chunks)
+        left, is_patient = list(chunks), True
         with self.store.session():
             while left:
                 claim = self.store.claim(chunk.id.raw for chunk in left)
-                mine = [chunk for chunk in left if chunk.id.raw in claim.mine]
+                ids = claim.mine if is_patient else claim.mine | claim.others
+                here = self.store.has_raw(ids)  # it may have come since the plan
                 try:
+                    mine = [chunk for chunk in left if chunk.id.raw in ids - here]
                     for batch in batch_chunks(mine, BATCH_COUNT, BATCH_SIZE):
                         self._fetch_batch(batch, listed)
                 finally:
                     self.store.release(claim.mine)
-                missing = self.store.wait_for(claim.others) if claim.others else set()
+                others = claim.others - ids
+                missing = self.store.wait_for(others) if others else set()
                 left = [chunk for chunk in left if chunk.id.raw in missing]
+                is_patient = False  # whoever had claimed them has died, or is stuck
 
     def _list(self, want: LayerWant, near: Mapping[Digest, bytes]) -> _Listed:
         """Places of the chunks, and the held neighbour that shares most with them."""

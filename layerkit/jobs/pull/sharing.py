@@ -1,4 +1,4 @@
-"""Pulls of one repository at the same time share their work: one goes first, the others wait for it
+"""Pulls into one store at the same time share their work: one goes first, the others wait for it
 and find what it brought. It is a courtesy, no lock: who waited too long goes on alone, and a pull
 that dies frees its claim (the store's sessions see to that).
 """
@@ -8,27 +8,34 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from layerkit.edges.store import Store
 
 __all__ = ["alone"]
 
-PATIENCE: Final = 30.0  # seconds for another pull of the same repository
+PATIENCE: Final = 30.0  # seconds for other pulls
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def alone(store: Store, repository: str) -> Iterator[None]:
-    """Inside a session: be the one that pulls `repository` into this store, if others are ready to
-    wait; else wait for the one that is."""
-    key = hashlib.sha256(f"pull of {repository}".encode()).digest()
-    claim = store.claim([key])
-    if claim.others:
-        _log.info("another process pulls %s, waiting for it", repository)
-        store.wait_for(claim.others, lambda ids: set(), patience=PATIENCE)
-        claim = store.claim([key])
+def alone(
+    store: Store, repository: str, *, is_first: bool, now: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
+    """Inside a session: be the one that pulls `repository` into this store, or wait for the one
+    that is. First pulls wait for each other whatever their repositories: images have their base in
+    common, and who comes second finds it here. Nobody waits while it holds a claim."""
+    names = [f"pull of {repository}", *(["first pull"] if is_first else [])]
+    keys = [hashlib.sha256(name.encode()).digest() for name in names]
+    until = now() + PATIENCE
+    claim = store.claim(keys)
+    while claim.others and now() < until:
+        store.release(claim.mine)
+        _log.info("another process pulls what %s may share, waiting for it", repository)
+        store.wait_for(claim.others, lambda ids: set(), patience=until - now())
+        claim = store.claim(keys)
     try:
         yield
     finally:
