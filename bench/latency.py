@@ -29,7 +29,7 @@ CHANGES = {  # change -> old and new workload
     "base -> c1_base64": ("base", "c1_base64"),
     "zerolog 1.34.0 -> 1.35.1": ("d_zerolog_1.34.0", "d_zerolog_1.35.1"),
 }
-ROUNDS = 7
+ROUNDS = 5
 
 
 def in_turn(

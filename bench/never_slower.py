@@ -26,8 +26,7 @@ LINES = {
     "1 Gbit/s, 1 ms": Network(round_trip=1, rate=1000),
     "no limit": Network(),
 }
-ROUNDS = 7
-SLACK = 1.05  # of the plain pull's time: what two medians of seven differ by
+ROUNDS = 5
 
 
 def measure(rounds: int = ROUNDS, change: str = "base -> c1_base64") -> Table:

@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from types import TracebackType
 SERVER, NODE = "10.77.0.1", "10.77.0.2"  # exist inside only
 DEVICE = "lk0"
 LINE = Path(__file__).resolve().parent / "line"
+BUILT = LINE.parent.parent.parent / "bench/work"  # not in the repository
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,14 @@ class Lab:
 
 
 def build_line() -> Path:
-    """line/main.go, built once for its text."""
+    """line/main.go, built once for its text, where no other user could put something."""
     key = hashlib.sha256((LINE / "main.go").read_bytes()).hexdigest()[:16]
-    target = Path(tempfile.gettempdir()) / f"layerkit-line-{os.getuid()}-{key}"
+    target = BUILT / f"line-{key}"
     if not target.exists():
         go = shutil.which("go")
         if go is None:
             raise OSError("the kernel has no netem, and there is no Go to build tests/faults/line")
+        BUILT.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
         subprocess.run(
             [go, "build", "-trimpath", "-o", str(part), "."],
