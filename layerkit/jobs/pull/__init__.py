@@ -170,20 +170,13 @@ def pull(
             planned_size = run.bring(dry_run=dry_run)
         if not dry_run:
             run.write(target, disk or Disk())
-    return PullResult(
-        str(ref.tagged),
-        image.top,
-        image.up_to_date,
-        dry_run,
-        remote.bytes_moved - before[0],
-        remote.request_count - before[1],
-        run.fetcher.fetched_count,
-        run.plan.held_count,
-        planned_size,
-        sum(blob.size for blob in image.manifest.layers),
-        now() - started,
-        tuple(str(chunk) for chunk in run.fetcher.refetched),
-        run.plain_count,
+    return replace(
+        run.describe(),
+        dry_run=dry_run,
+        moved_size=remote.bytes_moved - before[0],
+        request_count=remote.request_count - before[1],
+        planned_size=planned_size,
+        seconds=now() - started,
     )
 
 
@@ -209,6 +202,25 @@ class _Pull:
     @property
     def store(self) -> Store:
         return self.image.store
+
+    def describe(self) -> PullResult:
+        """What was done, but for what only the caller knows."""
+        image, fetcher = self.image, self.fetcher
+        return PullResult(
+            str(image.ref),
+            image.top,
+            image.up_to_date,
+            dry_run=False,
+            moved_size=0,
+            request_count=0,
+            fetched_count=fetcher.fetched_count,
+            held_count=self.plan.held_count,
+            planned_size=0,
+            whole_size=sum(blob.size for blob in image.manifest.layers),
+            seconds=0.0,
+            refetched=tuple(str(chunk) for chunk in fetcher.refetched),
+            plain_count=self.plain_count,
+        )
 
     # --- which way ---------------------------------------------------------------------------
 
