@@ -123,7 +123,7 @@ ONE_OWNER = {
     "urllib3": {"edges.registry.transport", "edges.httpclient"},
     "rich": {"console"},
     "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.keeping", "cli.serving"}
-    | {"cli.agent", "cli.pulling"},
+    | {"cli.agent", "cli.pulling", "cli.pushing"},
     "oras": {"edges.registry.transport"},
     "requests": {"edges.engine", "edges.registry.client", "edges.registry.transport"},
     "boto3": {"edges.storage.bucket"},

@@ -24,6 +24,7 @@ from layerkit.cli.keeping import add_keeping_verbs
 from layerkit.cli.look import add_look_verbs
 from layerkit.cli.make import add_make_verbs
 from layerkit.cli.pulling import add_pull_verb
+from layerkit.cli.pushing import add_push_verb
 from layerkit.cli.serving import add_serving_verbs
 from layerkit.errors import LayerkitError, UsageError
 
@@ -51,6 +52,7 @@ def cli() -> None:
 
 
 add_make_verbs(cli)
+add_push_verb(cli)
 add_serving_verbs(cli)
 add_pull_verb(cli)
 add_keeping_verbs(cli)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from layerkit.edges.disk import Disk
@@ -19,7 +19,10 @@ from layerkit.edges.storage.protocol import Shelf, Storage
 from layerkit.edges.storage.shelf import SHELF_SIZE, FolderShelf
 from layerkit.errors import UsageError
 
-__all__ = ["is_bucket", "is_registry", "open_storage"]
+if TYPE_CHECKING:
+    from layerkit.edges.registry import Registry
+
+__all__ = ["is_bucket", "is_registry", "open_registry", "open_storage"]
 
 MADE: Final = "made"
 
@@ -68,23 +71,38 @@ def open_storage(
     if is_bucket(text):
         origin, beside = _open_bucket(text, made_size)
         return CachedStorage(origin, blobs, shelf or beside)
-    from layerkit.edges.registry import Registry, Transport
     from layerkit.edges.storage.registry import RegistryOrigin
+
+    registry = open_registry(text, config=config, ca=ca, realms=realms)
+    shelf = shelf or FolderShelf(_made_of(cache, text), disk, made_size)
+    return CachedStorage(RegistryOrigin(registry, repositories), blobs, shelf)
+
+
+def open_registry(
+    text: str,
+    *,
+    config: Path | None = None,
+    ca: Path | None = None,
+    realms: Collection[str] = (),
+) -> Registry:
+    """The registry at a URL, which has no path. Raises UsageError."""
+    from layerkit.edges.registry import Registry, Transport
 
     parts = urlsplit(text)
     if not parts.netloc or parts.path.strip("/") or parts.query or parts.username:
         raise UsageError(
-            f"{text[:120]!r} is not a registry", hint="write https://host, with --repository NAME"
+            f"{text[:120]!r} is not a registry",
+            hint="write https://host; the repository is said apart from it",
         )
-    transport = Transport(
-        parts.netloc,
-        plain_http=parts.scheme == "http",
-        config=config,
-        ca=ca,
-        realms=realms,
+    return Registry(
+        Transport(
+            parts.netloc,
+            plain_http=parts.scheme == "http",
+            config=config,
+            ca=ca,
+            realms=realms,
+        )
     )
-    shelf = shelf or FolderShelf(_made_of(cache, text), disk, made_size)
-    return CachedStorage(RegistryOrigin(Registry(transport), repositories), blobs, shelf)
 
 
 def _open_shelf(made: str, made_size: int, disk: Disk) -> Shelf | None:

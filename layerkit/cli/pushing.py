@@ -1,0 +1,80 @@
+"""The verb push."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.console import human_size
+
+__all__ = ["add_push_verb"]
+
+
+def add_push_verb(group: click.Group) -> None:
+    """Register the verb of this module."""
+    verb(group, "push")(push)
+
+
+@click.argument("ref")
+@option(
+    "--from",
+    "layout",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_LAYOUT,
+    show_default=True,
+    help="The OCI layout that has the image.",
+)
+@option(
+    "--to",
+    "target",
+    default="",
+    metavar="URL|DIR",
+    help="https://registry, s3://bucket/prefix or a layout.  [default: the registry in REF]",
+)
+@option("--ca", type=click.Path(dir_okay=False, path_type=Path), help="A registry's CA, PEM.")
+@option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
+@json_option
+@click.pass_context
+def push(
+    context: click.Context,
+    ref: str,
+    layout: Path,
+    target: str,
+    ca: Path | None,
+    realms: tuple[str, ...],
+) -> None:
+    """Push the image REF with all its platforms and what refers to it; print name@digest.
+
+    What is there already is not sent. Logins are docker's ('docker login').
+    """
+    from layerkit.edges.disk import Disk
+    from layerkit.edges.layout import Layout
+    from layerkit.edges.storage.targets import find_target
+    from layerkit.formats.reference import Reference
+    from layerkit.jobs.publish import publish
+
+    state = state_of(context)
+    docker = os.environ.get("DOCKER_CONFIG")
+    parsed = Reference.parse(ref)
+    found = find_target(
+        target,
+        parsed,
+        disk=Disk(),
+        config=Path(docker) / "config.json" if docker else None,
+        ca=ca,
+        realms=realms,
+    )
+    with state.console.progress(str(parsed)) as progress:
+        result = publish(Layout(layout), parsed, found, progress)
+    if state.as_json:
+        state.console.document(document_of(result))
+        return
+    state.console.result(result.ref)
+    state.console.say(
+        f"{result.target}: sent {result.sent_count} blobs, {human_size(result.sent_size)};"
+        f" {result.held_count} were there, {result.mounted_count} mounted;"
+        f" {result.referrer_count} referrers"
+    )

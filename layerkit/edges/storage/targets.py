@@ -1,0 +1,227 @@
+"""Where images are published to: a registry, a bucket, or another layout folder.
+
+A `Target` takes blobs and manifests in any order, none of which anybody sees; `commit` is what
+makes an image visible, and comes last. Not here: what belongs to an image, and the order
+(jobs/publish).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from urllib.parse import urlsplit
+
+from layerkit.edges.disk import Disk
+from layerkit.edges.layout import Layout
+from layerkit.edges.storage.opening import is_bucket, is_registry, open_registry
+from layerkit.errors import UsageError
+from layerkit.formats.oci import (
+    ANNOTATION_OLD,
+    ANNOTATION_WAS,
+    EMPTY_BLOB,
+    EMPTY_DESCRIPTOR,
+    MANIFEST,
+    WAS_ARTIFACT,
+    Descriptor,
+    Manifest,
+    describe,
+    parse_manifest,
+    serialize_manifest,
+)
+from layerkit.formats.reference import Reference
+
+if TYPE_CHECKING:
+    from layerkit.edges.registry import Registry
+    from layerkit.edges.storage.bucket import BucketOrigin
+
+__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target"]
+
+HELD: Final = "held"  # what became of a blob: it was there,
+MOUNTED: Final = "mounted"  # it came from another repository of a registry,
+SENT: Final = "sent"  # it was sent
+
+Open = Callable[[], BinaryIO]
+
+
+class Target(Protocol):
+    """Safe for threads; `commit` is called once, when all else is there."""
+
+    where: str
+
+    def session(self) -> AbstractContextManager[None]:
+        """Make ready; where the body fails, nothing of it is visible."""
+
+    def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
+        """HELD, MOUNTED from one of the repositories `near`, or SENT."""
+
+    def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
+        """A manifest or index, by its digest. What it names is there; so is its subject."""
+
+    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+        """Make the tag of `ref`, if it has one, name `top`."""
+
+
+def find_target(
+    text: str,
+    ref: Reference,
+    *,
+    disk: Disk | None = None,
+    config: Path | None = None,
+    ca: Path | None = None,
+    realms: Collection[str] = (),
+) -> Target:
+    """What `text` names: https://registry, s3://bucket/prefix or a folder; with no text the
+    registry of `ref`, in the clear only on this machine. Raises UsageError."""
+    if not text and not ref.host:
+        raise UsageError(
+            f"{ref} names no registry",
+            hint="write registry.example/name:tag, or say --to https://registry",
+        )
+    text = text or f"{'http' if _is_local(ref.host) else 'https'}://{ref.host}"
+    if is_registry(text):
+        return RegistryTarget(open_registry(text, config=config, ca=ca, realms=realms))
+    if is_bucket(text):
+        return _open_bucket(text)
+    if "://" in text or (":" in text and "/" not in text):
+        raise UsageError(
+            f"{text[:120]!r} is no target",
+            hint="name https://registry, s3://bucket/prefix or a layout folder",
+        )
+    return FolderTarget(Path(text), disk or Disk())
+
+
+def _is_local(host: str) -> bool:
+    """A registry on this machine speaks plain HTTP, as docker has it."""
+    name = urlsplit(f"//{host}").hostname or ""
+    return name in ("localhost", "::1") or name.startswith("127.")
+
+
+def _open_bucket(url: str) -> BucketTarget:
+    try:
+        from layerkit.edges.storage.bucket import Bucket, BucketOrigin
+    except ModuleNotFoundError as exc:
+        raise UsageError(
+            f"{url[:120]} needs boto3, which is not installed",
+            cause=str(exc),
+            hint="run \"pip install 'layerkit[s3]'\"",
+        ) from exc
+    return BucketTarget(BucketOrigin(Bucket(url)))
+
+
+class RegistryTarget:
+    """Repository `ref.repository` of a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.where = registry.transport.base
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        self._registry.ping()
+        yield
+
+    def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
+        return self._registry.put_blob(ref.repository, item, open_, near)
+
+    def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
+        """And list it as a referrer where the registry does not do that by itself."""
+        from layerkit.edges.registry import add_fallback
+
+        manifest = parse_manifest(raw) if item.media_type == MANIFEST else None
+        subject = manifest.subject if manifest else None
+        name = ref.repository
+        if subject is None and self._registry.resolve(name, str(item.digest)) is not None:
+            return
+        is_listed = self._registry.put_manifest(name, str(item.digest), item, raw)
+        if manifest is not None and subject is not None and not is_listed:
+            entry = replace(
+                item,
+                artifact_type=manifest.artifact_type or manifest.config.media_type,
+                annotations=dict(manifest.annotations),
+            )
+            add_fallback(self._registry, name, subject.digest, entry)
+
+    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+        """What the tag names now is written down as a referrer of `top` first: a registry forgets
+        it, and an update needs to know."""
+        if not ref.tag:
+            return
+        old = self._registry.resolve(ref.repository, ref.tag)
+        if old is not None and old.digest == top.digest:
+            return
+        if old is not None:
+            self._put_was(ref, top, old)
+        _, raw = self._registry.read_manifest(ref.repository, str(top.digest))
+        self._registry.put_manifest(ref.repository, ref.tag, top, raw)
+
+    def _put_was(self, ref: Reference, top: Descriptor, old: Descriptor) -> None:
+        import io
+
+        was = {
+            ANNOTATION_WAS: f"{ref.repository}:{ref.tag}",
+            ANNOTATION_OLD: str(old.digest),
+        }
+        subject = Descriptor(top.media_type, top.digest, top.size)
+        raw = serialize_manifest(
+            Manifest(EMPTY_DESCRIPTOR, (EMPTY_DESCRIPTOR,), was, WAS_ARTIFACT, subject)
+        )
+        self.put_blob(ref, EMPTY_DESCRIPTOR, lambda: io.BytesIO(EMPTY_BLOB), ())
+        self.put_manifest(ref, describe(raw, MANIFEST), raw)
+
+
+class BucketTarget:
+    """A layout under a bucket's prefix."""
+
+    def __init__(self, origin: BucketOrigin) -> None:
+        self._origin = origin
+        self.where = origin.where
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        self._origin.create()
+        yield
+
+    def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
+        if self._origin.has_blob(item):
+            return HELD
+        with open_() as file:
+            self._origin.put_blob(item, file)
+        return SENT
+
+    def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
+        import io
+
+        self.put_blob(ref, item, lambda: io.BytesIO(raw), ())
+
+    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+        name = str(replace(ref, digest=None)) if ref.tag else ""
+        self._origin.commit(name, top, list(referrers))
+
+
+class FolderTarget:
+    """Another layout folder."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._layout = Layout(path, disk)
+        self.where = str(path)
+
+    def session(self) -> AbstractContextManager[None]:
+        return self._layout.batch()
+
+    def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
+        path = self._layout.blob_path(item.digest)
+        if path.is_file() and path.stat().st_size == item.size:
+            return HELD
+        with open_() as file:
+            self._layout.put_blob(file.read(), item.media_type)
+        return SENT
+
+    def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
+        self._layout.put_blob(raw, item.media_type)
+
+    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+        self._layout.commit(ref, top, referrers)

@@ -1,0 +1,190 @@
+"""Publish an image of a layout: to a registry, a bucket or another layout.
+
+Order: blobs, then manifests from the bottom up, then what refers to them, then the name. A crash
+before the last step leaves what nobody sees; after it everything is there, chunk manifests too.
+What is there is not sent, so a push that failed is run again, and one that is done changes nothing.
+Each blob is checked against its digest before it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, Final, Protocol
+
+from layerkit.digest import Digest
+from layerkit.edges.layout import Layout
+from layerkit.edges.storage.targets import HELD, MOUNTED, SENT, Target
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from layerkit.formats.oci import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_SIZE,
+    Descriptor,
+    parse_index,
+    parse_manifest,
+)
+from layerkit.formats.reference import Reference
+
+__all__ = ["PushResult", "publish"]
+
+THREAD_COUNT: Final = 4
+MAX_SOURCES: Final = 3  # repositories that a blob is tried to be mounted from
+
+
+class Progress(Protocol):
+    """A running count of bytes."""
+
+    def total(self, size: int) -> None: ...
+    def advance(self, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a push did. Counts are of blobs, sizes in bytes; manifests are not counted."""
+
+    ref: str  # name@digest
+    target: str
+    digest: Digest
+    platform_count: int
+    referrer_count: int
+    held_count: int
+    mounted_count: int
+    sent_count: int
+    sent_size: int
+
+
+@dataclass(slots=True)
+class _Content:
+    """An image and all that belongs to it; `manifests` from the bottom up."""
+
+    top: Descriptor
+    manifests: list[tuple[Descriptor, bytes]] = field(default_factory=list)
+    referrers: list[tuple[Descriptor, bytes]] = field(default_factory=list)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    image_count: int = 0
+
+
+def publish(layout: Layout, ref: Reference, target: Target, progress: Progress) -> PushResult:
+    """Push what `ref` names in `layout`, with all its platforms and referrers.
+
+    Raises NotFoundError and IntegrityError for what the layout lacks or has damaged, before
+    anything is named; RemoteError and its kin as the target fails.
+    """
+    ref = ref.tagged
+    content = _collect(layout, ref)
+    near = _find_repositories(layout, ref, content.blobs)
+    progress.total(sum(item.size for item in content.blobs.values()))
+
+    def send(item: Descriptor) -> tuple[str, int]:
+        sources = near.get(item.digest, ())
+        became = target.put_blob(ref, item, lambda: _open_checked(layout, item), sources)
+        progress.advance(item.size)
+        return became, item.size
+
+    with target.session():
+        with ThreadPoolExecutor(THREAD_COUNT) as pool:
+            done = list(pool.map(send, content.blobs.values()))
+        for item, raw in (*content.manifests, *content.referrers):
+            target.put_manifest(ref, item, raw)
+        target.commit(ref, content.top, [item for item, _ in content.referrers])
+    counts = {kind: sum(became == kind for became, _ in done) for kind in (HELD, MOUNTED, SENT)}
+    return PushResult(
+        str(ref.pinned(content.top.digest)),
+        target.where,
+        content.top.digest,
+        content.image_count,
+        len(content.referrers),
+        counts[HELD],
+        counts[MOUNTED],
+        counts[SENT],
+        sum(size for became, size in done if became == SENT),
+    )
+
+
+def _collect(layout: Layout, ref: Reference) -> _Content:
+    found = layout.resolve(ref)
+    content = _Content(replace(found, annotations={}))
+    _add(layout, content, content.top)
+    known = {item.digest for item, _ in content.manifests}
+    found_new = True
+    while found_new:  # a referrer may have referrers: a signature of an SBOM
+        found_new = False
+        for entry, raw in _unnamed(layout):
+            subject = parse_manifest(raw).subject
+            if entry.digest in known or subject is None or subject.digest not in known:
+                continue
+            content.referrers.append((entry, raw))
+            _add_blobs(content, raw)
+            known.add(entry.digest)
+            found_new = True
+    return content
+
+
+def _add(layout: Layout, content: _Content, entry: Descriptor) -> None:
+    raw = layout.read_blob(entry, MAX_DOCUMENT_SIZE)
+    if entry.media_type in INDEX_TYPES:
+        for child in parse_index(raw).manifests:
+            if child.media_type not in MANIFEST_TYPES:
+                raise FormatError(f"index {entry.digest.short} lists {child.media_type[:80]!r}")
+            _add(layout, content, child)
+    else:
+        content.image_count += 1
+        _add_blobs(content, raw)
+    content.manifests.append((entry, raw))
+
+
+def _add_blobs(content: _Content, raw: bytes) -> None:
+    manifest = parse_manifest(raw)
+    for item in (manifest.config, *manifest.layers):
+        content.blobs.setdefault(item.digest, item)
+
+
+def _unnamed(layout: Layout) -> Iterable[tuple[Descriptor, bytes]]:
+    """Manifests that may refer to others."""
+    named = {entry.digest for entry in layout.tags().values()}
+    for entry in layout.read_index().manifests:
+        is_there = entry.media_type in MANIFEST_TYPES and layout.has_blob(entry.digest)
+        if is_there and entry.digest not in named:
+            yield entry, layout.read_blob(entry, MAX_DOCUMENT_SIZE)
+
+
+def _find_repositories(
+    layout: Layout, ref: Reference, blobs: dict[Digest, Descriptor]
+) -> dict[Digest, list[str]]:
+    """Other repositories whose images in this layout have the same blobs: a registry that has
+    them there need not be sent them."""
+    near: dict[Digest, list[str]] = {}
+    for name, entry in layout.tags().items():
+        repository = Reference.parse(name).repository
+        if repository == ref.repository:
+            continue
+        for image in layout.images(entry):
+            for item in layout.read_manifest(image.digest).layers:
+                found = near.setdefault(item.digest, [])
+                if item.digest in blobs and repository not in found and len(found) < MAX_SOURCES:
+                    found.append(repository)
+    return near
+
+
+def _open_checked(layout: Layout, item: Descriptor) -> BinaryIO:
+    """A blob of the layout, at its start, once it has proved to be what its digest says."""
+    path = layout.blob_path(item.digest)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"{path} does not exist", hint="build the image again") from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read {path}", cause=str(exc.strerror)) from exc
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != item.digest.hex or file.tell() != item.size:
+        file.close()
+        raise IntegrityError(
+            f"blob {item.digest.short} of {layout.path} is damaged",
+            cause=f"sha256 {found[:12]}, {path.stat().st_size} bytes, want {item.size}",
+            hint="build the image again",
+        )
+    file.seek(0)
+    return file
