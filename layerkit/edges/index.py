@@ -136,7 +136,7 @@ class Index:
 
     def check(self) -> None:
         """Raise StoreError unless SQLite finds its file sound."""
-        found = self.query("PRAGMA quick_check(1)")
+        found = self.query("PRAGMA integrity_check(1)")
         if not found or found[0][0] != "ok":
             raise StoreError(
                 f"index {self.path} {INDEX_DAMAGED}", cause=str(found[:1]), hint=REPAIR_HINT
@@ -161,12 +161,13 @@ def read_rows(path: Path, table: str) -> list[dict[str, object]]:
     bytes, since they may be anything. Nothing raises."""
     found: dict[tuple[object, ...], None] = {}
     names: list[str] = []
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
+    errors = (sqlite3.Error, UnicodeDecodeError)
+    with contextlib.suppress(*errors), contextlib.closing(sqlite3.connect(path)) as db:
         names = [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
         db.text_factory = bytes
         for order in ("ASC", "DESC") if names else ():
-            with contextlib.suppress(sqlite3.Error):
-                for row in db.execute(f"SELECT * FROM {table} ORDER BY {names[0]} {order}"):
+            with contextlib.suppress(*errors):
+                for row in db.execute(f"SELECT * FROM {table} ORDER BY 1 {order}"):
                     found[row] = None
     return [dict(zip(names, row, strict=True)) for row in found]
 
@@ -190,6 +191,10 @@ def _mapped(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         raise _map_sqlite_error(exc, path) from exc
+    except UnicodeDecodeError as exc:  # of a damaged name, in SQLite's own message
+        raise StoreError(
+            f"index {path} {INDEX_DAMAGED}", cause="a text is not UTF-8", hint=REPAIR_HINT
+        ) from exc
 
 
 def _is_full(folder: Path) -> bool:

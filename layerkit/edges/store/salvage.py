@@ -96,10 +96,10 @@ def rebuild_index(path: Path, disk: Disk) -> int:
 def _save_chunks(path: Path, disk: Disk, index: Index) -> int:
     chunks = Chunks(path / PACKS_NAME, disk, index)
     try:
-        names = {row["pack"]: row["name"] for row in read_rows(path / INDEX_NAME, "packs")}
+        names = {row.get("pack"): row.get("name") for row in read_rows(path / INDEX_NAME, "packs")}
         hints: dict[object, list[dict[str, object]]] = {}
         for row in read_rows(path / INDEX_NAME, "chunks"):
-            hints.setdefault(names.get(row["pack"]), []).append(row)
+            hints.setdefault(names.get(row.get("pack")), []).append(row)
         count = 0
         for name in _pack_names(path):
             file = path / PACKS_NAME / name
@@ -125,7 +125,7 @@ def _proven(file: Path, hints: Sequence[dict[str, object]]) -> Iterator[tuple[by
         return
     data = file.read_bytes()
     for hint in hints:
-        raw_id, offset, size = hint["id"], hint["offset"], hint["size"]
+        raw_id, offset, size = hint.get("id"), hint.get("offset"), hint.get("size")
         if not (isinstance(raw_id, bytes) and isinstance(offset, int) and isinstance(size, int)):
             continue
         if not (len(PACK_START) <= offset and 0 < size <= len(data) - offset):
@@ -138,13 +138,13 @@ def _save_images(old: Path, index: Index) -> None:
     """Blobs, images, what they hold, pins and facts, each as far as it proves itself."""
     images = Images(index)
     for row in read_rows(old, "blobs"):
-        data = row["data"]
+        data = row.get("data")
         if isinstance(data, bytes):
-            images.put_blob(data, _kind_of(data, row["kind"]), "")
+            images.put_blob(data, _kind_of(data, row.get("kind")), "")
     holds: dict[str, list[str]] = {}
     for row in read_rows(old, "holds"):
         texts = _texts(row)
-        if len(texts) == len(row):
+        if "owner" in texts and "blob" in texts:
             holds.setdefault(texts["owner"], []).append(texts["blob"])
     for row in read_rows(old, "images"):
         texts, used_at, seal = _texts(row), row.get("used_at"), row.get("seal")
@@ -160,10 +160,10 @@ def _save_images(old: Path, index: Index) -> None:
             images.pin(parsed)
     for row in read_rows(old, "facts"):
         texts = _texts(row)
-        if len(texts) == len(row) and texts["name"] != SCHEMA_FACT:
-            value = open_fact(texts["name"], texts["value"])
-            if value is not None:
-                images.put_fact(texts["name"], value)
+        name = texts.get("name", SCHEMA_FACT)
+        value = open_fact(name, texts.get("value", "")) if name != SCHEMA_FACT else None
+        if value is not None:
+            images.put_fact(name, value)
 
 
 def _kind_of(data: bytes, raw_kind: object) -> str:
