@@ -40,6 +40,7 @@ Table = dict[str, Any]
 AGENTS, PROCESSES = 500, 2
 ROUNDS = 5
 RAW_SECONDS = 5
+SETTLED_COUNT = 15  # equal answers, a second apart
 CHANGES = {  # a small update and a large one
     "base -> a_literal": ("base", "a_literal"),
     "base -> f2": ("base", "f2"),
@@ -147,16 +148,19 @@ def fetch_checked(port: int, old: str, new: str, scratch: Path) -> tuple[str, by
 
 
 def settled(url: str) -> bytes:
-    """The answer once it stays the same: quick answers come first, better ones when they are
-    made."""
-    before = b""
-    for _ in range(60):
-        answer = urllib3.request("GET", url, timeout=60)
-        if answer.status == 200 and answer.data == before:
+    """The answer once it has stayed the same for a while: quick answers come first, better ones
+    when they are made. A connection each, so that every process of the server is asked."""
+    before, same = b"", 0
+    for _ in range(120):
+        with urllib3.PoolManager() as pool:
+            answer = pool.request("GET", url, timeout=60)
+        assert answer.status == 200, answer.data[:200]
+        same = same + 1 if answer.data == before else 0
+        if same == SETTLED_COUNT:
             return before
-        before = answer.data if answer.status == 200 else b""
-        time.sleep(2)
-    raise OSError(f"{url}: {answer.status} {answer.data[:200]!r}")
+        before = answer.data
+        time.sleep(1)
+    raise OSError(f"{url}: the answer does not stay the same")
 
 
 def measure(count: int = AGENTS, rounds: int = ROUNDS) -> Table:
