@@ -41,6 +41,7 @@ class FakeRegistry:
     tokens: list[str] = field(default_factory=list)  # scopes that were given out
     url: str = ""
     down: bool = False
+    refuse_after: int = -1  # writes that it takes before it refuses all others; -1: all
 
     @property
     def host(self) -> str:
@@ -92,6 +93,11 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         body = self._read_body()
+        if self.command == "PUT" and fake.refuse_after >= 0:
+            if fake.refuse_after == 0:
+                self._answer(403)
+                return
+            fake.refuse_after -= 1
         for fault in fake.faults:
             if fault[0] in f"{self.command} {self.path}":
                 fake.faults.remove(fault)
