@@ -60,6 +60,7 @@ def test_the_tag_comes_last(layout: Layout, fake: FakeRegistry) -> None:
     assert digests[0].endswith(str(layout.resolve(REF).digest))
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_anywhere_shows_nothing_and_is_gone_on_with(
     layout: Layout, fake: FakeRegistry
 ) -> None:
