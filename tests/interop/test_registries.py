@@ -26,6 +26,7 @@ from layerkit.jobs.pull import PullResult, pull
 from layerkit.jobs.serve import SourceOptions, StorageSource
 
 HASHED = "$2b$04$2W.apcCUu1qLCtw5WT6fJ.sc95d3HLhhXYS2zuol6xhRg4lgRYGY2"  # bcrypt of "secret"
+pytestmark = pytest.mark.slow  # each starts a server and several processes of ours
 KINDS = ["docker-registry", "registry", "crane"]
 
 
@@ -129,7 +130,6 @@ def test_what_a_tag_named_before_is_found_by_a_new_server(registry: str, tmp_pat
     assert was == tops[:2]
 
 
-@pytest.mark.slow
 def test_the_image_lives_through_a_garbage_collection(tmp_path: Path) -> None:
     tool = find_tool("docker-registry")
     port, folder = free_port(), tmp_path / "registry"
