@@ -15,7 +15,7 @@ from builders import hello_files, noise, publish_image
 from registry_servers import certify, find_tool, free_port, running, write_config
 
 from layerkit.edges.disk import Disk
-from layerkit.edges.http import ServerApp, start_server
+from layerkit.edges.http import start_server
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.storage import open_storage
@@ -23,7 +23,7 @@ from layerkit.edges.store import Store
 from layerkit.formats import oci
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
-from layerkit.jobs.serve import SourceOptions, StorageSource
+from layerkit.jobs.serve import SourceOptions, StorageSource, make_app
 
 HASHED = "$2b$04$2W.apcCUu1qLCtw5WT6fJ.sc95d3HLhhXYS2zuol6xhRg4lgRYGY2"  # bcrypt of "secret"
 pytestmark = pytest.mark.slow  # each starts a server and several processes of ours
@@ -103,7 +103,7 @@ def update_through(storage_url: str, layout: Path, tmp_path: Path, **environment
             made=str(tmp_path / f"made{number}"),
         )
         source = StorageSource(storage, SourceOptions(budget_seconds=0))
-        with start_server(ServerApp(source)) as server, Store(tmp_path / "store", Disk()) as store:
+        with start_server(make_app(source)) as server, Store(tmp_path / "store", Disk()) as store:
             return pull(Reference.parse("fn:v1"), Remote(server.url), store, disk=Disk())
 
     first = pull_now(1)
