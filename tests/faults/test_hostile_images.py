@@ -88,7 +88,7 @@ def served(tmp_path: Path) -> Iterator[RunningServer]:
 
 def run(url: str, folder: Path, ref: str) -> PullResult:
     with (
-        Remote(url, pauses=(0.01,), read_seconds=0.5) as remote,
+        Remote(url, pauses=(0.01,), read_seconds=10) as remote,
         Store(folder / "store", Disk()) as store,
     ):
         return pull(Reference.parse(ref), remote, store, rootfs=folder / "root", platform=AMD64)
