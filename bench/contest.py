@@ -122,11 +122,8 @@ class Contest:
         argv += ["--cgroup-parent", "layerkit"]
         argv += ["--insecure-registry", f"{SERVER}:{REGISTRY_PORT}"]
         self._start("node", "dockerd", *argv)
-        deadline = time.monotonic() + READY_SECONDS
-        while not self._engine_answers():
-            if time.monotonic() > deadline:
-                raise OSError(self._log("dockerd"))
-            time.sleep(0.1)
+        if not wait_for(self._engine_answers):
+            raise OSError(self._log("dockerd"))
 
     def _engine_answers(self) -> bool:
         try:
@@ -191,15 +188,20 @@ class Contest:
 
     def at_once(self, name: str) -> Sample:
         """The same from a server that has kept nothing."""
+        self._restart_server()
+        return self.layerkit(name)
+
+    def _restart_server(self) -> None:
+        """A server that knows nothing of what it made before."""
         end(self._started[f"serve-{CHUNKS_PORT}"])
         shutil.rmtree(self._scratch / "made", ignore_errors=True)
         self._serve(CHUNKS_PORT)
-        return self.layerkit(name)
 
     def agent(self, name: str) -> Sample:
         """An agent that watches the name: from the move of the tag at the server until its link
         `current` leads to the new version."""
         self._tag(self.old)
+        self._restart_server()
         if not (self._scratch / "held-agent").exists():
             self._run_agent("held-agent", self.old)
         shutil.rmtree(self._scratch / "agent", ignore_errors=True)
@@ -222,7 +224,8 @@ class Contest:
 
             def push() -> None:
                 digest = self._tag(name)
-                _wait_for(lambda: link.is_symlink() and digest.hex in os.readlink(link))
+                moved = wait_for(lambda: link.is_symlink() and digest.hex in os.readlink(link))
+                assert moved, self._log("agent")
 
             sample = self._timed(push)
             assert (link / "app/fn").stat().st_mode & 0o111
@@ -290,12 +293,14 @@ class Contest:
         self.close()
 
 
-def _wait_for(is_true: Callable[[], bool]) -> None:
+def wait_for(is_true: Callable[[], bool]) -> bool:
+    """Look every millisecond until it is so; False after READY_SECONDS."""
     deadline = time.monotonic() + READY_SECONDS
     while not is_true():
         if time.monotonic() > deadline:
-            raise TimeoutError
+            return False
         time.sleep(0.001)
+    return True
 
 
 def serve_argv(layout: Path, listen: str, *more: str) -> Sequence[str]:

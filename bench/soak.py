@@ -25,8 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contest import serve_argv
-from lying_server import wait_for
+from contest import serve_argv, wait_for
 from netns import end
 from slopes import judge
 from versions import AMD64, SETTINGS, pack_code, put
@@ -254,7 +253,7 @@ def run(seconds: float, folder: Path, seed: int = 1) -> Table:
             play(soak, seconds)
         finally:
             sampler.stop()
-        settled = wait_for(soak.is_current, 30)
+        settled = wait_for(soak.is_current)
     finally:
         soak.close()
     stores = [*(folder / name / "store" for name in AGENTS), folder / "node"]

@@ -13,7 +13,6 @@ import socket
 import socketserver
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -273,13 +272,3 @@ def redirect(to: str) -> Tell:
         line.send(answer.head(0, "307 Elsewhere", location=target))
 
     return tell
-
-
-def wait_for(is_true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Poll until it is so."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if is_true():
-            return True
-        time.sleep(0.01)
-    return is_true()
