@@ -175,8 +175,8 @@ def sections(tables: Table) -> list[str]:
             f"namespaces ({rows['how']}). Docker is Debian's dockerd 20.10 with Debian's "
             "docker-registry, asked over its API; from the request to the extracted image. "
             "*layerkit*: a warm node, from the request to the file tree, the update kept by the "
-            "server; *at once*: from a server that has just started; *agent*: from the move of the "
-            "tag at the server to the agent's link `current`. In turn, medians.",
+            "server; *at once*: from a server that has made nothing yet; *agent*: from the move of "
+            "the tag at such a server to the agent's link `current`. In turn, medians.",
             latency_table(rows),
         ]
     if (rows := tables.get("lines")) and "lines" in rows:
