@@ -47,7 +47,8 @@ def generate() -> dict[Path, str]:
 
 
 def cli_page() -> str:
-    context = click.Context(cli, info_name="layerkit", terminal_width=88, max_content_width=88)
+    facts = {**cli.context_settings, "terminal_width": 88, "max_content_width": 88}
+    context = click.Context(cli, info_name="layerkit", **facts)
     parts = [
         "# Command line",
         "Written by `make docs` from the commands. Every option has an environment twin "

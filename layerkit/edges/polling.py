@@ -32,6 +32,7 @@ __all__ = ["Answer", "Poller", "Question"]
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 30.0  # beyond the time that the server was asked to wait
+WITHIN_SECONDS: Final = 0.25  # for a delta that is not made yet; then chunks come instead
 MAX_HEAD_SIZE: Final = 16 << 10
 MAX_UPDATE_SIZE: Final = 1 << 20  # bytes; a larger one is left to the pull, which streams it
 
@@ -95,7 +96,7 @@ class Poller:
         have = ",".join(map(str, question.have[:MAX_HAVE_COUNT]))
         path = (
             f"/v1/{question.name}/updates/{question.ref}?from={have}"
-            f"&platform={question.platform}&wait={wait:.0f}"
+            f"&platform={question.platform}&wait={wait:.0f}&within={WITHIN_SECONDS}"
         )
         started = loop.time()
         status, headers, update = await self._ask("GET", url, path, token, {}, wait)

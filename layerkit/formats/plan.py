@@ -49,6 +49,11 @@ BLOB, FORM, PACKED, CHUNKS, UPDATE = "blob", "form", "packed", "chunks", "update
 METHODS: Final = (BLOB, FORM, PACKED, CHUNKS, UPDATE)
 
 
+LEAST_PATIENCE: Final = 0.25  # seconds: the delta of a small edit is made in less
+MAX_PATIENCE: Final = 10.0
+WORTH_WAITING: Final = 1 << 18  # bytes that a delta saves against chunks: 1 KB to 300 KB measured
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What the line and this machine do. The defaults are those of a slow line and a slow machine:
@@ -63,6 +68,12 @@ class Rates:
     packed: float = 10e6
     chunks: float = 20e6
     update: float = 30e6
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it is worth to wait for a delta that is not made yet: what chunks in its
+        place would cost at most on this line, as a rule."""
+        return min(MAX_PATIENCE, max(LEAST_PATIENCE, WORTH_WAITING / self.bandwidth))
 
     def seconds(self, method: str, size: float, plain_size: float, trips: int = 1) -> float:
         """What `size` bytes on the wire, `trips` round trips and the work take."""

@@ -179,7 +179,13 @@ def check_whole(path: Path) -> None:
     assert verify_store(path, Disk()).good
 
 
-JOBS = [rot_and_repair, lose_index, evict, put_over_quota, migrate]
+JOBS = [
+    rot_and_repair,
+    pytest.param(lose_index, marks=pytest.mark.slow),  # six seconds
+    evict,
+    put_over_quota,
+    migrate,
+]
 
 
 SLOW_MODES = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("lose", "error")]

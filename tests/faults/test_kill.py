@@ -38,7 +38,7 @@ with Store(Path(sys.argv[1]), Disk()) as store:
         if n % 5 == 4:
             assert store.verify(repair=True).good
         if n % 7 == 6:
-            store.evict(12_000, [store.find_image(f"a:{n}")])
+            store.evict(12_000, [store.find_image(f"a:{m}") for m in (n - 1, n)])
         print(n, flush=True)
 """
 PARTNER = """

@@ -300,7 +300,8 @@ class _Pull:
     def _try_update(self) -> bool:
         before = self.remote.bytes_moved
         with self.watch.work(UPDATE) as sizes:
-            done = try_update(self.image, self.fetcher, self._take_made)
+            within = None if self.fewest_bytes else self.watch.rates().patience
+            done = try_update(self.image, self.fetcher, self._take_made, within)
             sizes += map(len, self._plains.values())
             if self.remote.bytes_moved - before > DELTA_PART * sum(sizes):
                 sizes.clear()  # no deltas, but layers whole: not what updates are like
