@@ -12,6 +12,8 @@ from report_tables import grid, number, verdict
 Table = dict[str, Any]
 LATENCY_GOAL = 1 / 5  # of docker pull's time
 SLOWER_GOAL = 1.05  # of the plain pull's time: what two medians differ by
+MEMORY_GOAL = 5  # times the binary
+IDLE_GOAL = 80e6  # bytes
 LOAD_GOAL = 0.5  # of nginx
 BASE_GOAL, DEPS_GOAL = 0.999, 0.85  # the seed's expectation of hits by role
 
@@ -165,6 +167,25 @@ def fleet_text(rows: Table) -> str:
     )
 
 
+def memory_table(rows: Table) -> str:
+    """Peaks of pulls against the binary, and the agent at rest."""
+    size = max(rows["binary_sizes"])
+    lines = [
+        [way, number(peak), f"{peak / size:.1f}", verdict(peak / size, MEMORY_GOAL)]
+        for way, peak in rows["peaks"].items()
+    ]
+    return grid(["pull", "bytes at most", "of the binary", f"< {MEMORY_GOAL}"], lines)
+
+
+def idle_text(rows: Table) -> str:
+    agent = rows["agent"]
+    return (
+        f"The agent that has pulled it holds {agent['own'] / 1e6:.0f} MB when it is idle again "
+        f"(goal {IDLE_GOAL / 1e6:.0f}); it and the process that its jobs fork from, with what they "
+        f"share counted once, {agent['all'] / 1e6:.0f} MB."
+    )
+
+
 def sections(tables: Table) -> list[str]:
     """What was measured, in the order of the page; a table that was not is left out."""
     parts: list[str] = []
@@ -195,6 +216,15 @@ def sections(tables: Table) -> list[str]:
             "digest, closes. Peak memory of all processes of the server: "
             f"{number(rows['memory'])} bytes.",
             load_table(rows),
+        ]
+    if rows := tables.get("memory"):
+        parts += [
+            "## Memory of a node",
+            f"{rows['case']}, binaries of {' and '.join(map(number, rows['binary_sizes']))} bytes. "
+            "Each pull in a process of its own, interpreter and libraries included, into a store "
+            "and a file tree; *form made again*: by the published labels, after a plain pull.",
+            memory_table(rows),
+            idle_text(rows),
         ]
     if rows := tables.get("fleet"):
         parts += [

@@ -24,6 +24,7 @@ from typing import Any
 import fleet_costs
 import latency
 import load
+import memory
 import never_slower
 import ours
 import peers
@@ -203,6 +204,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "latency": latency.measure,
     "lines": never_slower.measure,
     "load": load.measure,
+    "memory": memory.measure,
 }
 
 

@@ -189,3 +189,12 @@ def test_a_layer_is_planned_anew_when_the_line_turns_out_to_be_fast() -> None:
     assert layer.method == "packed"
     again = replan(layer, on("loopback"))
     assert again == LayerPlan(want.unpacked(), "form", (), 2_150_000)
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "seconds"), [(1.25e9, 0.25), (125 * KB, 2.097152), (1 * KB, 10.0)]
+)
+def test_a_delta_is_waited_for_as_long_as_chunks_would_cost(
+    bandwidth: float, seconds: float
+) -> None:
+    assert Rates(bandwidth=bandwidth).patience == pytest.approx(seconds)
