@@ -17,7 +17,7 @@ from layerkit.errors import LayerkitError
 
 __all__ = ["Flights", "Watcher"]
 
-LOOK_SECONDS: Final = 0.2  # between two looks at the version, while somebody waits
+LOOK_SECONDS: Final = 0.05  # between two looks at the version, while somebody waits
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
