@@ -36,8 +36,7 @@ from netns import SERVER, Lab, Network, end
 BENCH = Path(__file__).resolve().parent
 REGISTRY_PORT, CHUNKS_PORT, PLAIN_PORT = 5000, 7420, 7421
 READY_SECONDS = 60.0
-SETTLE_SECONDS = 1.0  # until an agent's long poll lies at the server
-IDLE_SECONDS = 3.0  # in which an agent makes ready for the next version
+IDLE_SECONDS = 3.0  # an agent makes ready for the next version, and asks for it
 LATEST = Reference.parse(f"{REPOSITORY}:latest")  # what the agent watches
 
 
@@ -198,39 +197,30 @@ class Contest:
         self._serve(CHUNKS_PORT)
 
     def agent(self, name: str) -> Sample:
-        """An agent that watches the name: from the move of the tag at the server until its link
-        `current` leads to the new version."""
+        """An agent that watches the name, has pulled the old version and was idle for a while: from
+        the move of the tag at the server, which has made nothing before, until its link `current`
+        leads to the new version."""
         self._tag(self.old)
         self._restart_server()
-        if not (self._scratch / "held-agent").exists():
-            self._run_agent("held-agent", self.old)
-        shutil.rmtree(self._scratch / "agent", ignore_errors=True)
-        shutil.copytree(self._scratch / "held-agent", self._scratch / "agent", symlinks=True)
-        return self._run_agent("agent", name)
-
-    def _run_agent(self, folder: str, name: str) -> Sample:
-        home = self._scratch / folder
+        home = self._scratch / "agent"
+        shutil.rmtree(home, ignore_errors=True)
         argv = ["--server", f"http://{SERVER}:{CHUNKS_PORT}", "--watch", LATEST.repository]
         argv += ["--store", f"{home}/store", "--rootfs", f"{home}/rootfs"]
-        process = self._start(
-            "node", "agent", sys.executable, "-m", "layerkit", "agent", *argv,
-            "--socket", str(self._scratch / "agent.sock"),
-        )  # fmt: skip
+        argv += ["--socket", str(self._scratch / "agent.sock")]
+        process = self._start("node", "agent", sys.executable, "-m", "layerkit", "agent", *argv)
+        link = home / "rootfs" / LATEST.name / "current"
+
+        def move(to: str) -> None:
+            digest = self._tag(to)
+            moved = wait_for(lambda: link.is_symlink() and digest.hex in os.readlink(link))
+            assert moved, self._log("agent")
+
         try:
             assert process.stdout is not None and process.stdout.readline(), self._log("agent")
-            if name != self.old:
-                time.sleep(SETTLE_SECONDS)
-            link = home / "rootfs" / LATEST.name / "current"
-
-            def push() -> None:
-                digest = self._tag(name)
-                moved = wait_for(lambda: link.is_symlink() and digest.hex in os.readlink(link))
-                assert moved, self._log("agent")
-
-            sample = self._timed(push)
+            move(self.old)
+            time.sleep(IDLE_SECONDS)
+            sample = self._timed(lambda: move(name))
             assert (link / "app/fn").stat().st_mode & 0o111
-            if name == self.old:
-                time.sleep(IDLE_SECONDS)
         finally:
             end(process)
         return sample
