@@ -24,10 +24,10 @@ demo: venv
 	@$(PY) tools/demo.py
 
 test: venv
-	@$(PYTEST) -n $(WORKERS) -m "not slow"
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not slow"
 
 slow: venv
-	@$(PYTEST) -n $(WORKERS) -m slow
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m slow
 
 check: venv
 	@$(PY) -m ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,8 @@ EDGES = {
     ),
     "httpclient": ("formats.protocol", "urllib3"),
     "remote": (
-        "digest edges.httpclient formats.protocol formats.oci formats.chunkmanifest formats.chunksync"
-        " formats.formpack"
+        "digest edges.httpclient formats.protocol formats.oci formats.chunkmanifest"
+        " formats.chunksync formats.formpack"
         " formats.reference formats.update",
         "",
     ),
@@ -122,8 +123,8 @@ ONE_OWNER = {
     "aiohttp": {"edges.localapi", "edges.polling"},
     "urllib3": {"edges.registry.transport", "edges.httpclient"},
     "rich": {"console"},
-    "click": {"cli", "cli.common", "cli.debug", "cli.look", "cli.make", "cli.keeping", "cli.serving"}
-    | {"cli.agent", "cli.pulling", "cli.pushing"},
+    "click": {"cli", "cli.agent", "cli.common", "cli.debug", "cli.keeping", "cli.look", "cli.make"}
+    | {"cli.pulling", "cli.pushing", "cli.serving"},
     "oras": {"edges.registry.transport"},
     "requests": {"edges.engine", "edges.registry.client", "edges.registry.transport"},
     "boto3": {"edges.storage.bucket"},
@@ -141,6 +142,7 @@ FORBIDDEN_IN_FORMATS = {
 }
 
 
+@functools.cache
 def modules() -> list[tuple[str, Path]]:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -152,6 +154,12 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
+@functools.cache
+def _names() -> frozenset[str]:
+    return frozenset(f"layerkit.{name}" for name, _ in modules())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[int, str]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -161,7 +169,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert all(alias.name != "*" for alias in node.names), f"{path}: star import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {f"layerkit.{name}" for name, _ in modules()}
+            known = _names()
             for name in names:
                 found.append((node.lineno, name if name in known else str(node.module)))
     return found

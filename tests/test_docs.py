@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_every_error_class_sets_its_own_code_and_sentence(kind: type[errors.Laye
     assert kind.__doc__ and kind.__doc__.strip().endswith(".")
 
 
+@functools.cache
 def raised_names() -> set[str]:
     """Names that the package calls, raises, or chooses between to raise."""
     found: set[str] = set()

@@ -27,6 +27,9 @@ def run(argv: list[str | Path], folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it, once
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
