@@ -49,7 +49,7 @@ BLOB, FORM, PACKED, CHUNKS, UPDATE = "blob", "form", "packed", "chunks", "update
 METHODS: Final = (BLOB, FORM, PACKED, CHUNKS, UPDATE)
 
 
-LEAST_PATIENCE: Final = 0.25  # seconds: the delta of a small edit is made in less
+LEAST_PATIENCE: Final = 0.5  # seconds: the delta of a small edit is made in less
 MAX_PATIENCE: Final = 10.0
 WORTH_WAITING: Final = 1 << 18  # bytes that a delta saves against chunks: 1 KB to 300 KB measured
 

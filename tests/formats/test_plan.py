@@ -192,7 +192,7 @@ def test_a_layer_is_planned_anew_when_the_line_turns_out_to_be_fast() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bandwidth", "seconds"), [(1.25e9, 0.25), (125 * KB, 2.097152), (1 * KB, 10.0)]
+    ("bandwidth", "seconds"), [(1.25e9, 0.5), (125 * KB, 2.097152), (1 * KB, 10.0)]
 )
 def test_a_delta_is_waited_for_as_long_as_chunks_would_cost(
     bandwidth: float, seconds: float
