@@ -183,7 +183,7 @@ JOBS = [
     rot_and_repair,
     pytest.param(lose_index, marks=pytest.mark.slow),  # six seconds
     evict,
-    put_over_quota,
+    pytest.param(put_over_quota, marks=pytest.mark.slow),
     migrate,
 ]
 

@@ -135,6 +135,7 @@ def check_kills_of_several(path: Path, count: int, seed: int) -> None:
             assert len(os.listdir(path / "packs")) == len(store._chunks.list_packs())
 
 
+@pytest.mark.slow
 def test_a_store_survives_kills_of_several(tmp_path: Path) -> None:
     check_kills_of_several(tmp_path / "store", 1, seed=3)
 

@@ -282,6 +282,7 @@ def test_a_server_that_has_packed_nothing_is_not_asked_for_it(tmp_path: Path, st
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_server_packs_what_gets_a_tag_while_it_runs(layout: Path, store: Store) -> None:
     source, stop = LayoutSource(layout), threading.Event()
     packing = threading.Thread(target=source.make_preparing().run, args=(stop,))
