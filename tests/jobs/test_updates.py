@@ -157,7 +157,9 @@ def test_layers_of_any_held_image_are_not_sent(tmp_path: Path, store: Store, chu
     assert (tmp_path / "root/file2").read_bytes() == noise(50_000, 2)
 
 
-@pytest.mark.parametrize(("count", "requests"), [(128, 1), pytest.param(129, 140, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "requests"), [(128, 1), pytest.param(129, 140, marks=pytest.mark.slow)]
+)
 def test_as_many_layers_as_an_image_may_have(
     tmp_path: Path, store: Store, count: int, requests: int
 ) -> None:
