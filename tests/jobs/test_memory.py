@@ -1,6 +1,5 @@
 """Memory of a pull: at its most it grows by less than five bytes with each byte of the binary.
-Measured on two generated programs; a released one of 79 MB took 4.9 times its size, interpreter
-included (docs/design.md "The planner")."""
+Measured on two generated programs; bench/memory.py measures a released one."""
 
 from __future__ import annotations
 
