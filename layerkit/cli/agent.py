@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,55 +200,33 @@ def pull(context: click.Context, ref: str, socket: Path | None, no_wait: bool) -
     _show(state_of(context), answer, f"{name}@{answer['digest']}" if answer["digest"] else name)
 
 
-def _change(context: click.Context, socket: Path | None, verb_name: str, ref: str) -> None:
-    answer = _ask(context, socket, "POST", f"/v1/{verb_name}", {"ref": ref}, timeout=600.0)
-    assert isinstance(answer, dict)
-    _show(state_of(context), answer, str(answer["ref"]))
+def _changing(name: str, text: str) -> Callable[..., None]:
+    """A verb that asks the agent for one change of REF, and is explained by `text`."""
+
+    @click.argument("ref")
+    @socket_option
+    @json_option
+    @click.pass_context
+    def change(context: click.Context, ref: str, socket: Path | None) -> None:
+        answer = _ask(context, socket, "POST", f"/v1/{name}", {"ref": ref}, timeout=600.0)
+        assert isinstance(answer, dict)
+        _show(state_of(context), answer, str(answer["ref"]))
+
+    change.__doc__ = text
+    return change
 
 
-@click.argument("ref")
-@socket_option
-@json_option
-@click.pass_context
-def watch(context: click.Context, ref: str, socket: Path | None) -> None:
-    """Keep the name REF at its newest version from now on, also after a restart."""
-    _change(context, socket, "watch", ref)
-
-
-@click.argument("ref")
-@socket_option
-@json_option
-@click.pass_context
-def unwatch(context: click.Context, ref: str, socket: Path | None) -> None:
-    """Do not watch the name REF any more; its versions stay."""
-    _change(context, socket, "unwatch", ref)
-
-
-@click.argument("ref")
-@socket_option
-@json_option
-@click.pass_context
-def remove(context: click.Context, ref: str, socket: Path | None) -> None:
-    """Forget the name REF with all its versions, or with a digest one old version of it."""
-    _change(context, socket, "remove", ref)
-
-
-@click.argument("ref")
-@socket_option
-@json_option
-@click.pass_context
-def pin(context: click.Context, ref: str, socket: Path | None) -> None:
-    """Keep a version of REF (the current one, or that with its digest) until it is unpinned."""
-    _change(context, socket, "pin", ref)
-
-
-@click.argument("ref")
-@socket_option
-@json_option
-@click.pass_context
-def unpin(context: click.Context, ref: str, socket: Path | None) -> None:
-    """Let a pinned version of REF go when it is old."""
-    _change(context, socket, "unpin", ref)
+watch = _changing(
+    "watch", "Keep the name REF at its newest version from now on, also after a restart."
+)
+unwatch = _changing("unwatch", "Do not watch the name REF any more; its versions stay.")
+remove = _changing(
+    "remove", "Forget the name REF with all its versions, or with a digest one old version of it."
+)
+pin = _changing(
+    "pin", "Keep a version of REF (the current one, or that with its digest) until it is unpinned."
+)
+unpin = _changing("unpin", "Let a pinned version of REF go when it is old.")
 
 
 @socket_option

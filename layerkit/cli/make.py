@@ -18,6 +18,24 @@ __all__ = ["add_make_verbs"]
 
 TEMPLATES = ("http", "cron", "worker")
 COMPRESSIONS = ("gzip", "zstd", "tar")
+output_option = option(
+    "-o",
+    "--output",
+    default=DEFAULT_LAYOUT,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The OCI layout to write to.",
+)
+compression_option = option(
+    "--compression",
+    type=click.Choice(COMPRESSIONS),
+    default="gzip",
+    show_default=True,
+    help="Of layers; Debian 12's docker cannot load zstd.",
+)
+pack_option = option(
+    "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
+)
 
 
 def add_make_verbs(group: click.Group) -> None:
@@ -50,14 +68,7 @@ def init(context: click.Context, /, folder: Path, template: str) -> None:
 @option(
     "-t", "--tag", "ref", required=True, metavar="REF", help="Name the image, as host/name:tag."
 )
-@option(
-    "-o",
-    "--output",
-    default=DEFAULT_LAYOUT,
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The OCI layout to write to.",
-)
+@output_option
 @option(
     "--platform",
     "platforms",
@@ -66,17 +77,9 @@ def init(context: click.Context, /, folder: Path, template: str) -> None:
     metavar="LIST",
     help="Platforms with commas between; several make an index.",
 )
-@option(
-    "--compression",
-    type=click.Choice(COMPRESSIONS),
-    default="gzip",
-    show_default=True,
-    help="Of layers; Debian 12's docker cannot load zstd.",
-)
+@compression_option
 @option("--strict-cgo", is_flag=True, help="Refuse packages that merely fall back without cgo.")
-@option(
-    "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
-)
+@pack_option
 @option(
     "--describe/--no-describe",
     default=True,
@@ -129,14 +132,7 @@ def build(
 @option(
     "-t", "--tag", "ref", required=True, metavar="REF", help="Name the new image, as host/name:tag."
 )
-@option(
-    "-o",
-    "--output",
-    default=DEFAULT_LAYOUT,
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The OCI layout to write to.",
-)
+@output_option
 @option(
     "--rule",
     "rules",
@@ -144,16 +140,8 @@ def build(
     metavar="ROLE=GLOB",
     help="What belongs to a layer; the first that matches wins over all else.",
 )
-@option(
-    "--compression",
-    type=click.Choice(COMPRESSIONS),
-    default="gzip",
-    show_default=True,
-    help="Of layers; Debian 12's docker cannot load zstd.",
-)
-@option(
-    "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
-)
+@compression_option
+@pack_option
 @option("--dry-run", is_flag=True, help="Write nothing, say what the layers would be.")
 @json_option
 @click.pass_context
