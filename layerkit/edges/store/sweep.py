@@ -11,7 +11,7 @@ it one. Memory: one chunk manifest, names of packs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -176,11 +176,9 @@ class Sweeper:
         )
         return as_int(rows[0][0])
 
-    def evict(
-        self, target: int, keep: Collection[str], spare: Callable[[str], bool] = lambda ref: False
-    ) -> list[str]:
+    def evict(self, target: int, keep: Collection[str]) -> list[str]:
         """Remove images, the least recently used first, until at most `target` bytes are in use;
-        never one that is pinned, being read, of a digest in `keep`, or spared. Returns their
+        never one that is pinned, being read or of a digest in `keep`. Returns their
         references. What is left over the target is the caller's to judge."""
         removed: list[str] = []
         if self.usage() <= target:
@@ -191,7 +189,7 @@ class Sweeper:
             victims = [
                 image
                 for image in self.images.list_images()
-                if not image.pinned and str(image.digest) not in used and not spare(image.ref)
+                if not image.pinned and str(image.digest) not in used
             ]
             if not victims:
                 break
