@@ -31,6 +31,7 @@ FORMATS = {
     "tokens": ("", ""),
     "update": ("cursor digest", "zstandard"),
     "shelf": ("digest", ""),
+    "storedupdate": ("digest oci update", ""),
     "updateparts": (
         "chunker chunkmanifest chunksync cursor delta digest formpack oci protocol update",
         "",

@@ -20,8 +20,11 @@ __all__ = [
     "ANNOTATION_COMPRESSION",
     "ANNOTATION_LAYER",
     "ANNOTATION_OLD",
+    "ANNOTATION_PLATFORM",
     "ANNOTATION_REF_NAME",
     "ANNOTATION_ROLE",
+    "ANNOTATION_UPDATE",
+    "ANNOTATION_UPDATE_SIZE",
     "ANNOTATION_WAS",
     "CHUNKS_ARTIFACT",
     "CHUNK_MANIFEST",
@@ -45,6 +48,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_TYPES",
     "MAX_DOCUMENT_SIZE",
+    "UPDATE_ARTIFACT",
     "WAS_ARTIFACT",
     "Descriptor",
     "ImageConfig",
@@ -83,11 +87,16 @@ CHUNK_MANIFEST: Final = "application/vnd.layerkit.chunk-manifest.v0"
 FORM_ZSTD: Final = "application/vnd.layerkit.form.v0+zstd"
 # a referrer without content: what a tag named before it named the subject (ANNOTATION_WAS, _OLD)
 WAS_ARTIFACT: Final = "application/vnd.layerkit.was.v0"
+# a referrer whose one layer is an update to the subject from one old image (formats.storedupdate)
+UPDATE_ARTIFACT: Final = "application/vnd.layerkit.update.v1"
 
 ANNOTATION_ROLE: Final = "dev.layerkit.role"
 ANNOTATION_COMPRESSION: Final = "dev.layerkit.compression"
 ANNOTATION_LAYER: Final = "dev.layerkit.layer"
-ANNOTATION_OLD: Final = "dev.layerkit.old"  # of a WAS_ARTIFACT: the digest of that image
+ANNOTATION_OLD: Final = "dev.layerkit.old"  # of a WAS_ARTIFACT or an update: the image before
+ANNOTATION_PLATFORM: Final = "dev.layerkit.platform"  # of a stored update: what it is for,
+ANNOTATION_UPDATE: Final = "dev.layerkit.update"  # the digest of its blob,
+ANNOTATION_UPDATE_SIZE: Final = "dev.layerkit.update.size"  # and the bytes of that
 ANNOTATION_WAS: Final = "dev.layerkit.was"  # in index.json: the name that moved on from an entry
 ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
 

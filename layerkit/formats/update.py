@@ -27,6 +27,7 @@ from layerkit.formats.cursor import Reader, Writer
 __all__ = [
     "MAX_HAVE_COUNT",
     "MAX_LAYER_COUNT",
+    "MAX_STREAM_SIZE",
     "MAX_UPDATE_SIZE",
     "UPDATE_TYPE",
     "Documents",
@@ -46,6 +47,7 @@ STEP: Final = 64  # bytes of the frame decompressed at once
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes: frames that want more are refused; level 19 wants 2^23
 MAX_UPDATE_SIZE: Final = 1 << 30  # bytes of all parts
 MAX_FRAME_SIZE: Final = 16 << 20  # bytes of the documents and the table, packed
+MAX_STREAM_SIZE: Final = MAX_UPDATE_SIZE + MAX_FRAME_SIZE + (64 << 10)  # with any header
 MAX_DOCUMENT_SIZE: Final = 4 << 20
 MAX_LAYER_COUNT: Final = 128
 MAX_PART_COUNT: Final = 4096
