@@ -79,9 +79,10 @@ EDGES = {
         " formats.reference formats.update formats.updating",
         "",
     ),
-    "httpclient": ("formats.protocol", "urllib3"),
+    "upstream": ("digest formats.chunksync formats.oci", ""),
+    "httpclient": ("edges.upstream formats.protocol", "urllib3"),
     "remote": (
-        "digest edges.httpclient formats.protocol formats.oci formats.chunkmanifest"
+        "digest edges.httpclient edges.upstream formats.protocol formats.oci formats.chunkmanifest"
         " formats.chunksync formats.formpack"
         " formats.reference formats.update",
         "",

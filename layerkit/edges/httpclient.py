@@ -30,6 +30,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from layerkit.edges.upstream import Measured
 from layerkit.errors import (
     FormatError,
     NotFoundError,
@@ -41,7 +42,7 @@ from layerkit.errors import (
 )
 from layerkit.formats.protocol import parse_errors
 
-__all__ = ["Answer", "Client", "Measured", "Tls"]
+__all__ = ["Answer", "Client", "Tls"]
 
 CONNECT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 30.0  # between two reads of one answer
@@ -54,8 +55,6 @@ PAUSES: Final = (0.2, 0.8, 3.0)  # seconds before each retry
 MAX_PAUSE: Final = 60.0  # seconds that a server may ask to wait
 MAX_ERROR_SIZE: Final = 16 << 10
 GAIN_SIZE: Final = 16 << 10  # bytes that a cut body must have brought for its tries to begin anew
-FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
-SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the link is
 _CONNECTION: Final = re.compile(r"^\w+\([^)]*\): ")  # what urllib3 puts before its reasons
 _log = logging.getLogger(__name__)
 
@@ -78,32 +77,6 @@ class Tls:
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} does not exist", hint="name a file in PEM")
         return {name: str(path) for name, path in found.items() if path is not None}
-
-
-@dataclass(slots=True)
-class Measured:
-    """What was seen of the way to a server: bytes a second, seconds of a round trip; 0: nothing.
-    `waited` sums the seconds that were spent on it."""
-
-    bandwidth: float = 0.0
-    round_trip: float = 0.0
-    waited: float = 0.0
-
-    def forget(self) -> None:
-        """Begin anew; what was seen is kept elsewhere."""
-        self.bandwidth = self.round_trip = 0.0
-
-    def see_body(self, size: int, seconds: float, *, waited: bool) -> None:
-        """A body of `size` bytes came in `seconds`. Of several the best one counts: the others were
-        slowed by the server. Slow ones count only if the reader did nothing else (`waited`)."""
-        if size >= SAMPLE_SIZE:
-            rate = size / max(seconds, 1e-5)
-            if waited or rate > FAST:
-                self.bandwidth = max(self.bandwidth, rate)
-
-    def see_head(self, seconds: float) -> None:
-        """An answer's head came after `seconds`: the quickest one had least work in it."""
-        self.round_trip = min(self.round_trip or seconds, seconds)
 
 
 @dataclass(slots=True)

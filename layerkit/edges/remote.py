@@ -5,11 +5,11 @@ and how each answer is checked where it enters. `edges.httpclient` moves the byt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from layerkit.digest import Digest, check_digest, sha256_digest, verify_stream
-from layerkit.edges.httpclient import Client, Measured, Tls
+from layerkit.edges.httpclient import Client, Tls
+from layerkit.edges.upstream import Measured, Resolved, UpdateBody
 from layerkit.errors import (
     IntegrityError,
     NotFoundError,
@@ -34,26 +34,9 @@ from layerkit.formats.protocol import (
 )
 from layerkit.formats.update import MAX_HAVE_COUNT, MAX_UPDATE_SIZE, UPDATE_TYPE
 
-__all__ = ["Remote", "Resolved", "Tls", "UpdateBody"]
+__all__ = ["Remote", "Tls"]
 
 BATCH_OVERHEAD: Final = 64 << 10  # bytes: a frame of chunks that do not compress, and its header
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A manifest or index as it came: its digest is verified, its text is not parsed yet."""
-
-    digest: Digest
-    media_type: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateBody:
-    """An update as it comes: its parts, read once, and the image that it leads to, if said."""
-
-    parts: Iterator[bytes]
-    digest: Digest | None
 
 
 class Remote:
@@ -78,10 +61,14 @@ class Remote:
         """What was measured of the way to the server."""
         return self._client.link
 
+    @property
+    def serves_chunks(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._client.close()
 
-    def __enter__(self) -> Remote:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -195,6 +182,25 @@ class Remote:
             if progress is not None:
                 progress(len(part))
             yield part
+
+    def read_ranges(
+        self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[bytes]:
+        """The bytes of each (offset, size) of a blob, not verified. NotFoundError when the server
+        answers with the whole blob: there are better ways to get that."""
+        path = f"/v2/{name}/blobs/{digest}"
+        for offset, size in ranges:
+            headers = {"range": f"bytes={offset}-{offset + size - 1}"}
+            answer = self._client.send("GET", path, headers)
+            try:
+                said = answer.headers.get("content-range", "")
+                if answer.status != 206 or not said.startswith(f"bytes {offset}-"):
+                    raise NotFoundError(f"{self.url} has no ranges of blobs")
+                yield b"".join(self._client.read(answer, path, size))
+            except self._client.failures as exc:
+                raise self._client.broken(path, exc) from exc
+            finally:
+                answer.close()
 
     def fetch_packed(self, name: str, form: Digest, limit: int) -> bytes:
         """The packed form of form blob `form`, of at most `limit` bytes, not verified."""

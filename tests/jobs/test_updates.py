@@ -16,8 +16,9 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.http import make_app, start_server
 from layerkit.edges.http.source import UpdateAnswer
 from layerkit.edges.layout import Layout
-from layerkit.edges.remote import Remote, UpdateBody
+from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
+from layerkit.edges.upstream import UpdateBody
 from layerkit.errors import NotFoundError, RemoteError
 from layerkit.formats import oci, updateparts
 from layerkit.formats.chunkmanifest import build_chunk_manifest, serialize_chunk_manifest
@@ -186,7 +187,7 @@ def test_an_image_that_was_pulled_without_its_chunks_artifact_is_built_on(
 def test_what_does_not_fit_into_an_answer_is_fetched_beside_it(
     layout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerkit.jobs.serve.updates.ANSWER_SIZE", 30_000)
+    monkeypatch.setattr("layerkit.jobs.updating.updates.ANSWER_SIZE", 30_000)
     result = run(LayoutSource(layout), store)
     assert result.request_count == 2
     assert result.moved_size < 1.03 * result.whole_size

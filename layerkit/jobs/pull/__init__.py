@@ -24,9 +24,9 @@ from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
-from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import Limits, Rights, extract_layers
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.upstream import Upstream
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -132,7 +132,7 @@ class Output:
 
 def pull(
     ref: Reference,
-    remote: Remote,
+    remote: Upstream,
     store: Store,
     *,
     disk: Disk | None = None,
@@ -196,7 +196,7 @@ class _Pull:
     _verified: set[Digest] = field(default_factory=set)  # diff_ids of layers that came whole
 
     @property
-    def remote(self) -> Remote:
+    def remote(self) -> Upstream:
         return self.image.remote
 
     @property

@@ -13,8 +13,8 @@ from typing import Final
 
 from layerkit.digest import Digest, check_digest
 from layerkit.edges import held
-from layerkit.edges.remote import Remote
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.upstream import Upstream
 from layerkit.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 from layerkit.formats import oci
 from layerkit.formats.chunker import DEFAULT_PROFILE
@@ -49,7 +49,7 @@ class WantedImage:
     """What a reference names, read step by step."""
 
     ref: Reference
-    remote: Remote
+    remote: Upstream
     store: Store
     platform: oci.Platform
     up_to_date: bool = False

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 
 from layerkit.digest import Digest, check_digest, chunk_id
 from layerkit.edges import held
-from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
+from layerkit.edges.upstream import Upstream
 from layerkit.errors import (
     ChunkDigestError,
     FormatError,
@@ -73,7 +73,7 @@ class Fetcher:
     """Fetches for one pull from repository `name`; counts what it put into the store."""
 
     name: str
-    remote: Remote
+    remote: Upstream
     store: Store
     progress: Progress | None = None
     fetched_count: int = 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from layerkit.edges.remote import Remote
+from layerkit.edges.upstream import Upstream
 from layerkit.formats.plan import METHODS, Rates
 
 __all__ = ["Facts", "Stopwatch", "load_rates"]
@@ -58,7 +58,7 @@ class Stopwatch:
     """Times the work of one pull. `waited` is the remote's count of seconds spent on the line."""
 
     facts: Facts
-    remote: Remote
+    remote: Upstream
     now: Callable[[], float] = time.perf_counter
     seen: dict[str, float] = field(default_factory=dict)
 

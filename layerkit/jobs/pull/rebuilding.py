@@ -15,8 +15,8 @@ import logging
 
 from layerkit.digest import sha256_digest
 from layerkit.edges import held
-from layerkit.edges.remote import Remote
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.upstream import Upstream
 from layerkit.errors import FormatError
 from layerkit.formats import oci
 from layerkit.formats.chunker import DEFAULT_PROFILE
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def rebuild_forms(
-    ref: Reference, remote: Remote, store: Store, *, platform: oci.Platform | None = None
+    ref: Reference, remote: Upstream, store: Store, *, platform: oci.Platform | None = None
 ) -> int:
     """Make the published forms of the layers of a held image that came plainly; returns how many
     were made. 0 where all are there, or where the server has no chunks artifact. `platform` as the

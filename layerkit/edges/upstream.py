@@ -1,0 +1,163 @@
+"""Where an image comes from, as a pull sees it: a chunk server (`edges.remote`), a plain registry
+(`edges.registry.upstream`), or a file (`edges.bundle`).
+
+The protocol, and the values that pass through it. What only helps to move bytes (updates, packed
+forms, changes, chunks) may be absent: NotFoundError, and the pull goes its plain way. What an
+upstream says is believed nowhere: documents and blobs are checked by their digests where they
+enter, the rest by who uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+
+from layerkit.digest import Digest
+from layerkit.formats.chunksync import Have
+from layerkit.formats.oci import Descriptor
+
+__all__ = ["Measured", "Resolved", "UpdateBody", "Upstream"]
+
+FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
+SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the line is
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was seen of the line: bytes a second, seconds of a round trip; 0: nothing. `waited` sums
+    the seconds that were spent on it."""
+
+    bandwidth: float = 0.0
+    round_trip: float = 0.0
+    waited: float = 0.0
+
+    def forget(self) -> None:
+        """Begin anew; what was seen is kept elsewhere."""
+        self.bandwidth = self.round_trip = 0.0
+
+    def see_body(self, size: int, seconds: float, *, waited: bool) -> None:
+        """A body of `size` bytes came in `seconds`. Of several the best one counts: the others were
+        slowed by the server. Slow ones count only if the reader did nothing else (`waited`)."""
+        if size >= SAMPLE_SIZE:
+            rate = size / max(seconds, 1e-5)
+            if waited or rate > FAST:
+                self.bandwidth = max(self.bandwidth, rate)
+
+    def see_head(self, seconds: float) -> None:
+        """An answer's head came after `seconds`: the quickest one had least work in it."""
+        self.round_trip = min(self.round_trip or seconds, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A manifest or index as it came: its digest is verified, its text is not parsed yet."""
+
+    digest: Digest
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBody:
+    """An update as it comes: its parts, read once, and the image that it must lead to, if said."""
+
+    parts: Iterator[bytes]
+    digest: Digest | None
+
+
+class Upstream(Protocol):
+    """Not for sharing between threads. `name` is a repository without its host."""
+
+    @property
+    def url(self) -> str:
+        """For people, and as the name of the line: scheme and host, or a file."""
+
+    @property
+    def request_count(self) -> int:
+        """Requests, retries included."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of bodies as they are on the wire, sent and received."""
+
+    @property
+    def link(self) -> Measured:
+        """What was measured of the line meanwhile."""
+
+    @property
+    def serves_chunks(self) -> bool:
+        """Does it cut chunks itself (`fetch_listed`, `fetch_chunks`, `fetch_chunk`), and changes of
+        chunk manifests? Where it does not, chunks are in packs, or come with their layer."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    # --- what every image needs ----------------------------------------------------------------
+
+    def resolve(self, name: str, ref: str, known: Digest | None = None) -> Resolved | None:
+        """The manifest or index that `ref` (tag or digest) names; None if that is still `known`."""
+
+    def fetch_blob(
+        self, name: str, digest: Digest, size: int, progress: Callable[[int], None] | None = None
+    ) -> bytes:
+        """A blob of `size` bytes, verified."""
+
+    def stream_blob(
+        self, name: str, digest: Digest, size: int, progress: Callable[[int], None] | None = None
+    ) -> Iterator[bytes]:
+        """The same in parts as they come, verified at its end."""
+
+    # --- what helps to move fewer bytes --------------------------------------------------------
+
+    def open_update(
+        self,
+        name: str,
+        ref: str,
+        have: Sequence[Digest],
+        platform: str,
+        *,
+        within: float | None = None,
+        wait: float | None = None,
+    ) -> UpdateBody | None:
+        """The update stream to what `ref` names from one of `have` (or from none); None if `ref`
+        still names the first. `within`: seconds for what is not made yet; `wait`: for news."""
+
+    def measure_update(self, name: str, ref: str, have: Sequence[Digest], platform: str) -> int:
+        """Bytes that `open_update` would move; 0 if `ref` still names the first of `have`."""
+
+    def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:
+        """Descriptors of the manifests of that type whose subject is `digest`."""
+
+    def read_ranges(
+        self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[bytes]:
+        """The bytes of each (offset, size) of a blob; in order, no two overlap. Not verified."""
+
+    def fetch_packed(self, name: str, form: Digest, limit: int) -> bytes:
+        """The packed form of form blob `form`, not verified."""
+
+    def fetch_change(self, name: str, digest: Digest, have: Have, limit: int) -> bytes:
+        """Chunk manifest `digest` as a change of what the node holds, not verified."""
+
+    def fetch_chunk(self, name: str, chunk: Digest, size: int) -> bytes:
+        """One chunk, verified."""
+
+    def fetch_chunks(
+        self, name: str, ids: Sequence[Digest], sizes: Sequence[int]
+    ) -> Iterator[bytes | None]:
+        """Chunks in the order of `ids`, NOT verified; None where one is missing."""
+
+    def fetch_listed(
+        self,
+        name: str,
+        digest: Digest,
+        places: bytes,
+        sizes: Sequence[int],
+        near: tuple[Digest, bytes] | None,
+    ) -> Iterator[bytes | None]:
+        """The same for chunks at `places` of chunk manifest `digest`; `near` is one that the node
+        holds, and the bytes that both sides know by it."""
