@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from layerkit.edges.registry import Registry
     from layerkit.edges.storage.bucket import BucketOrigin
 
-__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target"]
+__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target", "is_local"]
 
 HELD: Final = "held"  # what became of a blob: it was there,
 MOUNTED: Final = "mounted"  # it came from another repository of a registry,
@@ -81,7 +81,7 @@ def find_target(
             f"{ref} names no registry",
             hint="write registry.example/name:tag, or say --to https://registry",
         )
-    text = text or f"{'http' if _is_local(ref.host) else 'https'}://{ref.host}"
+    text = text or f"{'http' if is_local(ref.host) else 'https'}://{ref.host}"
     if is_registry(text):
         return RegistryTarget(open_registry(text, config=config, ca=ca, realms=realms))
     if is_bucket(text):
@@ -94,7 +94,7 @@ def find_target(
     return FolderTarget(Path(text), disk or Disk())
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     """A registry on this machine speaks plain HTTP, as docker has it."""
     name = urlsplit(f"//{host}").hostname or ""
     return name in ("localhost", "::1") or name.startswith("127.")
