@@ -10,7 +10,14 @@ from pathlib import Path
 import urllib3
 from memory_source import MemorySource
 
-from layerkit.edges.http import Limits, RunningServer, ServerApp, TlsFiles, start_server
+from layerkit.edges.http import (
+    Limits,
+    RunningServer,
+    ServerApp,
+    TlsFiles,
+    make_server_app,
+    start_server,
+)
 from layerkit.edges.http.gate import Gate
 from layerkit.edges.http.logs import RequestLog
 from layerkit.edges.http.metrics import Metrics
@@ -46,7 +53,7 @@ def serving(
     log: RequestLog | None = None,
     tls: TlsFiles | None = None,
 ) -> Iterator[Served]:
-    app = ServerApp(
+    app = make_server_app(
         source,
         metrics=Metrics(),
         gate=Gate(TokenFile(tokens) if tokens else None),

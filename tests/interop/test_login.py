@@ -12,7 +12,7 @@ from builders import hello_files, noise, publish_image
 from docker_engine import Engine
 
 from layerkit.edges.disk import Disk
-from layerkit.edges.http import Limits, RunningServer, ServerApp, start_server
+from layerkit.edges.http import Limits, RunningServer, make_server_app, start_server
 from layerkit.edges.http.gate import Gate
 from layerkit.edges.http.metrics import Metrics
 from layerkit.edges.tokens import TokenFile, add_token
@@ -35,7 +35,7 @@ def server(tmp_path: Path, tokens: Path, token: str) -> Iterator[RunningServer]:
     publish_image(tmp_path / "layout", "secret:v1", hello_files(noise(30_000)))
     source = open_layout(tmp_path / "layout")
     gate = Gate(TokenFile(tokens))
-    with start_server(ServerApp(source, metrics=Metrics(), gate=gate, limits=Limits())) as running:
+    with start_server(make_server_app(source, metrics=Metrics(), gate=gate, limits=Limits())) as running:
         yield running
 
 

@@ -11,15 +11,15 @@ import functools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 from layerkit.edges.http.answers import NEVER, Answer, Piece, Reply, finish, problem
-from layerkit.edges.http.endpoints import Call, Endpoints, Handler
-from layerkit.edges.http.gate import CHALLENGE, Gate
+from layerkit.edges.http.endpoints import Call, Endpoint, Endpoints, Handler
+from layerkit.edges.http.gate import CHALLENGE, Gate, SecretGate
 from layerkit.edges.http.limits import Rates, Room
 from layerkit.edges.http.logs import RequestLog, RequestRecord
 from layerkit.edges.http.metrics import CONTENT_TYPE, Metrics
@@ -38,7 +38,18 @@ from layerkit.errors import (
 )
 from layerkit.formats.tokens import Caller
 
-__all__ = ["GONE", "KEY", "LAST", "PROGRESS", "SEND_FILE", "TASK", "ServerApp", "make_app"]
+__all__ = [
+    "GONE",
+    "KEY",
+    "LAST",
+    "PROGRESS",
+    "SEND_FILE",
+    "TASK",
+    "ServerApp",
+    "Surface",
+    "make_app",
+    "make_server_app",
+]
 
 # What `wire` and the application tell each other in a scope:
 KEY: Final = "layerkit.key"  # the key of the request's bytes, if its answer may be kept
@@ -55,6 +66,26 @@ _log = logging.getLogger(__name__)
 Scope = dict[str, Any]  # ASGI's own shapes: asgi.readthedocs.io/en/latest/specs/www.html
 Receive = Any
 Send = Any
+T = TypeVar("T")
+
+
+class Surface(Protocol):
+    """The paths of an application besides those that every one has."""
+
+    def find(self, path: str) -> tuple[Endpoint, dict[str, str]] | None: ...
+
+    def version(self) -> Hashable:
+        """Another value when an answer that is_final would be another."""
+
+    async def check_ready(self) -> None:
+        """Raise a LayerkitError if requests cannot be answered."""
+
+    async def in_thread(self, call: Callable[[], T]) -> T: ...
+
+    def stop_waiting(self) -> None:
+        """The end is near: long polls are to be answered."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -71,14 +102,14 @@ class _Exchange:
 
 
 class ServerApp:
-    """The application over a source. For one event loop; `close` after it."""
+    """The application over a surface. For one event loop; `close` after it."""
 
     def __init__(
         self,
-        source: Source,
+        surface: Surface,
         *,
         metrics: Metrics,
-        gate: Gate,
+        gate: Gate | SecretGate,
         limits: Limits,
         worker_count: int = 1,
         log: RequestLog | None = None,
@@ -88,14 +119,11 @@ class ServerApp:
         self.gate = gate
         self.log = log
         self.rates = Rates(limits, worker_count, time.monotonic)
-        self.endpoints = Endpoints(source, metrics)
-        self.ready = Ready(lambda: (source.version(), gate.version()))
+        self.endpoints = surface
+        self.ready = Ready(lambda: (surface.version(), gate.version()))
         self.is_draining = False
-        self._source = source
         self._room = Room(limits.max_bodies_size)
-        self._started = time.time()
-        self._own: dict[str, Handler] = {
-            "/": self._page,
+        self.own: dict[str, Handler] = {
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -173,7 +201,7 @@ class ServerApp:
                 self.rates.check(exchange.address)  # who guesses is limited, too
                 raise
             self.rates.check(caller.id or exchange.address)
-        own = self._own.get(path)
+        own = self.own.get(path)
         if own is not None:
             exchange.endpoint = path.strip("/") or "page"
             handlers: Mapping[str, Handler] = {"GET": own, "HEAD": own}
@@ -244,22 +272,6 @@ class ServerApp:
     async def _metrics(self, _: Call) -> Answer:
         self.ready.flush(self.metrics)
         return Answer(self.metrics.render(), CONTENT_TYPE, cache=NEVER)
-
-    async def _page(self, call: Call) -> Answer:
-        self.ready.flush(self.metrics)
-        totals = self.metrics.totals() if call.caller.may_pull_all else ()
-        count = self.metrics.count_requests() if call.caller.may_pull_all else 0
-        up_seconds = time.time() - self._started
-
-        def render() -> bytes:
-            return render_page(self._source.describe(call.caller), totals, count, up_seconds)
-
-        html = await self.endpoints.in_thread(render)
-        headers = (
-            ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'"),
-            ("x-content-type-options", "nosniff"),
-        )
-        return Answer(html, "text/html; charset=utf-8", cache=NEVER, headers=headers)
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -337,7 +349,7 @@ class ServerApp:
         if KEY not in scope:
             return None
         try:
-            return (self._source.version(), self.gate.version())
+            return (self.endpoints.version(), self.gate.version())
         except LayerkitError:
             return None
 
@@ -391,7 +403,33 @@ class ServerApp:
 
 def make_app(source: Source) -> ServerApp:
     """The application of a server that knows no users and has the usual limits."""
-    return ServerApp(source, metrics=Metrics(), gate=Gate(None), limits=Limits())
+    return make_server_app(source, metrics=Metrics(), gate=Gate(None), limits=Limits())
+
+
+def make_server_app(source: Source, *, metrics: Metrics, **facts: Any) -> ServerApp:
+    """The application of a chunk server; `facts` as `ServerApp` takes them."""
+    app = ServerApp(Endpoints(source, metrics), metrics=metrics, **facts)
+    app.own["/"] = functools.partial(_show_page, app, source, time.time())
+    return app
+
+
+async def _show_page(app: ServerApp, source: Source, started: float, call: Call) -> Answer:
+    """The page for people."""
+    metrics = app.metrics
+    app.ready.flush(metrics)
+    totals = metrics.totals() if call.caller.may_pull_all else ()
+    count = metrics.count_requests() if call.caller.may_pull_all else 0
+    up_seconds = time.time() - started
+
+    def render() -> bytes:
+        return render_page(source.describe(call.caller), totals, count, up_seconds)
+
+    html = await app.endpoints.in_thread(render)
+    headers = (
+        ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'"),
+        ("x-content-type-options", "nosniff"),
+    )
+    return Answer(html, "text/html; charset=utf-8", cache=NEVER, headers=headers)
 
 
 def _decode_headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:

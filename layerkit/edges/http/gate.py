@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,7 +16,7 @@ from layerkit.edges.tokens import TokenFile
 from layerkit.errors import UnauthorizedError
 from layerkit.formats.tokens import ANYONE, Caller, find_caller, hash_token
 
-__all__ = ["CHALLENGE", "Gate"]
+__all__ = ["CHALLENGE", "Gate", "SecretGate"]
 
 # Engines that get a Bearer challenge look for a token service; after Basic they send what the
 # user logged in with. So only Basic is offered (distribution spec, "docker login").
@@ -49,6 +50,27 @@ class Gate:
         if found is None:
             raise UnauthorizedError("this token is not known here")
         return found
+
+
+class SecretGate:
+    """Lets in who knows one secret, sent as a token is; only its hash is held."""
+
+    asks_for_tokens = True
+
+    def __init__(self, secret: str) -> None:
+        self._raw_hash = hash_token(secret)
+
+    def version(self) -> object:
+        return None
+
+    def find_caller(self, headers: Mapping[str, str]) -> Caller:
+        credentials = headers.get("authorization", "")
+        if not credentials:
+            raise UnauthorizedError("this server asks for a secret")
+        # hashes are compared, in constant time: neither bytes nor length of the secret leak
+        if not hmac.compare_digest(hash_token(_find_token(credentials)), self._raw_hash):
+            raise UnauthorizedError("this secret is not known here")
+        return ANYONE
 
 
 def _find_token(credentials: str) -> str:

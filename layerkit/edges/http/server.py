@@ -27,7 +27,7 @@ from typing import Final
 
 import uvicorn
 
-from layerkit.edges.http.app import ServerApp
+from layerkit.edges.http.app import ServerApp, make_server_app
 from layerkit.edges.http.gate import Gate
 from layerkit.edges.http.logs import JsonFormatter, RequestLog
 from layerkit.edges.http.metrics import Board, Metrics
@@ -38,7 +38,7 @@ from layerkit.edges.http.workers import run_workers
 from layerkit.edges.tokens import TokenFile
 from layerkit.errors import UsageError
 
-__all__ = ["OpenSource", "RunningServer", "run_server", "start_server"]
+__all__ = ["OpenApp", "OpenSource", "RunningServer", "run_app", "run_server", "start_server"]
 
 BACKLOG: Final = 2048
 DOOR_COUNT: Final = 16  # connections taken in a turn of the event loop
@@ -51,6 +51,10 @@ USER_TIMEOUT: Final = 60_000  # milliseconds: the kernel drops who acknowledges 
 OpenSource = Callable[[Meter, int], AbstractContextManager[Source]]  # the int: which worker
 
 
+# metrics, worker, and the log of requests if there is one
+OpenApp = Callable[[Metrics, int, RequestLog | None], AbstractContextManager[ServerApp]]
+
+
 def run_server(
     open_source: OpenSource, options: ServerOptions, ready: Callable[[str], None]
 ) -> None:
@@ -58,17 +62,36 @@ def run_server(
     requests can be sent. `open_source` is called in each worker."""
     if options.token_file is not None:
         TokenFile(options.token_file)  # what is wrong with it is said before anything starts
+
+    @contextlib.contextmanager
+    def open_app(metrics: Metrics, index: int, log: RequestLog | None) -> Iterator[ServerApp]:
+        gate = Gate(TokenFile(options.token_file) if options.token_file is not None else None)
+        with open_source(metrics, index) as source:
+            yield make_server_app(
+                source,
+                metrics=metrics,
+                gate=gate,
+                limits=options.limits,
+                worker_count=options.worker_count,
+                log=log,
+            )
+
+    run_app(open_app, options, ready)
+
+
+def run_app(open_app: OpenApp, options: ServerOptions, ready: Callable[[str], None]) -> None:
+    """The same with any application, which is opened in each worker."""
     tls = _load_tls(options.tls)
     sockets = _bind_all(options)
     try:
         url = _url(sockets[0], options.tls is not None)
         if options.worker_count == 1:
-            _serve(open_source, options, sockets[0], tls, None, 0, lambda: ready(url))
+            _serve(open_app, options, sockets[0], tls, None, 0, lambda: ready(url))
             return
         board = Board(options.worker_count)
 
         def work(index: int, started: Callable[[], None]) -> None:
-            _serve(open_source, options, sockets[index], tls, board, index, started)
+            _serve(open_app, options, sockets[index], tls, board, index, started)
 
         patience = options.drain_seconds + options.shutdown_seconds + 5
         run_workers(options.worker_count, work, lambda: ready(url), patience)
@@ -78,7 +101,7 @@ def run_server(
 
 
 def _serve(
-    open_source: OpenSource,
+    open_app: OpenApp,
     options: ServerOptions,
     sock: socket.socket,
     tls: ssl.SSLContext | None,
@@ -89,16 +112,7 @@ def _serve(
     """One worker, until it is told to end."""
     metrics = Metrics(board, index)
     _allow_connections(options.limits.max_connections)
-    gate = Gate(TokenFile(options.token_file) if options.token_file is not None else None)
-    with _logging(options.log_format) as log, open_source(metrics, index) as source:
-        app = ServerApp(
-            source,
-            metrics=metrics,
-            gate=gate,
-            limits=options.limits,
-            worker_count=options.worker_count,
-            log=log,
-        )
+    with _logging(options.log_format) as log, open_app(metrics, index, log) as app:
         server = _Server(app, tls, options.drain_seconds, options.shutdown_seconds, started)
         if options.tls is not None and tls is not None:
             server.renew_tls = _Renewal(tls, options.tls)
