@@ -33,6 +33,7 @@ __all__ = [
     "Documents",
     "Entry",
     "Part",
+    "Share",
     "UpdateReader",
     "check_documents",
     "serialize_update",
@@ -100,6 +101,15 @@ class Part:
     layer: int
     kind: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Bytes of an update for layers of one role, and what a plain pull of these layers moves."""
+
+    role: str
+    sent_size: int
+    whole_size: int
 
 
 def serialize_update(

@@ -12,7 +12,6 @@ from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.http import (
     Blob,
     RepositoryFacts,
-    Share,
     UpdateAnswer,
     UpdateFacts,
     VersionFacts,
@@ -21,6 +20,7 @@ from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import MANIFEST, Descriptor, Platform
 from layerkit.formats.tokens import Caller
+from layerkit.formats.update import Share
 
 
 @dataclass

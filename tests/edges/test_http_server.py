@@ -38,9 +38,9 @@ from layerkit.edges.http import (
 )
 from layerkit.edges.http.logs import JsonFormatter, RequestLog, RequestRecord
 from layerkit.edges.http.metrics import Board, Metrics
-from layerkit.edges.http.source import Share
 from layerkit.edges.tokens import add_token
 from layerkit.errors import StoreError, UsageError
+from layerkit.formats.update import Share
 
 FAR = datetime.timedelta(days=2)
 

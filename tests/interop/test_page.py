@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "edges"))
 from memory_source import MemorySource
 from serving import Served, serving
 
-from layerkit.edges.http.source import Share
+from layerkit.formats.update import Share
 
 Browse = Callable[..., str]
 

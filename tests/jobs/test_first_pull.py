@@ -33,7 +33,7 @@ from layerkit.formats.update import DELTA, MAX_HAVE_COUNT, UpdateReader
 from layerkit.jobs.build import build
 from layerkit.jobs.pull import PullResult, pull
 from layerkit.jobs.serve import start
-from layerkit.jobs.serve.library import Library
+from layerkit.jobs.updating.library import Library
 
 COMMON = noise(150_000, 1)  # what all functions have, as of a Go release
 A = COMMON + noise(60_000, 2)
@@ -276,7 +276,7 @@ def test_only_an_answer_that_will_not_get_smaller_is_to_be_kept(
 def test_when_too_much_is_made_at_once_chunks_go_out(
     layout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerkit.jobs.serve.workshop.MAX_JOB_COUNT", 0)
+    monkeypatch.setattr("layerkit.jobs.updating.workshop.MAX_JOB_COUNT", 0)
     source = LayoutSource(layout)
     answer = ask_source(source, [source.catalogue.get("team/a").tags["v1"]])
     assert answer.raw is not None and not answer.was_kept

@@ -29,7 +29,7 @@ from layerkit.formats.protocol import pack_form, parse_chunk_batch
 from layerkit.formats.reference import Reference
 from layerkit.formats.tokens import ANYONE, Caller
 from layerkit.jobs.serve import SourceOptions
-from layerkit.jobs.serve import forms as forms_module
+from layerkit.jobs.updating import forms as forms_module
 
 OLD = noise(120_000, 1)
 NEW = OLD[:60_000] + b"one edited string" + OLD[60_000:]

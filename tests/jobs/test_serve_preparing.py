@@ -17,8 +17,9 @@ from layerkit.formats import delta, oci
 from layerkit.formats.formpack import ANNOTATION_PACKED
 from layerkit.formats.reference import Reference
 from layerkit.formats.tokens import ANYONE, Caller
-from layerkit.jobs.serve import SourceOptions, packing
+from layerkit.jobs.serve import SourceOptions
 from layerkit.jobs.serve.ledger import KEY, Ledger, Prepared
+from layerkit.jobs.updating import packing
 
 REF = "team/hello"
 

@@ -7,7 +7,12 @@ page and waiting have a module each.
 
 from __future__ import annotations
 
-from layerkit.edges.http.app import ServerApp, make_app
+from layerkit.edges.http.answers import NEVER, Answer
+from layerkit.edges.http.app import ServerApp, Surface, make_app, make_server_app
+from layerkit.edges.http.endpoints import Call, Endpoint
+from layerkit.edges.http.gate import Gate, SecretGate
+from layerkit.edges.http.logs import RequestLog
+from layerkit.edges.http.metrics import Metrics
 from layerkit.edges.http.options import (
     DEFAULT_LISTEN,
     Limits,
@@ -15,12 +20,18 @@ from layerkit.edges.http.options import (
     TlsFiles,
     parse_listen,
 )
-from layerkit.edges.http.server import OpenSource, RunningServer, run_server, start_server
+from layerkit.edges.http.server import (
+    OpenApp,
+    OpenSource,
+    RunningServer,
+    run_app,
+    run_server,
+    start_server,
+)
 from layerkit.edges.http.source import (
     Blob,
     Meter,
     RepositoryFacts,
-    Share,
     Source,
     UpdateAnswer,
     UpdateFacts,
@@ -29,22 +40,33 @@ from layerkit.edges.http.source import (
 
 __all__ = [
     "DEFAULT_LISTEN",
+    "NEVER",
+    "Answer",
     "Blob",
+    "Call",
+    "Endpoint",
+    "Gate",
     "Limits",
     "Meter",
+    "Metrics",
+    "OpenApp",
     "OpenSource",
     "RepositoryFacts",
+    "RequestLog",
     "RunningServer",
+    "SecretGate",
     "ServerApp",
     "ServerOptions",
-    "Share",
     "Source",
+    "Surface",
     "TlsFiles",
     "UpdateAnswer",
     "UpdateFacts",
     "VersionFacts",
     "make_app",
+    "make_server_app",
     "parse_listen",
+    "run_app",
     "run_server",
     "start_server",
 ]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from layerkit.edges.http.ranges import find_spans, multipart_heads, multipart_size
-from layerkit.edges.http.source import Blob, Share
+from layerkit.edges.http.source import Blob
 from layerkit.formats.protocol import Problem, serialize_errors
+from layerkit.formats.update import Share
 
 __all__ = [
     "IMMUTABLE",

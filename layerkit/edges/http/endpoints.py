@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from layerkit.digest import Digest
 from layerkit.edges.http.answers import IMMUTABLE, REVALIDATE, Answer, body_etag
 from layerkit.edges.http.metrics import Metrics
-from layerkit.edges.http.source import Share, Source
+from layerkit.edges.http.source import Source
 from layerkit.edges.http.watch import Flights, Watcher
 from layerkit.errors import FormatError, NotFoundError, UsageError
 from layerkit.formats.chunksync import CHANGE_TYPE, MAX_HAVE_SIZE, MAX_PLACES_SIZE, parse_have
@@ -35,7 +35,7 @@ from layerkit.formats.protocol import (
 )
 from layerkit.formats.reference import is_repository, is_tag
 from layerkit.formats.tokens import Caller
-from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE
+from layerkit.formats.update import MAX_HAVE_COUNT, UPDATE_TYPE, Share
 
 __all__ = ["Call", "Endpoint", "Endpoints"]
 
@@ -146,6 +146,9 @@ class Endpoints:
             if match is not None:
                 return endpoint, match.groupdict()
         return None
+
+    def version(self) -> Hashable:
+        return self._source.version()
 
     async def in_thread(self, call: Callable[[], T], *, slow: bool = False) -> T:
         """The result of a call that may block."""

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
-from layerkit.edges.http.source import Share
+from layerkit.formats.update import Share
 
 __all__ = ["CONTENT_TYPE", "ROLES", "Board", "Metrics", "RoleTotals"]
 

@@ -18,8 +18,8 @@ from typing import Final
 
 from layerkit.edges.http.metrics import Metrics
 from layerkit.edges.http.sendfile import keep_in_memory_file
-from layerkit.edges.http.source import Share
 from layerkit.errors import LayerkitError
+from layerkit.formats.update import Share
 
 __all__ = ["MAX_ENTRY_SIZE", "Ready", "ReadyAnswer"]
 

@@ -16,12 +16,12 @@ from layerkit.digest import Digest
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor, Platform
 from layerkit.formats.tokens import Caller
+from layerkit.formats.update import Share
 
 __all__ = [
     "Blob",
     "Meter",
     "RepositoryFacts",
-    "Share",
     "Source",
     "UpdateAnswer",
     "UpdateFacts",
@@ -37,15 +37,6 @@ class Blob:
     role: str  # of the layer that it is or belongs to (base, deps, code), or ""
     path: Path | None
     read: Callable[[int, int], Iterator[bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Bytes of an answer for layers of one role, and what a plain pull of these layers moves."""
-
-    role: str
-    sent_size: int
-    whole_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from layerkit.formats.chunksync import (
 from layerkit.formats.oci import Descriptor
 from layerkit.formats.protocol import BATCH_LEVEL, serialize_chunk_batch
 from layerkit.formats.tokens import Caller
-from layerkit.jobs.serve.cache import Cache
-from layerkit.jobs.serve.catalogue import Catalogue
-from layerkit.jobs.serve.forms import Forms
+from layerkit.jobs.updating.cache import Cache
+from layerkit.jobs.updating.catalogue import Catalogue
+from layerkit.jobs.updating.forms import Forms
 
 __all__ = ["Chunks"]
 

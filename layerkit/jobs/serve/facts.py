@@ -12,8 +12,8 @@ from layerkit.errors import FormatError, LayerkitError
 from layerkit.formats.chunkmanifest import ROLE_CODES
 from layerkit.formats.oci import ANNOTATION_ROLE, Manifest, parse_config
 from layerkit.formats.tokens import Caller
-from layerkit.jobs.serve.catalogue import Catalogue, Repository
 from layerkit.jobs.serve.ledger import Ledger, Prepared
+from layerkit.jobs.updating.catalogue import Catalogue, Repository
 
 __all__ = ["Facts"]
 

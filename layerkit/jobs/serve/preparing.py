@@ -20,11 +20,11 @@ from layerkit.digest import Digest
 from layerkit.errors import LayerkitError
 from layerkit.formats.oci import INDEX_TYPES, Index, Platform
 from layerkit.formats.tokens import Caller
-from layerkit.jobs.serve.catalogue import Catalogue, Repository, View
 from layerkit.jobs.serve.ledger import Ledger, Prepared
-from layerkit.jobs.serve.packing import Packing
-from layerkit.jobs.serve.updates import Updates
-from layerkit.jobs.serve.workshop import Workshop
+from layerkit.jobs.updating.catalogue import Catalogue, Repository, View
+from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.updates import Updates
+from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = ["PREPARE_COUNT", "Preparing"]
 

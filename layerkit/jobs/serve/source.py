@@ -1,8 +1,7 @@
 """The `Source` of a chunk server over a storage: a front.
 
-`catalogue` knows what is held, `forms` and `chunks` read it, `updates` and `packing` make of it
-what nodes want, through `kept` (made once) and `workshop` (a few at a time, in turns, at the cost
-of who asks). `preparing` makes things before anyone asks. The server has no state but what it can
+What makes updates is `jobs/updating`, at the cost of who asks; `chunks` cuts chunks, `preparing`
+makes things before anyone asks. The server has no state but what it can
 find again: several over one storage serve the same.
 
 Memory: constants of `forms` (CACHE_SIZE, PLACES_COUNT), of `workshop` (MAKING_SIZE), DELTAS_SIZE
@@ -23,18 +22,18 @@ from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor, Platform
 from layerkit.formats.tokens import Caller
-from layerkit.jobs.serve.budget import BUDGET_SECONDS, BUDGET_WINDOW, Budgets
-from layerkit.jobs.serve.catalogue import Catalogue
 from layerkit.jobs.serve.chunks import Chunks
 from layerkit.jobs.serve.facts import Facts
-from layerkit.jobs.serve.forms import CACHE_SIZE, Forms
-from layerkit.jobs.serve.kept import Kept
 from layerkit.jobs.serve.ledger import Ledger
-from layerkit.jobs.serve.library import Library
-from layerkit.jobs.serve.packing import Packing
 from layerkit.jobs.serve.preparing import PREPARE_COUNT, Preparing
-from layerkit.jobs.serve.updates import Updates
-from layerkit.jobs.serve.workshop import Workshop
+from layerkit.jobs.updating.budget import BUDGET_SECONDS, BUDGET_WINDOW, Budgets
+from layerkit.jobs.updating.catalogue import Catalogue
+from layerkit.jobs.updating.forms import CACHE_SIZE, Forms
+from layerkit.jobs.updating.kept import Kept, NoMeter
+from layerkit.jobs.updating.library import Library
+from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.updates import Updates
+from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = ["SourceOptions", "StorageSource", "open_layout"]
 
@@ -69,7 +68,7 @@ class StorageSource:
         meter: Meter | None = None,
         workshop: Workshop | None = None,
     ) -> None:
-        meter, options = meter or _NoMeter(), options or SourceOptions()
+        meter, options = meter or NoMeter(), options or SourceOptions()
         self._storage = storage
         self._options = options
         self._workshop = workshop or Workshop(
@@ -189,15 +188,8 @@ class StorageSource:
         top = self._resolve(name, ref)
         if have and have[0] == top:
             return UpdateAnswer(top, None, (), True)
-        return self._updates.answer(name, top, have, caller, platform, within)
+        made = self._updates.answer(name, top, have, caller, platform, within)
+        return UpdateAnswer(top, made.raw, made.shares, made.is_final)
 
     def describe(self, caller: Caller) -> tuple[RepositoryFacts, ...]:
         return self._facts.describe(caller)
-
-
-class _NoMeter:
-    """Of a source that nobody measures."""
-
-    def kept(self, what: str, hit: bool) -> None: ...
-
-    def made(self, what: str, seconds: float) -> None: ...

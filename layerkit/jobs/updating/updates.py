@@ -21,7 +21,6 @@ from functools import partial
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.http.source import Share, UpdateAnswer
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -38,6 +37,7 @@ from layerkit.formats.update import (
     PACKED,
     Documents,
     Part,
+    Share,
     check_documents,
     serialize_update,
 )
@@ -51,14 +51,26 @@ from layerkit.formats.updating import (
     estimate_chunks,
     layers_of,
 )
-from layerkit.jobs.serve.library import Library
+from layerkit.jobs.updating.library import Library
 
-__all__ = ["Updates"]
+__all__ = ["Update", "Updates"]
 
 ANSWER_SIZE: Final = 96 << 20  # bytes of parts
 MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
 CERTAIN_SIZE: Final = 4 << 10  # bytes of a part below which no less is looked for
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What was made for who asked; `raw` is None where the image has documents that no update can
+    carry. `lacking_size`: of the blobs of the layers that it brings. Not `is_final`: asked again,
+    there may be a smaller one."""
+
+    raw: bytes | None
+    shares: tuple[Share, ...]
+    lacking_size: int
+    is_final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,7 @@ class Updates:
         caller: Caller,
         platform: Platform,
         within: float,
-    ) -> UpdateAnswer:
+    ) -> Update:
         """The update to image `top` of repository `name` for who holds the images `have`, of
         whichever repositories; none where the image has documents that no update can carry."""
         holders = [(old, self._library.find_holder(name, old, caller)) for old in have]
@@ -105,11 +117,12 @@ class Updates:
         images.sort(key=lambda image: image[1] != name)  # its own first, each as it was named
         known, is_sure = self._find_route(name, top, platform, tuple(images))
         if known is None:
-            return UpdateAnswer(top, None, (), is_sure)
+            return Update(None, (), 0, is_sure)
         wanted = _Wanted(self._library, name, known, caller, is_sure)
         wanted.make_parts(time.monotonic() + within)
         raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
-        return UpdateAnswer(top, raw, wanted.shares(len(raw)), wanted.is_final)
+        lacking_size = sum(one.layer.blob.size for one in known.route.lacking)
+        return Update(raw, wanted.shares(len(raw)), lacking_size, wanted.is_final)
 
     def _find_route(
         self, name: str, top: Digest, platform: Platform, images: tuple[tuple[Digest, str], ...]

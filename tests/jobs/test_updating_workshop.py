@@ -1,4 +1,4 @@
-"""jobs/serve: who may have what made, in which turn, at whose cost, in how much memory."""
+"""jobs/updating: who may have what made, in which turn, at whose cost, in how much memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from concurrent.futures import Future
 import pytest
 
 from layerkit.errors import NotFoundError, StoreError
-from layerkit.jobs.serve import budget
-from layerkit.jobs.serve import workshop as module
-from layerkit.jobs.serve.budget import Budgets, Room
-from layerkit.jobs.serve.workshop import Workshop
+from layerkit.jobs.updating import budget
+from layerkit.jobs.updating import workshop as module
+from layerkit.jobs.updating.budget import Budgets, Room
+from layerkit.jobs.updating.workshop import Workshop
 
 WAIT = 30  # seconds until a test is given up; nothing here takes a hundredth of it
 

@@ -16,8 +16,8 @@ from layerkit.errors import FormatError, LayerkitError, StoreError
 from layerkit.formats.chunkmanifest import ROLE_NAMES, ChunkManifest, parse_chunk_manifest
 from layerkit.formats.oci import Descriptor
 from layerkit.formats.protocol import unpack_form
-from layerkit.jobs.serve.cache import Cache
-from layerkit.jobs.serve.catalogue import Catalogue
+from layerkit.jobs.updating.cache import Cache
+from layerkit.jobs.updating.catalogue import Catalogue
 
 __all__ = ["CACHE_SIZE", "Forms", "Places"]
 

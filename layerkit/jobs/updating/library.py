@@ -21,11 +21,11 @@ from layerkit.formats.oci import (
 )
 from layerkit.formats.tokens import Caller
 from layerkit.formats.update import Documents
-from layerkit.jobs.serve.catalogue import Catalogue, Repository
-from layerkit.jobs.serve.forms import Forms, Place
-from layerkit.jobs.serve.kept import Kept
-from layerkit.jobs.serve.packing import Packing
-from layerkit.jobs.serve.workshop import Make
+from layerkit.jobs.updating.catalogue import Catalogue, Repository
+from layerkit.jobs.updating.forms import Forms, Place
+from layerkit.jobs.updating.kept import Kept
+from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.workshop import Make
 
 __all__ = ["Library"]
 

@@ -1,4 +1,4 @@
-"""jobs/serve: what is made once, in memory and on a shelf; caches."""
+"""jobs/updating: what is made once, in memory and on a shelf; caches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from layerkit.edges.storage import FolderShelf, Shelf
 from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.tokens import ANYONE, Caller
-from layerkit.jobs.serve.budget import Budgets
-from layerkit.jobs.serve.cache import Cache
-from layerkit.jobs.serve.kept import Kept
-from layerkit.jobs.serve.workshop import Workshop
+from layerkit.jobs.updating.budget import Budgets
+from layerkit.jobs.updating.cache import Cache
+from layerkit.jobs.updating.kept import Kept
+from layerkit.jobs.updating.workshop import Workshop
 
 WAIT = 30
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from layerkit.errors import NotFoundError
-from layerkit.jobs.serve.budget import Budgets, Room
+from layerkit.jobs.updating.budget import Budgets, Room
 
 __all__ = ["Make", "Workshop"]
 

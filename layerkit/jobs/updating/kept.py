@@ -7,18 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Final
+from typing import Final, Protocol
 
-from layerkit.edges.http.source import Meter
 from layerkit.edges.storage import Shelf
 from layerkit.errors import NotFoundError
 from layerkit.formats.tokens import Caller
-from layerkit.jobs.serve.cache import Cache
-from layerkit.jobs.serve.workshop import Make, Workshop
+from layerkit.jobs.updating.cache import Cache
+from layerkit.jobs.updating.workshop import Make, Workshop
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "Meter", "NoMeter"]
 
 ENTRY_SIZE: Final = 1024  # bytes that an entry counts at least
+
+
+class Meter(Protocol):
+    """Told of what is made."""
+
+    def kept(self, what: str, hit: bool) -> None:
+        """Something of kind `what` was asked for: was it kept (True) or to be made?"""
+
+    def made(self, what: str, seconds: float) -> None:
+        """Something of kind `what` was made in `seconds`."""
+
+
+class NoMeter:
+    """Where nobody measures."""
+
+    def kept(self, what: str, hit: bool) -> None: ...
+
+    def made(self, what: str, seconds: float) -> None: ...
 
 
 class Kept:

@@ -25,9 +25,9 @@ from layerkit.formats.oci import (
     Descriptor,
     Manifest,
 )
-from layerkit.jobs.serve.catalogue import Catalogue
-from layerkit.jobs.serve.forms import Forms
-from layerkit.jobs.serve.kept import Kept
+from layerkit.jobs.updating.catalogue import Catalogue
+from layerkit.jobs.updating.forms import Forms
+from layerkit.jobs.updating.kept import Kept
 
 __all__ = ["PACKED_SIZE", "Packing", "Unpacked"]
 
