@@ -1,4 +1,8 @@
-"""The wheel carries what it needs: built, installed into an empty environment, used from there."""
+"""The wheel carries what it needs.
+
+Quick: packed without the kernel, unpacked, used from there. Slow: as pip builds and installs it,
+with its compiler and its dependencies from the registry, into an empty environment.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,20 @@ def run(argv: list[str | Path], folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it, once
+def test_an_unpacked_wheel_has_all_that_it_needs(tmp_path: Path) -> None:
+    hatchling = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    run(hatchling, ROOT, HATCH_BUILD_NO_HOOKS="true")
+    wheel = next(tmp_path.glob("layerkit-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.startswith(("tests/", "tools/"))]
+    assert any(name.startswith("layerkit/_data/go-runtime/") for name in names)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    where = {"PYTHONPATH": str(tmp_path / "unpacked")}
+    for template in ("http", "cron", "worker"):
+        argv = [sys.executable, "-m", "layerkit", "init", template, "--template", template]
+        assert run(argv, tmp_path, **where) == f"{template}\n"
+    place = [sys.executable, "-c", "import layerkit; print(layerkit.__file__)"]
+    assert run(place, tmp_path, **where).startswith(where["PYTHONPATH"])
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +56,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("layerkit-*.whl"))
 
 
-def test_wheel_carries_templates_and_no_tests(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    for template in ("http", "cron", "worker"):
-        assert f"layerkit/_data/templates/{template}/main.go" in names
-    assert any(name.startswith("layerkit/_data/go-runtime/") for name in names)
-    assert not [name for name in names if name.startswith(("tests/", "tools/"))]
-
-
+@pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # one worker builds it, once
 def test_wheel_carries_the_kernel_for_its_platform(wheel: Path) -> None:
     if build_kernel.target() is None:
         pytest.skip("no kernel for this platform")
@@ -58,6 +69,8 @@ def test_wheel_carries_the_kernel_for_its_platform(wheel: Path) -> None:
 
 
 @pytest.mark.go
+@pytest.mark.slow
+@pytest.mark.xdist_group("wheel")
 def test_init_and_build_work_from_the_wheel(
     wheel: Path, tmp_path: Path, go_toolchain: Path
 ) -> None:
