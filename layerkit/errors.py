@@ -25,6 +25,7 @@ __all__ = [
     "RemoteDeniedError",
     "RemoteError",
     "RemoteLimitError",
+    "SignatureError",
     "StoreChangedError",
     "StoreError",
     "StoreFullError",
@@ -114,6 +115,15 @@ class ChunkDigestError(IntegrityError):
     """A chunk's bytes do not hash to its id."""
 
     code = "CHUNK_DIGEST_INVALID"
+
+
+class SignatureError(LayerkitError):
+    """An image is not signed by a key that it must be signed by."""
+
+    code = "SIGNATURE_INVALID"
+    exit_status = 5
+    http_status = 403
+    retriable = True
 
 
 class RemoteError(LayerkitError):

@@ -52,7 +52,8 @@ FORMATS = {
     "imagearchive": ("digest oci reference tar", ""),
     "supplychain": ("digest buildinfo oci", "cyclonedx packageurl"),
     "signature": ("digest oci", ""),
-    "splitting": ("buildinfo elf layer tar tree", ""),
+    "ecosystems": ("layer tar tree", ""),
+    "splitting": ("buildinfo ecosystems elf layer tar tree", ""),
     "layer": ("tar", ""),
     "layerform": ("cursor digest addressfree elf golang", "zstandard"),
     "plan": ("chunkmanifest digest oci", ""),
@@ -138,7 +139,7 @@ ONE_OWNER = {
     "urllib3": {"edges.registry.transport", "edges.httpclient"},
     "rich": {"console"},
     "click": {"cli", "cli.agent", "cli.common", "cli.debug", "cli.keeping", "cli.look", "cli.make"}
-    | {"cli.pulling", "cli.pushing", "cli.serving"},
+    | {"cli.pulling", "cli.pushing", "cli.serving", "cli.signing"},
     "oras": {"edges.registry.transport"},
     "requests": {"edges.engine", "edges.registry.client", "edges.registry.transport"},
     "boto3": {"edges.storage.bucket"},

@@ -20,7 +20,15 @@ from layerkit.cli.common import (
     store_option,
     verb,
 )
-from layerkit.errors import IntegrityError, LayerkitError, NotFoundError, RemoteError, UsageError
+from layerkit.cli.signing import load_check, verify_option
+from layerkit.errors import (
+    IntegrityError,
+    LayerkitError,
+    NotFoundError,
+    RemoteError,
+    SignatureError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from layerkit.edges.remote import Remote
@@ -87,6 +95,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("-o", "--output", type=_FOLDER, help="Write the image to this OCI layout.")
 @option("--rootfs", type=_FOLDER, help="Write the image's files to this folder.")
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
+@verify_option
 @trust_options
 @option("--dry-run", is_flag=True, help="Fetch no bytes of layers, say what would be fetched.")
 @option("--fewest-bytes", is_flag=True, help="Move few bytes also where more would be quicker.")
@@ -108,6 +117,7 @@ def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts:
     if facts["keep_owners"] and os.geteuid() != 0:
         raise UsageError("--keep-owners needs root", hint="run as root, or leave it out")
     facts["token"] = read_token(facts["token"], facts["token_file"])
+    facts["check"] = load_check(facts["keys"])
     with Store(facts["store"], Disk(), facts["quota"]) as store:
         url, found = _pull_from_any(servers, parsed, store, state, facts)
         _show(found, parsed, state)
@@ -125,7 +135,7 @@ def _pull_from_any(
         try:
             with open_remote(url, facts) as remote:
                 return url, _pull_from(remote, ref, store, state, facts)
-        except (RemoteError, IntegrityError) as exc:
+        except (RemoteError, IntegrityError, SignatureError) as exc:
             if at == len(servers):
                 raise
             state.console.warn(f"{exc.message} [{exc.code}], asking the next server")
@@ -165,6 +175,7 @@ def _pull_from(
             dry_run=facts["dry_run"],
             fewest_bytes=facts["fewest_bytes"],
             progress=progress,
+            check=facts["check"],
         )
 
 

@@ -36,6 +36,13 @@ def add_push_verb(group: click.Group) -> None:
 )
 @option("--ca", type=click.Path(dir_okay=False, path_type=Path), help="A registry's CA, PEM.")
 @option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
+@option(
+    "--sign",
+    "key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="KEY",
+    help="Sign it with this private key, cosign's or in PEM; COSIGN_PASSWORD opens it.",
+)
 @json_option
 @click.pass_context
 def push(
@@ -45,10 +52,12 @@ def push(
     target: str,
     ca: Path | None,
     realms: tuple[str, ...],
+    key: Path | None,
 ) -> None:
     """Push the image REF with all its platforms and what refers to it; print name@digest.
 
-    What is there already is not sent. Logins are docker's ('docker login').
+    What is there already is not sent; so --sign also signs what was pushed before. The signature
+    stays in the layout, too. Logins are docker's ('docker login').
     """
     from layerkit.edges.disk import Disk
     from layerkit.edges.layout import Layout
@@ -67,6 +76,11 @@ def push(
         ca=ca,
         realms=realms,
     )
+    if key is not None:
+        from layerkit.edges.signing import Signer
+        from layerkit.jobs.sign import sign_image
+
+        sign_image(Layout(layout), parsed, Signer.load(key, os.environ.get("COSIGN_PASSWORD")))
     with state.console.progress(str(parsed)) as progress:
         result = publish(Layout(layout), parsed, found, progress)
     if state.as_json:

@@ -190,6 +190,16 @@ class Layout:
             new = add_to_index(self.read_index(), name, descriptor, referrers, self._read_held)
             self._disk.write_atomic(self.path / _INDEX, oci.serialize_index(new))
 
+    def add_referrers(self, referrers: Iterable[oci.Descriptor]) -> None:
+        """List further referrers of images that are here; no name moves."""
+        with self._disk.lock(self.path / _MARKER, wait=True):
+            old = self.read_index()
+            known = {entry.digest for entry in old.manifests}
+            new = tuple(entry for entry in referrers if entry.digest not in known)
+            if new:
+                index = replace(old, manifests=old.manifests + new)
+                self._disk.write_atomic(self.path / _INDEX, oci.serialize_index(index))
+
     def _read_held(self, entry: oci.Descriptor) -> bytes | None:
         return self.read_blob(entry) if self.has_blob(entry.digest) else None
 

@@ -58,11 +58,12 @@ from layerkit.formats.plan import (
 )
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import NewLayer, plain_of_form
-from layerkit.jobs.pull.documents import REFUSED, WantedImage, host_platform
+from layerkit.jobs.pull.documents import REFUSED, Check, WantedImage, host_platform
 from layerkit.jobs.pull.fetching import Fetcher, Progress
 from layerkit.jobs.pull.rates import Stopwatch
 from layerkit.jobs.pull.rebuilding import rebuild_forms
 from layerkit.jobs.pull.sharing import alone
+from layerkit.jobs.pull.signatures import make_check
 from layerkit.jobs.pull.updates import measure_update, try_update
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "Plan",
     "PullResult",
     "host_platform",
+    "make_check",
     "plan_pull",
     "pull",
     "rebuild_forms",
@@ -145,13 +147,15 @@ def pull(
     dry_run: bool = False,
     fewest_bytes: bool = False,
     progress: Progress | None = None,
+    check: Check | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> PullResult:
     """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to.
     `limits` and `rights` are those of the file tree. With `fewest_bytes` the time that bytes take
-    to unpack does not count."""
+    to unpack does not count. `check` (`make_check`) raises unless what the reference names may be
+    used: asked before anything is, also of what is held."""
     started = now()
-    image = WantedImage(ref.tagged, remote, store, platform or host_platform())
+    image = WantedImage(ref.tagged, remote, store, platform or host_platform(), check=check)
     target = Output(output, rootfs, part, limits or Limits(), rights or Rights())
     before = (remote.bytes_moved, remote.request_count)
     run = _Pull(
@@ -164,12 +168,14 @@ def pull(
     with store.session():
         try:
             planned_size = run.bring(dry_run=dry_run)
-        except StoreChangedError as exc:  # evicted or dropped by others meanwhile
+            if not dry_run:
+                run.write(target, disk or Disk())
+        except StoreChangedError as exc:  # evicted or dropped meanwhile, or found damaged
             _log.info("again, from what is here now: %s", exc.message)
             run.begin_anew()
             planned_size = run.bring(dry_run=dry_run)
-        if not dry_run:
-            run.write(target, disk or Disk())
+            if not dry_run:
+                run.write(target, disk or Disk())
     return replace(
         run.describe(),
         dry_run=dry_run,
@@ -340,10 +346,20 @@ class _Pull:
         elif layer.want.chunk_manifest is None:
             self._take_whole(index, layer.want)
         else:
-            is_whole = layer.method in (FORM, PACKED)
+            self._take_chunks(index, layer)
+
+    def _take_chunks(self, index: int, layer: LayerPlan) -> None:
+        """The chunks of a layer that are missing; its plain blob where they cannot be had."""
+        is_whole = layer.method in (FORM, PACKED)
+        near = self.image.near.get(layer.want.diff_id, {})
+        try:
             chunks = self.fetcher.fetch_form(layer) if is_whole else list(layer.chunks)
-            near = self.image.near.get(layer.want.diff_id, {})
             self.fetcher.fetch_batches(layer.want, chunks, near)
+        except REFUSED as exc:
+            if self.remote.chunk_server is not None:
+                raise
+            _log.warning("layer %s, plainly: %s", layer.want.diff_id.short, exc.message)
+            self._take_plain(index)
 
     def _take_whole(self, index: int, want: LayerWant) -> None:
         """One layer by its form; by its plain blob when the form is not what it should be."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform as host
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -31,12 +32,13 @@ from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import check_manifest
 
-__all__ = ["REFUSED", "WantedImage", "host_platform"]
+__all__ = ["REFUSED", "Check", "WantedImage", "host_platform"]
 
 CHANGE_OVERHEAD: Final = 4096  # bytes of a change beyond the chunk manifest itself
 REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _log = logging.getLogger(__name__)
+Check = Callable[["WantedImage"], None]  # raises unless the image `top` may be used
 
 
 def host_platform() -> oci.Platform:
@@ -62,6 +64,7 @@ class WantedImage:
     packed_here: frozenset[str] = frozenset()  # form blobs that the server has packed
     has_artifact: bool = True  # False: an update said that there is none
     is_begun: bool = False  # chunks of it are in the store, whether or not others are near
+    check: Check | None = None
     _manifest: oci.Manifest | None = None
 
     @property
@@ -104,6 +107,8 @@ class WantedImage:
     def use_top(self, top: Digest, data: bytes) -> None:
         """Settle on what the reference names; up to date if the store holds it whole."""
         self.top = top
+        if self.check is not None:
+            self.check(self)  # before anything of it is used, or gets a name
         known = self.store.find_image(str(self.ref))
         self._select_image(data)
         if self.store.is_complete(self.top):
@@ -202,7 +207,11 @@ class WantedImage:
         )
         if made is not None:
             return want
+        has_chunks = self.remote.chunk_server is not None
+        want = replace(want, has_chunks=has_chunks)
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
+        if not has_chunks and not known:
+            return want
         near = {} if known else self._list_near(blob, listed)
         if form is not None and not near and not known and not self.is_begun:
             return want
@@ -229,15 +238,18 @@ class WantedImage:
         """The chunk manifest as a change of those that are held; if the server knows none of them,
         without the runs that are. Nothing comes of it when it has no changes at all."""
         name, limit = self.ref.repository, listed.size + CHANGE_OVERHEAD
+        server = self.remote.chunk_server
+        if server is None:
+            return
         try:
-            raw = self.remote.fetch_change(name, listed.digest, Have(tuple(near)), limit)
+            raw = server.fetch_change(name, listed.digest, Have(tuple(near)), limit)
             olds, runs = change_olds(raw), {}
             if olds is None:
                 manifests = (parse_chunk_manifest(one) for one in near.values())
                 runs = {run.id: run.data for one in manifests for run in one.runs()}
                 runs = dict(list(runs.items())[:MAX_RUN_COUNT])
                 have = Have((), tuple(short_id(name) for name in runs))
-                raw = self.remote.fetch_change(name, listed.digest, have, limit)
+                raw = server.fetch_change(name, listed.digest, have, limit)
                 olds = change_olds(raw) or []
             if any(old not in near for old in olds):
                 raise IntegrityError("change of a chunk manifest that is not held")
