@@ -62,8 +62,8 @@ class Remote:
         return self._client.link
 
     @property
-    def serves_chunks(self) -> bool:
-        return True
+    def chunk_server(self) -> Self:
+        return self
 
     def close(self) -> None:
         self._client.close()

@@ -17,7 +17,7 @@ from layerkit.digest import Digest
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor
 
-__all__ = ["Measured", "Resolved", "UpdateBody", "Upstream"]
+__all__ = ["ChunkServer", "Measured", "Resolved", "UpdateBody", "Upstream"]
 
 FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
 SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the line is
@@ -86,9 +86,9 @@ class Upstream(Protocol):
         """What was measured of the line meanwhile."""
 
     @property
-    def serves_chunks(self) -> bool:
-        """Does it cut chunks itself (`fetch_listed`, `fetch_chunks`, `fetch_chunk`), and changes of
-        chunk manifests? Where it does not, chunks are in packs, or come with their layer."""
+    def chunk_server(self) -> ChunkServer | None:
+        """The same as a chunk server, if it is one. Where it is none, chunks are in packs, or come
+        with their layer."""
 
     def close(self) -> None: ...
 
@@ -136,6 +136,10 @@ class Upstream(Protocol):
         self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
     ) -> Iterator[bytes]:
         """The bytes of each (offset, size) of a blob; in order, no two overlap. Not verified."""
+
+
+class ChunkServer(Protocol):
+    """What a server of ours makes besides: chunks, as they are asked for."""
 
     def fetch_packed(self, name: str, form: Digest, limit: int) -> bytes:
         """The packed form of form blob `form`, not verified."""

@@ -93,6 +93,7 @@ class LayerWant:
     packed: Descriptor | None = None  # the form in fewer bytes, where it was published so
     is_packed: bool = False  # or where the server says that it has it
     labels: Descriptor | None = None  # what makes the form of the plain tar
+    has_chunks: bool = True  # can missing chunks be had one by one?
 
     @property
     def plain_size(self) -> float:
@@ -182,7 +183,7 @@ def _ways(want: LayerWant, missing: Sequence[Chunk]) -> dict[str, int]:
         elif want.is_packed:
             ways[PACKED] = int(PACKED_PART * want.form.size)
     manifest = want.chunk_manifest
-    if manifest is not None:
+    if manifest is not None and want.has_chunks:
         size = sum(chunk.size for chunk in missing)
         if want.form is not None:
             size = int(size * min(1.0, LOOSE * want.form.size / max(1, manifest.form_size)))

@@ -15,13 +15,14 @@ from typing import Final, Protocol
 from layerkit.digest import Digest, check_digest, chunk_id
 from layerkit.edges import held
 from layerkit.edges.store import Store
-from layerkit.edges.upstream import Upstream
+from layerkit.edges.upstream import ChunkServer, Upstream
 from layerkit.errors import (
     ChunkDigestError,
     FormatError,
     IntegrityError,
     NotFoundError,
     RemoteError,
+    StoreChangedError,
 )
 from layerkit.formats import formpack, oci
 from layerkit.formats.chunkmanifest import (
@@ -150,7 +151,7 @@ class Fetcher:
             if want.packed is not None and want.packed.size < form.size:
                 raw = self.remote.fetch_blob(self.name, want.packed.digest, want.packed.size)
             elif want.is_packed:
-                raw = self.remote.fetch_packed(self.name, form.digest, form.size)
+                raw = self._server().fetch_packed(self.name, form.digest, form.size)
             else:
                 return None
             data = formpack.unpack(raw)
@@ -216,18 +217,23 @@ class Fetcher:
 
     def _ask(self, chunks: list[Chunk], listed: _Listed | None) -> Iterator[bytes | None]:
         """An answer that holds these chunks; a server that does not know places is asked by ids."""
-        sizes = [chunk.size for chunk in chunks]
+        server, sizes = self._server(), [chunk.size for chunk in chunks]
         if listed is not None:
             places = chunk_places(map(listed.place, chunks))
             for near in (listed.near, None) if listed.near else (None,):
                 try:
-                    yield from self.remote.fetch_listed(
-                        self.name, listed.digest, places, sizes, near
-                    )
+                    yield from server.fetch_listed(self.name, listed.digest, places, sizes, near)
                     return
                 except NotFoundError as exc:
                     _log.info("no chunks by their places: %s", exc.message)
-        yield from self.remote.fetch_chunks(self.name, [chunk.id for chunk in chunks], sizes)
+        yield from server.fetch_chunks(self.name, [chunk.id for chunk in chunks], sizes)
+
+    def _server(self) -> ChunkServer:
+        """Who cuts chunks; NotFoundError where nobody does."""
+        server = self.remote.chunk_server
+        if server is None:
+            raise NotFoundError(f"{self.remote.url} gives no single chunks")
+        return server
 
     def _answers(
         self,
@@ -262,7 +268,7 @@ class Fetcher:
         for chunk in bad:
             _log.warning("chunk %s from %s is refused, again", chunk.id, self.remote.url)
             self.refetched.append(chunk.id)
-            data = self.remote.fetch_chunk(self.name, chunk.id, chunk.size)
+            data = self._server().fetch_chunk(self.name, chunk.id, chunk.size)
             self.fetched_count += self.store.put_many([(chunk.id, data)])
             self._advance(len(data))
 
@@ -314,14 +320,20 @@ class Fetcher:
         return form
 
     def read_chunk(self, chunk: Chunk) -> bytes:
-        """A chunk of the store; a damaged one is fetched again."""
+        """A chunk of the store; a damaged one is fetched again, where it can be had alone. Else
+        StoreChangedError: its layer is no longer whole here."""
         try:
             return self.store.get(chunk.id)
-        except (ChunkDigestError, NotFoundError):
+        except (ChunkDigestError, NotFoundError) as exc:
             _log.warning("chunk %s in the store is damaged, fetching it", chunk.id)
             self.store.drop([chunk.id])
             self.refetched.append(chunk.id)
-            data = self.remote.fetch_chunk(self.name, chunk.id, chunk.size)
+            server = self.remote.chunk_server
+            if server is None:
+                raise StoreChangedError(
+                    f"chunk {chunk.id} in the store was damaged", cause=exc.message
+                ) from exc
+            data = server.fetch_chunk(self.name, chunk.id, chunk.size)
             self.fetched_count += self.store.put_many([(chunk.id, data)])
             return data
 

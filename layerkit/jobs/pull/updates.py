@@ -78,6 +78,10 @@ def try_update(
             _take_first(image, have)
             return True
         reader, layers = _read_documents(image, fetcher.counted(body.parts), have)
+        if body.digest not in (None, image.top):
+            raise IntegrityError(
+                "update of another image", got=str(image.top), want=str(body.digest)
+            )
     except REFUSED as exc:
         _log.info("no update: %s", exc.message)
         image.forget()
