@@ -76,7 +76,7 @@ EDGES = {
         "",
     ),
     "queue": ("edges.disk", "sqlite3"),
-    "hookapi": ("edges.http formats.notifications", ""),
+    "hookapi": ("edges.http formats.notifications formats.oci", ""),
     "layout": ("edges.disk digest formats.layer formats.oci formats.reference", ""),
     "subject": ("edges.layout formats.oci formats.reference", ""),
     "imagesource": (

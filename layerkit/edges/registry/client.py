@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import requests
 
 from layerkit.digest import Digest, check_digest, sha256_digest, verify_stream
-from layerkit.edges.registry.transport import BrokenError, Transport, read_limited, stream
+from layerkit.edges.registry.traffic import BrokenError
+from layerkit.edges.registry.transport import Transport
 from layerkit.errors import FormatError, RemoteError, RemoteLimitError
 from layerkit.formats.oci import (
     INDEX_TYPES,
@@ -53,6 +54,7 @@ class Registry:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.host = transport.host
+        self._traffic = transport.traffic
 
     def ping(self) -> None:
         """Raise RemoteError unless it is there, and lets us in."""
@@ -76,7 +78,7 @@ class Registry:
         for _ in range(MAX_PAGES):
             answer = self._expect(self.transport.send("GET", url, scope=scope), 200)
             following = answer.links.get("next", {}).get("url", "")
-            page = self._parse_names(read_limited(answer, MAX_PAGE_SIZE), key)
+            page = self._parse_names(self._traffic.read(answer, MAX_PAGE_SIZE), key)
             is_new = not found.issuperset(page)
             found |= page
             if len(found) > MAX_NAME_COUNT:
@@ -118,7 +120,7 @@ class Registry:
         path = f"/v2/{name}/manifests/{ref}"
         answer = self.transport.send("GET", self._url(path), headers=_ACCEPT, scope=name)
         media_type = _media_type(self._expect(answer, 200))
-        raw = read_limited(answer, MAX_DOCUMENT_SIZE)
+        raw = self._traffic.read(answer, MAX_DOCUMENT_SIZE)
         if ":" in ref:
             check_digest(raw, Digest.parse(ref), f"manifest {ref[:19]} of {self.host}")
         media_type = _document_type(raw, media_type)
@@ -150,7 +152,7 @@ class Registry:
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         """A blob of at most `limit` bytes, verified."""
         answer = self._expect(self._get(f"/v2/{name}/blobs/{digest}", name), 200)
-        raw = read_limited(answer, limit)
+        raw = self._traffic.read(answer, limit)
         check_digest(raw, digest, f"blob {digest.short} of {self.host}")
         return raw
 
@@ -210,7 +212,7 @@ class Registry:
             self.transport.send("GET", url, headers=headers, scope=name), 200, 206
         )
         if answer.status_code == 200:
-            return _Opened(0, True, stream(answer))
+            return _Opened(0, True, self._traffic.stream(answer, MAX_BLOB_SIZE))
         told = answer.headers.get("Content-Range", "")
         if not told.replace(" ", "").lower().startswith(f"bytes{start}-"):
             answer.close()
@@ -218,7 +220,7 @@ class Registry:
                 f"{self.host} answers with another range of blob {digest.short}",
                 cause=f"got {told[:60]!r}, want bytes {start}-{end - 1}",
             )
-        return _Opened(start, False, stream(answer))
+        return _Opened(start, False, self._traffic.stream(answer, end - start))
 
     # --- writing blobs -------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from typing import Final
 
 from layerkit.digest import Digest
 from layerkit.edges.registry.client import Registry
-from layerkit.edges.registry.transport import read_limited
 from layerkit.errors import FormatError, NotFoundError, RemoteError
 from layerkit.formats.oci import (
     INDEX,
@@ -78,7 +77,7 @@ def _list_by_api(
             answer.close()
             return None
         following = answer.links.get("next", {}).get("url", "")
-        found += parse_index(read_limited(answer, MAX_DOCUMENT_SIZE)).manifests
+        found += parse_index(transport.traffic.read(answer, MAX_DOCUMENT_SIZE)).manifests
         if not following or len(found) > MAX_ITEMS:
             break
         url = transport.locate(url, following)

@@ -17,7 +17,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +27,8 @@ import oras.auth.utils
 import oras.logger
 import oras.provider
 import requests
-import urllib3
 
+from layerkit.edges.registry.traffic import BrokenError, Traffic
 from layerkit.errors import (
     FormatError,
     LayerkitError,
@@ -39,11 +39,10 @@ from layerkit.errors import (
     UsageError,
 )
 
-__all__ = ["PATIENCE", "BrokenError", "Transport", "read_limited", "stream"]
+__all__ = ["PATIENCE", "Transport"]
 
 CONNECT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 60.0  # between two reads; a registry may hash a layer before it answers
-DOCUMENT_SECONDS: Final = 60.0  # for the whole of a document: a slow drip ends
 PATIENCE: Final = 60.0  # seconds in which a request is tried again, pauses included
 ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.25  # seconds; doubles, and jitters so that many do not come at once
@@ -52,7 +51,6 @@ MAX_ERROR_SIZE: Final = 64 << 10
 MAX_TOKEN_SIZE: Final = 1 << 20
 MAX_SCOPE_COUNT: Final = 1024  # whose tokens are kept
 POOL_SIZE: Final = 16
-READ_SIZE: Final = 64 << 10
 RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _API_HOSTS: Final = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
@@ -70,15 +68,12 @@ Body = Callable[[], Any]  # opens what is sent, anew for each attempt: a file, b
 _Scope = tuple[str, str]
 
 
-class BrokenError(RemoteError):
-    """The connection failed; the same request may get through."""
-
-
 class _Session(requests.Session):
-    """A session whose requests end, and which takes no credentials from .netrc."""
+    """A session whose requests end and are counted, and which takes no credentials from .netrc."""
 
-    def __init__(self, connect: float, read: float) -> None:
+    def __init__(self, connect: float, read: float, traffic: Traffic) -> None:
         super().__init__()
+        self._traffic = traffic
         self.auth = lambda request: request  # else requests looks into .netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # as oras has it
         self._timeout = (connect, read)
@@ -90,9 +85,12 @@ class _Session(requests.Session):
         """As requests has it; a body that is not streamed is read within MAX_TOKEN_SIZE."""
         streamed = facts.pop("stream", False)
         facts.setdefault("timeout", self._timeout)
+        started = time.monotonic()
         answer = super().request(method, url, stream=True, **facts)
+        seconds = time.monotonic() - started
+        self._traffic.sent(method, facts.get("data"), seconds, answer.status_code)
         if not streamed:
-            answer._content = read_limited(answer, MAX_TOKEN_SIZE)
+            answer._content = self._traffic.read(answer, MAX_TOKEN_SIZE)
         return answer
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
@@ -121,7 +119,8 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
             raise UsageError(f"certificate file {ca} does not exist")
         api_host = _API_HOSTS.get(host, host)
         super().__init__(api_host, insecure=plain_http, tls_verify=str(ca) if ca else True)
-        session = _Session(CONNECT_SECONDS, read_seconds)
+        self.traffic = Traffic()
+        session = _Session(CONNECT_SECONDS, read_seconds, self.traffic)
         self.session = session
         self.auth.session = session
         session.headers.update({"User-Agent": "layerkit", "Accept-Encoding": "identity"})
@@ -345,7 +344,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         """The error that an answer is; closes it."""
         status = answer.status_code
         try:
-            said = _read_problem(read_limited(answer, MAX_ERROR_SIZE))
+            said = _read_problem(self.traffic.read(answer, MAX_ERROR_SIZE))
         except LayerkitError:
             said = ""
         finally:
@@ -363,34 +362,6 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         if status == 413:
             return RemoteLimitError(f"{self.host} finds it too large", cause=cause)
         return RemoteError(f"{self.host} failed", cause=cause)
-
-
-def read_limited(answer: requests.Response, limit: int) -> bytes:
-    """The body of at most `limit` bytes, within DOCUMENT_SECONDS; RemoteLimitError over that."""
-    end = time.monotonic() + DOCUMENT_SECONDS
-    data = bytearray()
-    for part in stream(answer):
-        data += part
-        if len(data) > limit:
-            answer.close()
-            raise RemoteLimitError(f"answer of {urlsplit(answer.url).netloc} is over {limit} bytes")
-        if time.monotonic() > end:
-            answer.close()
-            raise RemoteError(f"answer of {urlsplit(answer.url).netloc} comes too slowly")
-    return bytes(data)
-
-
-def stream(answer: requests.Response) -> Generator[bytes, None, None]:
-    """The body as it is on the wire; RemoteError where it breaks off."""
-    try:
-        for part in answer.raw.stream(READ_SIZE, decode_content=False):
-            yield bytes(part)
-    except (urllib3.exceptions.HTTPError, OSError) as exc:
-        raise BrokenError(
-            f"{urlsplit(answer.url).netloc} breaks off", cause=str(exc) or type(exc).__name__
-        ) from exc
-    finally:
-        answer.close()
 
 
 def _asked_pause(answer: requests.Response) -> float:
