@@ -17,8 +17,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, BinaryIO, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -185,6 +186,7 @@ class BucketOrigin:
         self.where = bucket.where
         self._bucket = bucket
         self._last: tuple[bytes, str] = (b"", "")
+        self._documents: dict[Digest, bytes | None] = {}  # listed manifests that were read
 
     def read_index(self) -> bytes:
         found = self._bucket.read_changed("index.json", MAX_DOCUMENT_SIZE, self._last[1])
@@ -194,6 +196,13 @@ class BucketOrigin:
 
     def open(self, name: str, digest: Digest) -> tuple[int, Iterator[bytes]]:
         return self._bucket.open(_blob_key(digest))
+
+    def read_blob(self, digest: Digest, limit: int) -> bytes:
+        return self._bucket.read(_blob_key(digest), limit)[0]
+
+    def find_index(self) -> Index:
+        """The index as it is now; an empty one where nothing was published yet."""
+        return self._read_old()[0]
 
     def has_blob(self, item: Descriptor) -> bool:
         return self._bucket.size_of(_blob_key(item.digest)) == item.size
@@ -216,11 +225,10 @@ class BucketOrigin:
 
     def commit(self, name: str, top: Descriptor, referrers: list[Descriptor]) -> None:
         """Make `name` (if any) name `top`, beside what others commit at the same time."""
-        documents: dict[Digest, bytes | None] = {}
         for attempt in range(ATTEMPTS):
             old, condition = self._read_old()
-            self._read_listed(old, documents)
-            new = add_to_index(old, name, top, referrers, lambda e: documents.get(e.digest))
+            held = self.read_documents(old.manifests)
+            new = add_to_index(old, name, top, referrers, partial(_find, held))
             raw = serialize_index(new)
             try:
                 if raw != serialize_index(old):
@@ -242,8 +250,9 @@ class BucketOrigin:
             return Index(()), {"IfNoneMatch": "*"}
         return parse_index(raw), {"IfMatch": etag}
 
-    def _read_listed(self, index: Index, documents: dict[Digest, bytes | None]) -> None:
-        """Read the listed manifests that are not read yet: which of them refer to which?"""
+    def read_documents(self, entries: Sequence[Descriptor]) -> dict[Digest, bytes | None]:
+        """Manifests that an index lists, None for one that is not there; each is read once, and
+        what nobody lists any more is forgotten."""
 
         def read(entry: Descriptor) -> bytes | None:
             try:
@@ -251,10 +260,15 @@ class BucketOrigin:
             except NotFoundError:
                 return None
 
-        wanted = [entry for entry in index.manifests if entry.digest not in documents]
+        known = self._documents
+        wanted = [entry for entry in entries if known.get(entry.digest) is None]
         with ThreadPoolExecutor(THREAD_COUNT) as pool:
-            for entry, raw in zip(wanted, pool.map(read, wanted), strict=True):
-                documents[entry.digest] = raw
+            found = dict(
+                zip((entry.digest for entry in wanted), pool.map(read, wanted), strict=True)
+            )
+        documents = {e.digest: found.get(e.digest, known.get(e.digest)) for e in entries}
+        self._documents = documents
+        return documents
 
 
 class BucketShelf:
@@ -301,6 +315,10 @@ class BucketShelf:
             call()
         except (RemoteError, NotFoundError) as exc:
             _log.warning("%s: %s (%s)", self._bucket.where, exc.message, exc.cause)
+
+
+def _find(held: Mapping[Digest, bytes | None], entry: Descriptor) -> bytes | None:
+    return held.get(entry.digest)
 
 
 def _blob_key(digest: Digest) -> str:

@@ -20,9 +20,9 @@ from typing import Final
 
 from layerkit.digest import Digest
 from layerkit.edges.registry import Registry, is_fallback_tag, list_referrers
+from layerkit.edges.storage.reading import read_was
 from layerkit.errors import FormatError, IntegrityError, NotFoundError
 from layerkit.formats.oci import (
-    ANNOTATION_OLD,
     ANNOTATION_REF_NAME,
     ANNOTATION_WAS,
     CHUNKS_ARTIFACT,
@@ -164,13 +164,7 @@ class RegistryOrigin:
         return list(found.values())[1:]
 
     def _read_was(self, name: str, text: str, digest: Digest) -> Digest | None:
-        for entry in self._list_referrers(name, digest, kinds=(WAS_ARTIFACT,)):
-            if entry.annotations.get(ANNOTATION_WAS) == text:
-                try:
-                    return Digest.parse(entry.annotations.get(ANNOTATION_OLD, ""))
-                except FormatError:
-                    return None
-        return None
+        return read_was(self._list_referrers(name, digest, kinds=(WAS_ARTIFACT,)), text)
 
     def _list_referrers(
         self, name: str, digest: Digest, kinds: Sequence[str] = ()

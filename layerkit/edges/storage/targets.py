@@ -18,6 +18,12 @@ from urllib.parse import urlsplit
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.storage.opening import is_bucket, is_registry, open_registry
+from layerkit.edges.storage.reading import (
+    BucketReader,
+    ImageReader,
+    LayoutReader,
+    RegistryReader,
+)
 from layerkit.errors import UsageError
 from layerkit.formats.oci import (
     ANNOTATION_OLD,
@@ -51,6 +57,7 @@ class Target(Protocol):
     """Safe for threads; `commit` is called once, when all else is there."""
 
     where: str
+    reader: ImageReader  # what is there
 
     def session(self) -> AbstractContextManager[None]:
         """Make ready; where the body fails, nothing of it is visible."""
@@ -117,6 +124,7 @@ class RegistryTarget:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.reader: ImageReader = RegistryReader(registry)
         self.where = registry.transport.base
 
     @contextlib.contextmanager
@@ -154,11 +162,12 @@ class RegistryTarget:
         if old is not None and old.digest == top.digest:
             return
         if old is not None:
-            self._put_was(ref, top, old)
+            self.put_was(ref, top, old)
         _, raw = self._registry.read_manifest(ref.repository, str(top.digest))
         self._registry.put_manifest(ref.repository, ref.tag, top, raw)
 
-    def _put_was(self, ref: Reference, top: Descriptor, old: Descriptor) -> None:
+    def put_was(self, ref: Reference, top: Descriptor, old: Descriptor) -> None:
+        """Write down beside `top` that the tag of `ref` named `old` before it."""
         import io
 
         was = {
@@ -178,6 +187,7 @@ class BucketTarget:
 
     def __init__(self, origin: BucketOrigin) -> None:
         self._origin = origin
+        self.reader: ImageReader = BucketReader(origin)
         self.where = origin.where
 
     @contextlib.contextmanager
@@ -207,6 +217,7 @@ class FolderTarget:
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._layout = Layout(path, disk)
+        self.reader: ImageReader = LayoutReader(self._layout)
         self.where = str(path)
 
     def session(self) -> AbstractContextManager[None]:

@@ -64,10 +64,11 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Update:
     """What was made for who asked; `raw` is None where the image has documents that no update can
-    carry. `lacking_size`: of the blobs of the layers that it brings. Not `is_final`: asked again,
-    there may be a smaller one."""
+    carry. `old`: the image that it starts from, if any. `lacking_size`: of the blobs of the layers
+    that it brings. Not `is_final`: asked again, there may be a smaller one."""
 
     raw: bytes | None
+    old: Digest | None
     shares: tuple[Share, ...]
     lacking_size: int
     is_final: bool
@@ -117,12 +118,12 @@ class Updates:
         images.sort(key=lambda image: image[1] != name)  # its own first, each as it was named
         known, is_sure = self._find_route(name, top, platform, tuple(images))
         if known is None:
-            return Update(None, (), 0, is_sure)
+            return Update(None, None, (), 0, is_sure)
         wanted = _Wanted(self._library, name, known, caller, is_sure)
         wanted.make_parts(time.monotonic() + within)
         raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
         lacking_size = sum(one.layer.blob.size for one in known.route.lacking)
-        return Update(raw, wanted.shares(len(raw)), lacking_size, wanted.is_final)
+        return Update(raw, known.old_top, wanted.shares(len(raw)), lacking_size, wanted.is_final)
 
     def _find_route(
         self, name: str, top: Digest, platform: Platform, images: tuple[tuple[Digest, str], ...]

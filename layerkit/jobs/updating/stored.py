@@ -1,0 +1,249 @@
+"""Updates that are kept beside an image: made before a tag moves, found by who asks for it.
+
+`make_updates` makes them with the engine that servers have, in the thread that asks; what it reads
+comes from several places, each digest from the first that has it. `publish_updates` puts them where
+the image is, as referrers of it. Spec: docs/format.md "Stored update".
+
+Memory: two forms and what a delta of them takes, some seven times a binary in all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from layerkit.digest import Digest
+from layerkit.edges.storage.protocol import Shelf, StoredBlob
+from layerkit.edges.storage.reading import ImageReader
+from layerkit.edges.storage.targets import Target
+from layerkit.errors import LayerkitError, NotFoundError
+from layerkit.formats.oci import (
+    ANNOTATION_REF_NAME,
+    ANNOTATION_WAS,
+    CHUNKS_ARTIFACT,
+    EMPTY_BLOB,
+    EMPTY_DESCRIPTOR,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_SIZE,
+    Descriptor,
+    Index,
+    Platform,
+    describe,
+    parse_index,
+    serialize_index,
+)
+from layerkit.formats.reference import Reference
+from layerkit.formats.storedupdate import StoredUpdate, find_updates, make_update_artifact
+from layerkit.formats.tokens import Caller
+from layerkit.formats.update import UPDATE_TYPE
+from layerkit.jobs.updating.catalogue import Catalogue
+from layerkit.jobs.updating.forms import Forms
+from layerkit.jobs.updating.kept import Kept, NoMeter
+from layerkit.jobs.updating.library import Library
+from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.updates import Updates
+from layerkit.jobs.updating.workshop import Workshop
+
+__all__ = [
+    "UPDATE_COUNT",
+    "Image",
+    "MadeUpdate",
+    "find_stored",
+    "make_updates",
+    "publish_updates",
+    "worth_storing",
+]
+
+UPDATE_COUNT: Final = 3  # versions before a new one: nodes that watch have one of them
+MAKE_SECONDS: Final = 3600.0  # for one update; it is made in this thread, so nothing runs on
+CACHE_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
+KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share layers
+MAX_SHARE: Final = 0.7  # of what a plain pull moves; a larger update is not worth its place,
+SMALL_SIZE: Final = 64 << 10  # bytes; but for a small one, which saves requests
+ANY: Final = Platform("any", "any")  # for images that are no index: not looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a tag names, or named, and the repository that it is read from."""
+
+    repository: str
+    top: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUpdate:
+    """The stream of an update from image `old`; `platform` None: both are for one only.
+    `lacking_size`: bytes of the blobs of the layers that it brings."""
+
+    old: Digest
+    platform: Platform | None
+    raw: bytes
+    lacking_size: int
+
+
+def worth_storing(size: int, lacking_size: int) -> bool:
+    """Is an update of `size` bytes worth its place beside the image?"""
+    return size <= max(SMALL_SIZE, MAX_SHARE * lacking_size)
+
+
+def find_stored(reader: ImageReader, image: Image) -> list[StoredUpdate]:
+    """The stored updates to an image that are there already."""
+    return find_updates(reader.list_referrers(image.repository, image.top.digest))
+
+
+def make_updates(
+    readers: Sequence[ImageReader],
+    new: Image,
+    olds: Iterable[Image],
+    known: Collection[StoredUpdate] = (),
+    *,
+    warn: Callable[[str], None],
+) -> Iterator[MadeUpdate]:
+    """The updates to `new` from each of `olds`, for each of its platforms, but for those `known`,
+    and for those that are not worth it. What cannot be made is told to `warn`, and left out.
+    Raises what `readers` raise for the new image itself. 0.7 s for an edit of a 6 MB binary."""
+    wanted = [old for old in _without_doubles(olds) if old.top.digest != new.top.digest]
+    if not wanted:
+        return
+    storage = _Joined(readers, new, wanted)
+    catalogue = Catalogue(storage)
+    updates = _make_engine(catalogue)
+    caller = Caller("", ("*",), ())  # who publishes may read what he names
+    made = {(one.old, one.platform) for one in known}
+    for old in wanted:
+        for platform in _platforms(catalogue, new):
+            if (old.top.digest, platform) in made:
+                continue
+            what = f"no update from {old.top.digest.short}" + (f" for {platform}" * bool(platform))
+            try:
+                answer = updates.answer(
+                    new.repository,
+                    new.top.digest,
+                    [old.top.digest],
+                    caller,
+                    platform or ANY,
+                    MAKE_SECONDS,
+                )
+            except LayerkitError as exc:
+                warn(f"{what}: {exc.message}")
+                continue
+            if answer.raw is None or not answer.is_final:
+                warn(f"{what}: some of it cannot be read")
+            elif answer.old == old.top.digest and worth_storing(
+                len(answer.raw), answer.lacking_size
+            ):
+                yield MadeUpdate(old.top.digest, platform, answer.raw, answer.lacking_size)
+
+
+def publish_updates(
+    target: Target, ref: Reference, top: Descriptor, made: Iterable[MadeUpdate]
+) -> list[Descriptor]:
+    """Put stored updates beside image `top`, which is there: each blob, then what refers with it.
+    Returns the referrers, as an index of a layout lists them."""
+    found = []
+    for one in made:
+        blob = describe(one.raw, UPDATE_TYPE)
+        entry, raw = make_update_artifact(top, one.old, one.platform, blob)
+        for item, data in ((EMPTY_DESCRIPTOR, EMPTY_BLOB), (blob, one.raw)):
+            target.put_blob(ref, item, lambda data=data: io.BytesIO(data), ())  # type: ignore[misc]
+        target.put_manifest(ref, entry, raw)
+        found.append(replace(entry, annotations={}, artifact_type=""))
+    return found
+
+
+def _without_doubles(images: Iterable[Image]) -> list[Image]:
+    found: dict[Digest, Image] = {}
+    for image in images:
+        found.setdefault(image.top.digest, image)
+    return list(found.values())
+
+
+def _make_engine(catalogue: Catalogue) -> Updates:
+    forms = Forms(catalogue, CACHE_SIZE)
+    workshop = Workshop()
+    deltas = Kept("delta", KEPT_SIZE, workshop, NoMeter())
+    packing = Packing(catalogue, forms, Kept("packed", 0, workshop, NoMeter()))
+    return Updates(Library(catalogue, forms, packing, deltas, is_aside=True))
+
+
+def _platforms(catalogue: Catalogue, image: Image) -> list[Platform | None]:
+    if image.top.media_type not in INDEX_TYPES:
+        return [None]
+    index = catalogue.find_document(image.top.digest)
+    children = index.manifests if isinstance(index, Index) else ()
+    found = dict.fromkeys(child.platform for child in children)
+    return [one for one in found if one is not None and one.os != "unknown"]  # attestations
+
+
+class _Joined:
+    """A `Storage` of these images alone, each digest from the first reader that has it."""
+
+    made: Shelf | None = None
+
+    def __init__(self, readers: Sequence[ImageReader], new: Image, olds: Sequence[Image]) -> None:
+        self._readers = readers
+        entries = [_entry(old, {ANNOTATION_WAS: f"{old.repository}:old"}) for old in reversed(olds)]
+        entries.append(_entry(new, {ANNOTATION_REF_NAME: f"{new.repository}:new"}))
+        self._homes = {one.top.digest: one.repository for one in (*olds, new)}
+        referrers: dict[Digest, Descriptor] = {}
+        for image in (*olds, new):
+            for digest in self._images(image):
+                for found in self._list_referrers(image.repository, digest):
+                    self._homes.setdefault(found.digest, image.repository)
+                    referrers.setdefault(found.digest, found)
+        self._index = serialize_index(Index((*entries, *referrers.values())))
+
+    def version(self) -> Hashable:
+        return ""
+
+    def read_index(self) -> bytes:
+        return self._index
+
+    def check_ready(self) -> None: ...
+
+    def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
+        """`name` is "" for a referrer."""
+        home, last = name or self._homes.get(digest, ""), len(self._readers) - 1
+        for at, reader in enumerate(self._readers):
+            try:
+                return reader.read_blob(home, digest, limit)
+            except LayerkitError:  # a damaged copy here is no reason not to read it there
+                if at == last:
+                    raise
+        raise NotFoundError(f"blob {digest.short} is nowhere")
+
+    def open_blob(self, name: str, digest: Digest) -> StoredBlob:
+        raw = self.read_blob(name, digest, 1 << 40)
+        return StoredBlob(len(raw), None, lambda at, size: iter((raw[at : at + size],)))
+
+    def _images(self, image: Image) -> list[Digest]:
+        """Those of an index; an old one that cannot be read has none."""
+        if image.top.media_type not in INDEX_TYPES:
+            return [image.top.digest]
+        try:
+            raw = self.read_blob(image.repository, image.top.digest, MAX_DOCUMENT_SIZE)
+            children = parse_index(raw).manifests
+        except LayerkitError:
+            return []
+        return [child.digest for child in children if child.media_type in MANIFEST_TYPES]
+
+    def _list_referrers(self, name: str, digest: Digest) -> list[Descriptor]:
+        """The chunks artifacts of an image, of the first reader that has one."""
+        for reader in self._readers:
+            found = [
+                replace(entry, annotations={})
+                for entry in reader.list_referrers(name, digest)
+                if entry.artifact_type == CHUNKS_ARTIFACT
+            ]
+            if found:
+                return found
+        return []
+
+
+def _entry(image: Image, annotations: dict[str, str]) -> Descriptor:
+    top = image.top
+    return Descriptor(top.media_type, top.digest, top.size, annotations)
