@@ -76,6 +76,7 @@ EDGES = {
         "",
     ),
     "queue": ("edges.disk", "sqlite3"),
+    "jsonlog": ("", ""),
     "hookapi": ("edges.http formats.notifications formats.oci", ""),
     "layout": ("edges.disk digest formats.layer formats.oci formats.reference", ""),
     "subject": ("edges.layout formats.oci formats.reference", ""),
@@ -111,7 +112,7 @@ EDGES = {
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "http": (
         "digest formats.chunksync formats.formpack formats.protocol formats.oci formats.reference"
-        " formats.tokens formats.update edges.tokens",
+        " formats.tokens formats.update edges.jsonlog edges.tokens",
         "jinja2 prometheus_client uvicorn",
     ),
     "tokens": ("edges.disk formats.tokens", ""),

@@ -36,8 +36,9 @@ from layerkit.edges.http import (
     server,
     start_server,
 )
-from layerkit.edges.http.logs import JsonFormatter, RequestLog, RequestRecord
+from layerkit.edges.http.logs import RequestLog, RequestRecord
 from layerkit.edges.http.metrics import Board, Metrics
+from layerkit.edges.jsonlog import JsonFormatter
 from layerkit.edges.tokens import add_token
 from layerkit.errors import StoreError, UsageError
 from layerkit.formats.update import Share

@@ -7,7 +7,6 @@ does not fit is counted and said.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
@@ -15,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["JsonFormatter", "RequestLog", "RequestRecord"]
+__all__ = ["RequestLog", "RequestRecord"]
 
 MAX_LINE_COUNT: Final = 20_000  # waiting to be written: about 5 MB
 MAX_PATH_SIZE: Final = 512  # characters
@@ -105,18 +104,3 @@ def _as_text(record: RequestRecord, now: float) -> str:
         f"{_stamp(now)} {record.address or '-'} {record.caller or '-'} {record.method} {path}"
         f" {record.status} {record.size} {record.seconds:.6f}"
     )
-
-
-class JsonFormatter(logging.Formatter):
-    """What modules log, in the same shape as requests."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        document = {
-            "time": _stamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            document["error"] = self.formatException(record.exc_info)
-        return json.dumps(document)

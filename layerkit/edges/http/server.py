@@ -29,12 +29,13 @@ import uvicorn
 
 from layerkit.edges.http.app import ServerApp, make_server_app
 from layerkit.edges.http.gate import Gate
-from layerkit.edges.http.logs import JsonFormatter, RequestLog
+from layerkit.edges.http.logs import RequestLog
 from layerkit.edges.http.metrics import Board, Metrics
 from layerkit.edges.http.options import ServerOptions, TlsFiles, parse_listen
 from layerkit.edges.http.source import Meter, Source
 from layerkit.edges.http.wire import Wire, WireProtocol
 from layerkit.edges.http.workers import run_workers
+from layerkit.edges.jsonlog import JsonFormatter
 from layerkit.edges.tokens import TokenFile
 from layerkit.errors import UsageError
 

@@ -19,13 +19,13 @@ from typing import Any, Final
 from layerkit.edges.disk import Disk
 from layerkit.edges.forked import error_document
 from layerkit.edges.forker import Forker
+from layerkit.edges.jsonlog import log_as_json
 from layerkit.edges.localapi import LocalApi
 from layerkit.edges.notify import Notifier
 from layerkit.edges.polling import Poller
 from layerkit.errors import LayerkitError, PartialError, StoreLockedError
 from layerkit.jobs.agent.api import make_handlers
 from layerkit.jobs.agent.keeper import Keeper
-from layerkit.jobs.agent.logs import log_as_json
 from layerkit.jobs.agent.node import Node
 from layerkit.jobs.agent.settings import RELOADABLE, Settings
 from layerkit.jobs.agent.watching import Watching

@@ -23,6 +23,7 @@ from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.edges.engine import Handed, open_engine
 from layerkit.edges.forked import error_document, serve_jobs
 from layerkit.edges.httpclient import Tls
+from layerkit.edges.jsonlog import log_as_json
 from layerkit.edges.layout import Layout, write_docker_archive
 from layerkit.edges.remote import Remote
 from layerkit.edges.spares import Spares
@@ -39,7 +40,6 @@ from layerkit.errors import (
 )
 from layerkit.formats.oci import Platform, parse_platform
 from layerkit.formats.reference import Reference
-from layerkit.jobs.agent.logs import log_as_json
 from layerkit.jobs.agent.settings import Server
 from layerkit.jobs.agent.work import Place, kept_name, parse_servers
 from layerkit.jobs.pull import Part, PullResult, host_platform, pull, rebuild_forms

@@ -1,4 +1,4 @@
-"""Logs of the agent and its jobs: one JSON object a line on standard error."""
+"""Logs as JSON: one object a line on standard error."""
 
 from __future__ import annotations
 
