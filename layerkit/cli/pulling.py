@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,8 +34,11 @@ from layerkit.errors import (
 if TYPE_CHECKING:
     from layerkit.edges.remote import Remote
     from layerkit.edges.store import Store
+    from layerkit.edges.upstream import Upstream
     from layerkit.formats.reference import Reference
     from layerkit.jobs.pull import PullResult
+
+    Source = Callable[[], Upstream]
 
 __all__ = ["add_pull_verb", "open_remote", "read_token", "trust_options"]
 
@@ -86,9 +90,8 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--server",
     "servers",
     multiple=True,
-    required=True,
     metavar="URL",
-    help="A chunk server; with several, the next one is asked when one fails.",
+    help="A chunk server, the next one if one fails.  [default: the registry in REF]",
 )
 @store_option
 @quota_option
@@ -97,6 +100,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
 @verify_option
 @trust_options
+@option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
 @option("--dry-run", is_flag=True, help="Fetch no bytes of layers, say what would be fetched.")
 @option("--fewest-bytes", is_flag=True, help="Move few bytes also where more would be quicker.")
 @tree_options
@@ -105,6 +109,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts: Any) -> None:
     """Bring the image REF into the store, fetching only the chunks that it lacks.
 
+    From chunk servers, or from the registry that REF names, with docker's logins ('docker login').
     Prints the image's digest. What was fetched stays fetched: after a cut, pull again. On a fast
     line a layer comes whole where that is quicker, and its form is made when the image is there.
     """
@@ -119,27 +124,63 @@ def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts:
     facts["token"] = read_token(facts["token"], facts["token_file"])
     facts["check"] = load_check(facts["keys"])
     with Store(facts["store"], Disk(), facts["quota"]) as store:
-        url, found = _pull_from_any(servers, parsed, store, state, facts)
+        sources = _list_sources(servers, parsed, store, facts)
+        source, found = _pull_from_any(sources, parsed, store, state, facts)
         _show(found, parsed, state)
         if found.plain_count:
             sys.stdout.flush()
-            with open_remote(url, facts) as remote:
+            with source() as remote:
                 _rebuild(parsed, remote, store, state, facts)
 
 
+def _list_sources(
+    servers: tuple[str, ...], ref: Reference, store: Store, facts: dict[str, Any]
+) -> list[Source]:
+    """What opens each place that the image may come from."""
+    if servers:
+        return [partial(open_remote, url, facts) for url in servers]
+    if not ref.host:
+        raise UsageError(
+            f"{ref} names no registry",
+            hint="write registry.example/name:tag, or name a chunk server with --server URL",
+        )
+    if facts["token"]:
+        raise UsageError(
+            "a token is for chunk servers, and none is named",
+            hint=f"run 'docker login {ref.host}', or name one with --server URL",
+        )
+    return [partial(open_registry, ref.registry_url, store, facts)]
+
+
 def _pull_from_any(
-    servers: tuple[str, ...], ref: Reference, store: Store, state: State, facts: dict[str, Any]
-) -> tuple[str, PullResult]:
-    """Ask one server after the other; what one has sent is not asked for again."""
-    for at, url in enumerate(servers, 1):
+    sources: list[Source], ref: Reference, store: Store, state: State, facts: dict[str, Any]
+) -> tuple[Source, PullResult]:
+    """Ask one after the other; what one has sent is not asked for again."""
+    for at, source in enumerate(sources, 1):
         try:
-            with open_remote(url, facts) as remote:
-                return url, _pull_from(remote, ref, store, state, facts)
+            with source() as remote:
+                return source, _pull_from(remote, ref, store, state, facts)
         except (RemoteError, IntegrityError, SignatureError) as exc:
-            if at == len(servers):
+            if at == len(sources):
                 raise
             state.console.warn(f"{exc.message} [{exc.code}], asking the next server")
     raise AssertionError("unreachable")
+
+
+def open_registry(url: str, store: Store, facts: dict[str, Any]) -> Upstream:
+    """The registry at `url`; what is found out about it is kept in the store."""
+    from layerkit.edges.registry.upstream import open_upstream
+
+    docker = os.environ.get("DOCKER_CONFIG")
+    return open_upstream(
+        url,
+        store,
+        config=Path(docker) / "config.json" if docker else None,
+        ca=facts["ca"],
+        client_cert=facts["client_cert"],
+        client_key=facts["client_key"],
+        realms=facts["realms"],
+    )
 
 
 def open_remote(url: str, facts: dict[str, Any]) -> Remote:
@@ -150,7 +191,7 @@ def open_remote(url: str, facts: dict[str, Any]) -> Remote:
 
 
 def _pull_from(
-    remote: Remote, ref: Reference, store: Store, state: State, facts: dict[str, Any]
+    remote: Upstream, ref: Reference, store: Store, state: State, facts: dict[str, Any]
 ) -> PullResult:
     from layerkit.edges.disk import Disk
     from layerkit.edges.rootfs import Limits, Rights
@@ -180,7 +221,7 @@ def _pull_from(
 
 
 def _rebuild(
-    ref: Reference, remote: Remote, store: Store, state: State, facts: dict[str, Any]
+    ref: Reference, remote: Upstream, store: Store, state: State, facts: dict[str, Any]
 ) -> None:
     """Forms of what came plainly. The image is there already: a failure only costs bytes later."""
     from layerkit.formats.oci import parse_platform

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from layerkit.digest import Digest
 from layerkit.errors import FormatError, UsageError
@@ -66,6 +67,16 @@ class Reference:
         if self.tag or self.digest is not None:
             return self
         return replace(self, tag=DEFAULT_TAG)
+
+    @property
+    def registry_url(self) -> str:
+        """The registry that the reference names; "" without a host. On this machine it speaks plain
+        HTTP, as docker has it."""
+        if not self.host:
+            return ""
+        name = urlsplit(f"//{self.host}").hostname or ""
+        is_local = name in ("localhost", "::1") or name.startswith("127.")
+        return f"{'http' if is_local else 'https'}://{self.host}"
 
     @property
     def full_name(self) -> str:

@@ -54,6 +54,7 @@ class Registry:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.host = transport.host
+        self.lists_referrers: bool | None = None  # has it that API? None: not known yet
         self._traffic = transport.traffic
 
     def ping(self) -> None:
@@ -117,12 +118,27 @@ class Registry:
 
     def read_manifest(self, name: str, ref: str) -> tuple[Descriptor, bytes]:
         """A manifest or index, as it is stored: of the digest, if `ref` is one."""
+        found = self.read_change(name, ref, None)
+        assert found is not None
+        return found
+
+    def read_change(
+        self, name: str, ref: str, known: Digest | None
+    ) -> tuple[Descriptor, bytes] | None:
+        """The same; None if `ref` still names `known`."""
         path = f"/v2/{name}/manifests/{ref}"
-        answer = self.transport.send("GET", self._url(path), headers=_ACCEPT, scope=name)
+        headers = dict(_ACCEPT)
+        if known is not None:
+            headers["If-None-Match"] = f'"{known}"'
+        answer = self.transport.send("GET", self._url(path), headers=headers, scope=name)
+        if answer.status_code == 304 and known is not None:
+            answer.close()
+            return None
         media_type = _media_type(self._expect(answer, 200))
+        said = answer.headers.get("Docker-Content-Digest", "") if ":" not in ref else ref
         raw = self._traffic.read(answer, MAX_DOCUMENT_SIZE)
-        if ":" in ref:
-            check_digest(raw, Digest.parse(ref), f"manifest {ref[:19]} of {self.host}")
+        if said.startswith("sha256:"):
+            check_digest(raw, Digest.parse(said), f"manifest {ref[:19]} of {self.host}")
         media_type = _document_type(raw, media_type)
         return Descriptor(media_type, sha256_digest(raw), len(raw)), raw
 

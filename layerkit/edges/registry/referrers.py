@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
+from urllib.parse import quote
 
 from layerkit.digest import Digest
 from layerkit.edges.registry.client import Registry
@@ -53,10 +54,16 @@ def is_fallback_tag(tag: str) -> bool:
 def list_referrers(
     registry: Registry, name: str, subject: Digest, artifact_type: str = ""
 ) -> list[Descriptor]:
-    """What refers to a manifest of repository `name`, as the registry lists it."""
-    found = _list_by_api(registry, name, subject, artifact_type)
+    """What refers to a manifest of repository `name`, as the registry lists it. One that is known
+    to have no such API is asked for it only where the tag is absent: it may have it by now."""
+    found = None
+    if registry.lists_referrers is not False:
+        found = _list_by_api(registry, name, subject, artifact_type)
     if found is None:
-        found = list(_read_fallback(registry, name, subject)[0].manifests)
+        index, top = _read_fallback(registry, name, subject)
+        found = list(index.manifests)
+        if top is None and registry.lists_referrers is False:
+            found = _list_by_api(registry, name, subject, artifact_type) or []
     return [entry for entry in found if artifact_type in ("", entry.artifact_type)]
 
 
@@ -65,7 +72,7 @@ def _list_by_api(
 ) -> list[Descriptor] | None:
     """None where there is no such API: old registries answer 404, proxies anything."""
     transport = registry.transport
-    query = f"?artifactType={artifact_type}" if artifact_type else ""
+    query = f"?artifactType={quote(artifact_type)}" if artifact_type else ""
     url = f"{transport.base}/v2/{name}/referrers/{subject}{query}"
     found: list[Descriptor] = []
     for _ in range(MAX_PAGES):
@@ -75,7 +82,9 @@ def _list_by_api(
             if answer.status_code in (401, 403):
                 raise transport.error_of(answer)
             answer.close()
+            registry.lists_referrers = False
             return None
+        registry.lists_referrers = True
         following = answer.links.get("next", {}).get("url", "")
         found += parse_index(transport.traffic.read(answer, MAX_DOCUMENT_SIZE)).manifests
         if not following or len(found) > MAX_ITEMS:

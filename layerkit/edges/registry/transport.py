@@ -101,7 +101,8 @@ class _Session(requests.Session):
 
 class Transport(oras.provider.Registry):  # type: ignore[misc]
     """Requests to the registry at `host`. `config` is docker's config.json, if not the usual one;
-    `ca` a file of certificates; `realms` hosts of token servers that may get its credentials."""
+    `ca` a file of certificates; `client_cert` and `client_key` what only the registry is shown;
+    `realms` hosts of token servers that may get its credentials."""
 
     def __init__(
         self,
@@ -110,13 +111,16 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         plain_http: bool = False,
         config: Path | None = None,
         ca: Path | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
         realms: Collection[str] = (),
         patience: float = PATIENCE,
         read_seconds: float = READ_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if ca is not None and not ca.is_file():
-            raise UsageError(f"certificate file {ca} does not exist")
+        for path in (ca, client_cert, client_key):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{path} does not exist", hint="name a file in PEM")
         api_host = _API_HOSTS.get(host, host)
         super().__init__(api_host, insecure=plain_http, tls_verify=str(ca) if ca else True)
         self.traffic = Traffic()
@@ -127,6 +131,8 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         self.host = host
         self.base = f"{self.prefix}://{api_host}"
         self._origin = _origin_of(self.base)
+        shown = [str(path) for path in (client_cert, client_key) if path is not None]
+        self._certificate = tuple(shown) if len(shown) > 1 else shown[0] if shown else None
         self._realms = {*realms, *KNOWN_REALMS.get(api_host, ())}
         self._patience = patience
         self._sleep = sleep
@@ -250,6 +256,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
                 stream=True,
                 allow_redirects=False,
                 verify=self._tls_verify,
+                cert=self._certificate if _origin_of(url) == self._origin else None,
             )
         except requests.exceptions.SSLError as exc:
             raise RemoteError(

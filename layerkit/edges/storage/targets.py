@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
-from urllib.parse import urlsplit
 
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from layerkit.edges.registry import Registry
     from layerkit.edges.storage.bucket import BucketOrigin
 
-__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target", "is_local"]
+__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target"]
 
 HELD: Final = "held"  # what became of a blob: it was there,
 MOUNTED: Final = "mounted"  # it came from another repository of a registry,
@@ -88,7 +87,7 @@ def find_target(
             f"{ref} names no registry",
             hint="write registry.example/name:tag, or say --to https://registry",
         )
-    text = text or f"{'http' if is_local(ref.host) else 'https'}://{ref.host}"
+    text = text or ref.registry_url
     if is_registry(text):
         return RegistryTarget(open_registry(text, config=config, ca=ca, realms=realms))
     if is_bucket(text):
@@ -99,12 +98,6 @@ def find_target(
             hint="name https://registry, s3://bucket/prefix or a layout folder",
         )
     return FolderTarget(Path(text), disk or Disk())
-
-
-def is_local(host: str) -> bool:
-    """A registry on this machine speaks plain HTTP, as docker has it."""
-    name = urlsplit(f"//{host}").hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
 
 
 def _open_bucket(url: str) -> BucketTarget:
