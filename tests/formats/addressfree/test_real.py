@@ -183,7 +183,7 @@ def mutations_come_back(binary: bytes, half: str, count: int, cases: TrustCases)
 def test_mutations_of_a_real_binary_come_back(
     go_toolchain: Path, half: str, arch: str, trust_cases: TrustCases
 ) -> None:
-    mutations_come_back(build_go(go_toolchain, SMALL, arch=arch), half, 25, trust_cases)
+    mutations_come_back(build_go(go_toolchain, SMALL, arch=arch), half, 10, trust_cases)
 
 
 @pytest.mark.slow
