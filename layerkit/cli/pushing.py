@@ -43,6 +43,16 @@ def add_push_verb(group: click.Group) -> None:
     metavar="KEY",
     help="Sign it with this private key, cosign's or in PEM; COSIGN_PASSWORD opens it.",
 )
+@option(
+    "--deltas",
+    "update_count",
+    type=click.IntRange(0, 64),
+    default=3,
+    show_default=True,
+    metavar="COUNT",
+    help="Images that the tag named before, from which updates are made; 0: none.",
+)
+@option("--delta-from", "olds", multiple=True, metavar="REF", help="And from this image.")
 @json_option
 @click.pass_context
 def push(
@@ -53,9 +63,12 @@ def push(
     ca: Path | None,
     realms: tuple[str, ...],
     key: Path | None,
+    update_count: int,
+    olds: tuple[str, ...],
 ) -> None:
     """Push the image REF with all its platforms and what refers to it; print name@digest.
 
+    Beside it go updates from the images that nodes have by now: they need only these few bytes.
     What is there already is not sent; so --sign also signs what was pushed before. The signature
     stays in the layout, too. Logins are docker's ('docker login').
     """
@@ -82,7 +95,15 @@ def push(
 
         sign_image(Layout(layout), parsed, Signer.load(key, os.environ.get("COSIGN_PASSWORD")))
     with state.console.progress(str(parsed)) as progress:
-        result = publish(Layout(layout), parsed, found, progress)
+        result = publish(
+            Layout(layout),
+            parsed,
+            found,
+            progress,
+            update_count=update_count,
+            olds=[Reference.parse(old) for old in olds],
+            warn=state.console.warn,
+        )
     if state.as_json:
         state.console.document(document_of(result))
         return
@@ -90,5 +111,6 @@ def push(
     state.console.say(
         f"{result.target}: sent {result.sent_count} blobs, {human_size(result.sent_size)};"
         f" {result.held_count} were there, {result.mounted_count} mounted;"
-        f" {result.referrer_count} referrers"
+        f" {result.referrer_count} referrers, {result.update_count} updates of"
+        f" {human_size(result.update_size)}"
     )

@@ -277,8 +277,8 @@ def add_to_index(
     read: Callable[[oci.Descriptor], bytes | None],
 ) -> oci.Index:
     """The index of a layout once `name` (if any) names `descriptor`. An image whose name moved on
-    stays, up to KEEP_UNTAGGED of them; a referrer stays as long as its subject. `read` gives the
-    bytes of a manifest, None if it is not there."""
+    stays, up to KEEP_UNTAGGED of them; a referrer stays as long as its subject, and an update to
+    it as long as that is named. `read` gives the bytes of a manifest, None if it is not there."""
     kept = _kept(old.manifests, name, descriptor.digest, read)
     annotations = dict(descriptor.annotations)
     if name:
@@ -308,25 +308,32 @@ def _kept(
     stale = {entry.digest for entry in images if entry.digest in named}
     stale |= {entry.digest for entry in images[:-KEEP_UNTAGGED]}
     kept = [entry for entry in kept if _name(entry) or entry.digest not in stale]
-    alive = {digest} | named | {entry.digest for entry in kept}
+    named.add(digest)
+    alive = named | {entry.digest for entry in kept}
     for entry in kept:
         if entry.media_type in oci.INDEX_TYPES and (raw := read(entry)) is not None:
             alive |= {child.digest for child in oci.parse_index(raw).manifests}
     return [
-        entry for entry in kept if (subject := subjects[entry.digest]) is None or subject in alive
+        entry
+        for entry in kept
+        if (found := subjects[entry.digest]) is None
+        or found[0] in (named if found[1] == oci.UPDATE_ARTIFACT else alive)
     ]
 
 
 def _subject(
     entry: oci.Descriptor, read: Callable[[oci.Descriptor], bytes | None]
-) -> Digest | None:
-    """What an unnamed entry refers to; None for an image or a blob that is not here."""
+) -> tuple[Digest, str] | None:
+    """What an unnamed entry refers to, and its artifact type; None for an image or a blob that is
+    not here."""
     is_image = _name(entry) or oci.ANNOTATION_WAS in entry.annotations
     if is_image or entry.media_type not in oci.MANIFEST_TYPES:
         return None
     raw = read(entry)
-    subject = None if raw is None else oci.parse_manifest(raw).subject
-    return None if subject is None else subject.digest
+    manifest = None if raw is None else oci.parse_manifest(raw)
+    if manifest is None or manifest.subject is None:
+        return None
+    return manifest.subject.digest, manifest.artifact_type
 
 
 def _name(entry: oci.Descriptor) -> str:

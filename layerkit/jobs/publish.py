@@ -1,7 +1,9 @@
 """Publish an image of a layout: to a registry, a bucket or another layout.
 
-Order: blobs, then manifests from the bottom up, then what refers to them, then the name. A crash
-before the last step leaves what nobody sees; after it everything is there, chunk manifests too.
+Order: blobs, then manifests from the bottom up, then what refers to them, updates from what the tag
+named included, then the name. A crash before the last step leaves what nobody sees; after it
+everything is there, chunk manifests too. Updates are an extra: an image goes without them where
+they cannot be made.
 What is there is not sent, so a push that failed is run again, and one that is done changes nothing.
 Each blob is checked against its digest before it is sent.
 """
@@ -9,15 +11,16 @@ Each blob is checked against its digest before it is sent.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Final, Protocol
 
 from layerkit.digest import Digest
 from layerkit.edges.layout import Layout
+from layerkit.edges.storage.reading import LayoutReader
 from layerkit.edges.storage.targets import HELD, MOUNTED, SENT, Target
-from layerkit.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from layerkit.errors import FormatError, IntegrityError, LayerkitError, NotFoundError, StoreError
 from layerkit.formats.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -27,8 +30,16 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
+from layerkit.jobs.updating.stored import (
+    UPDATE_COUNT,
+    Image,
+    MadeUpdate,
+    find_stored,
+    make_updates,
+    publish_update,
+)
 
-__all__ = ["PushResult", "publish"]
+__all__ = ["UPDATE_COUNT", "PushResult", "publish"]
 
 THREAD_COUNT: Final = 4
 MAX_SOURCES: Final = 3  # repositories that a blob is tried to be mounted from
@@ -54,6 +65,8 @@ class PushResult:
     mounted_count: int
     sent_count: int
     sent_size: int
+    update_count: int  # updates from older images that were made
+    update_size: int
 
 
 @dataclass(slots=True)
@@ -67,16 +80,28 @@ class _Content:
     image_count: int = 0
 
 
-def publish(layout: Layout, ref: Reference, target: Target, progress: Progress) -> PushResult:
-    """Push what `ref` names in `layout`, with all its platforms and referrers.
+def publish(
+    layout: Layout,
+    ref: Reference,
+    target: Target,
+    progress: Progress,
+    *,
+    update_count: int = UPDATE_COUNT,
+    olds: Sequence[Reference] = (),
+    warn: Callable[[str], None] = lambda text: None,
+) -> PushResult:
+    """Push what `ref` names in `layout`, with all its platforms and referrers, and updates to it
+    from the last `update_count` images that the tag named in the target, and from `olds`.
 
     Raises NotFoundError and IntegrityError for what the layout lacks or has damaged, before
-    anything is named; RemoteError and its kin as the target fails.
+    anything is named; RemoteError and its kin as the target fails. What keeps an update from being
+    made is told to `warn`.
     """
     ref = ref.tagged
     content = _collect(layout, ref)
     near = _find_repositories(layout, ref, content.blobs)
-    progress.total(sum(item.size for item in content.blobs.values()))
+    size = sum(item.size for item in content.blobs.values())
+    progress.total(size)
 
     def send(item: Descriptor) -> tuple[str, int]:
         sources = near.get(item.digest, ())
@@ -85,11 +110,15 @@ def publish(layout: Layout, ref: Reference, target: Target, progress: Progress) 
         return became, item.size
 
     with target.session():
+        named = [_find_old(layout, target, old) for old in olds]
         with ThreadPoolExecutor(THREAD_COUNT) as pool:
             done = list(pool.map(send, content.blobs.values()))
         for item, raw in (*content.manifests, *content.referrers):
             target.put_manifest(ref, item, raw)
-        target.commit(ref, content.top, [item for item, _ in content.referrers])
+        updating = _Updating(layout, ref, target, progress, warn)
+        found = updating.run(content.top, named, update_count, size)
+        referrers = [item for item, _ in content.referrers]
+        target.commit(ref, content.top, [*referrers, *found])
     counts = {kind: sum(became == kind for became, _ in done) for kind in (HELD, MOUNTED, SENT)}
     return PushResult(
         str(ref.pinned(content.top.digest)),
@@ -101,7 +130,65 @@ def publish(layout: Layout, ref: Reference, target: Target, progress: Progress) 
         counts[MOUNTED],
         counts[SENT],
         sum(size for became, size in done if became == SENT),
+        len(updating.sizes),
+        sum(updating.sizes),
     )
+
+
+def _find_old(layout: Layout, target: Target, ref: Reference) -> Image:
+    """An image that nodes have, as the layout or else the target knows it."""
+    found = LayoutReader(layout).resolve(ref) or target.reader.resolve(ref)
+    if found is None:
+        raise NotFoundError(
+            f"{ref} is neither in {layout.path} nor in {target.where}",
+            hint="name an image that was pushed, by its tag or digest",
+        )
+    return Image(ref.repository, found)
+
+
+class _Updating:
+    """Makes and publishes updates to an image that is in the target, and not named yet."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        ref: Reference,
+        target: Target,
+        progress: Progress,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._readers = (LayoutReader(layout), target.reader)
+        self._ref = ref
+        self._target = target
+        self._progress = progress
+        self._warn = warn
+        self.sizes: list[int] = []  # of what was made
+
+    def run(
+        self, top: Descriptor, named: Sequence[Image], count: int, size: int
+    ) -> list[Descriptor]:
+        """The referrers that carry them. An image of `size` bytes counts once more for each old
+        one in the progress: it is read again."""
+        new, reader = Image(self._ref.repository, top), self._target.reader
+        found: list[Descriptor] = []
+        try:
+            tops = reader.find_tops(self._ref, count + 1) if count else []
+            before = [Image(new.repository, old) for old in tops if old.digest != top.digest]
+            olds = [*named, *before[:count]]
+            self._progress.total(size * (1 + len(olds)))
+            known = find_stored(reader, new) if olds else []
+            made = make_updates(self._readers, new, olds, known, warn=self._warn)
+            for one in self._count(made, size):
+                found.append(publish_update(self._target, self._ref, top, one))
+        except LayerkitError as exc:
+            self._warn(f"the image goes without updates from older ones: {exc.message}")
+        return found
+
+    def _count(self, made: Iterable[MadeUpdate], size: int) -> Iterable[MadeUpdate]:
+        for one in made:
+            yield one
+            self._progress.advance(size)
+            self.sizes.append(len(one.raw))
 
 
 def _collect(layout: Layout, ref: Reference) -> _Content:

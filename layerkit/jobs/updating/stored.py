@@ -1,8 +1,8 @@
 """Updates that are kept beside an image: made before a tag moves, found by who asks for it.
 
 `make_updates` makes them with the engine that servers have, in the thread that asks; what it reads
-comes from several places, each digest from the first that has it. `publish_updates` puts them where
-the image is, as referrers of it. Spec: docs/format.md "Stored update".
+comes from several places, each digest from the first that has it. `publish_update` puts one where
+the image is, as a referrer of it. Spec: docs/format.md "Stored update".
 
 Memory: two forms and what a delta of them takes, some seven times a binary in all.
 """
@@ -53,7 +53,7 @@ __all__ = [
     "MadeUpdate",
     "find_stored",
     "make_updates",
-    "publish_updates",
+    "publish_update",
     "worth_storing",
 ]
 
@@ -139,20 +139,15 @@ def make_updates(
                 yield MadeUpdate(old.top.digest, platform, answer.raw, answer.lacking_size)
 
 
-def publish_updates(
-    target: Target, ref: Reference, top: Descriptor, made: Iterable[MadeUpdate]
-) -> list[Descriptor]:
-    """Put stored updates beside image `top`, which is there: each blob, then what refers with it.
-    Returns the referrers, as an index of a layout lists them."""
-    found = []
-    for one in made:
-        blob = describe(one.raw, UPDATE_TYPE)
-        entry, raw = make_update_artifact(top, one.old, one.platform, blob)
-        for item, data in ((EMPTY_DESCRIPTOR, EMPTY_BLOB), (blob, one.raw)):
-            target.put_blob(ref, item, lambda data=data: io.BytesIO(data), ())  # type: ignore[misc]
-        target.put_manifest(ref, entry, raw)
-        found.append(replace(entry, annotations={}, artifact_type=""))
-    return found
+def publish_update(target: Target, ref: Reference, top: Descriptor, made: MadeUpdate) -> Descriptor:
+    """Put a stored update beside image `top`, which is there: its blob, then what refers with it.
+    Returns the referrer, as an index of a layout lists it."""
+    blob = describe(made.raw, UPDATE_TYPE)
+    entry, raw = make_update_artifact(top, made.old, made.platform, blob)
+    target.put_blob(ref, EMPTY_DESCRIPTOR, lambda: io.BytesIO(EMPTY_BLOB), ())
+    target.put_blob(ref, blob, lambda: io.BytesIO(made.raw), ())
+    target.put_manifest(ref, entry, raw)
+    return replace(entry, annotations={}, artifact_type="")
 
 
 def _without_doubles(images: Iterable[Image]) -> list[Image]:
