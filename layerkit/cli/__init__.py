@@ -20,6 +20,7 @@ import click
 from layerkit.cli.agent import add_agent_verbs
 from layerkit.cli.common import State, error_document
 from layerkit.cli.debug import add_debug_verbs
+from layerkit.cli.hook import add_hook_verb
 from layerkit.cli.keeping import add_keeping_verbs
 from layerkit.cli.look import add_look_verbs
 from layerkit.cli.make import add_make_verbs
@@ -54,6 +55,7 @@ def cli() -> None:
 add_make_verbs(cli)
 add_push_verb(cli)
 add_serving_verbs(cli)
+add_hook_verb(cli)
 add_pull_verb(cli)
 add_keeping_verbs(cli)
 add_agent_verbs(cli)

@@ -116,6 +116,17 @@ class Metrics:
             self.sent.labels(role)
             self.saved.labels(role)
 
+    # --- numbers of what this server is besides ---------------------------------------------------
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self._registry)
+
+    def histogram(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(name, text, labels, buckets=SECONDS, registry=self._registry)
+
     # --- counting ------------------------------------------------------------------------------
 
     def kept(self, what: str, hit: bool) -> None:

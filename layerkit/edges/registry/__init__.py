@@ -12,11 +12,12 @@ from layerkit.edges.registry.referrers import (
     is_fallback_tag,
     list_referrers,
 )
-from layerkit.edges.registry.transport import Transport
+from layerkit.edges.registry.transport import PATIENCE, Transport
 
 __all__ = [
     "HELD",
     "MOUNTED",
+    "PATIENCE",
     "SENT",
     "Registry",
     "Transport",

@@ -84,9 +84,10 @@ def open_registry(
     config: Path | None = None,
     ca: Path | None = None,
     realms: Collection[str] = (),
+    patience: float | None = None,
 ) -> Registry:
-    """The registry at a URL, which has no path. Raises UsageError."""
-    from layerkit.edges.registry import Registry, Transport
+    """The registry at a URL, which has no path; `patience` if not the usual seconds. UsageError."""
+    from layerkit.edges.registry import PATIENCE, Registry, Transport
 
     parts = urlsplit(text)
     if not parts.netloc or parts.path.strip("/") or parts.query or parts.username:
@@ -101,6 +102,7 @@ def open_registry(
             config=config,
             ca=ca,
             realms=realms,
+            patience=PATIENCE if patience is None else patience,
         )
     )
 

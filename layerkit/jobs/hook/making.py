@@ -49,6 +49,7 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
+from layerkit.jobs.updating.stored import Image, find_stored, make_updates, publish_update
 
 if TYPE_CHECKING:
     from layerkit.edges.registry import Registry
@@ -268,5 +269,11 @@ def _add_updates(work: _Repository, new: Descriptor, olds: Sequence[Descriptor])
     """Those that are not there; what the tag named before `new` is written down, too."""
     if work.read_was(new) is None:
         work.target.put_was(work.ref, new, olds[0])
-    listed = work.list_referrers(new, "")
-    raise NotImplementedError(listed)
+    reader, image = work.target.reader, Image(work.name, new)
+    known = find_stored(reader, image)
+    wanted = [Image(work.name, old) for old in olds]
+    for one in make_updates([reader], image, wanted, known, warn=_log.info):
+        publish_update(work.target, work.ref, new, one)
+        work.made.update_count += 1
+        work.made.update_size += len(one.raw)
+        work.made.sent_size += len(one.raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -55,7 +54,3 @@ def read_secret(raw: bytes, path: Path) -> str:
             hint=f"make one: openssl rand -hex 32 > {path}",
         )
     return text
-
-
-def text_of(job: Mapping[str, object], key: str) -> str:
-    return str(job.get(key, ""))
