@@ -105,7 +105,8 @@ EDGES = {
         "oras requests urllib3",
     ),
     "storage": (
-        "edges.disk edges.layout edges.registry digest formats.oci formats.reference formats.shelf",
+        "edges.disk edges.layout edges.registry digest formats.oci formats.reference formats.shelf"
+        " formats.signature",
         "boto3 botocore",
     ),
     "tools": ("", "subprocess"),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
-from layerkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from layerkit.edges.imagesource import Places
+    from layerkit.formats.splitting import Rule
     from layerkit.jobs.split import SplitImage
 
 __all__ = ["add_make_verbs"]
@@ -128,66 +130,119 @@ def build(
     state.console.result(found.reference)
 
 
+def rule_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What belongs to which layer, by the user."""
+    for one in (
+        option(
+            "--settings",
+            type=click.Path(dir_okay=False, exists=True, path_type=Path),
+            help="Rules in the [split] table of this layerkit.toml; they come last.",
+        ),
+        option("--code", multiple=True, metavar="GLOB", help="The same as --rule code=GLOB."),
+        option("--deps", multiple=True, metavar="GLOB", help="The same as --rule deps=GLOB."),
+        option("--base", multiple=True, metavar="GLOB", help="The same as --rule base=GLOB."),
+        option(
+            "--rule",
+            "rules",
+            multiple=True,
+            metavar="ROLE=GLOB",
+            help="What belongs to a layer; the first that matches wins over all else.",
+        ),
+    ):
+        function = one(function)
+    return function
+
+
 @click.argument("image", metavar="IMAGE")
 @option(
     "-t", "--tag", "ref", required=True, metavar="REF", help="Name the new image, as host/name:tag."
 )
 @output_option
 @option(
-    "--rule",
-    "rules",
-    multiple=True,
-    metavar="ROLE=GLOB",
-    help="What belongs to a layer; the first that matches wins over all else.",
+    "--platform",
+    "platforms",
+    metavar="LIST",
+    help="Which images of an index, with commas between.  [default: all]",
 )
+@rule_options
 @compression_option
 @pack_option
+@option("--docker", metavar="URL", help="The docker engine.  [default: DOCKER_HOST, or its socket]")
+@option("--ca", type=click.Path(dir_okay=False, path_type=Path), help="A registry's CA, PEM.")
+@option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
 @option("--dry-run", is_flag=True, help="Write nothing, say what the layers would be.")
 @json_option
 @click.pass_context
 def split(
-    context: click.Context,
-    /,
-    image: str,
-    ref: str,
-    output: Path,
-    rules: tuple[str, ...],
-    compression: str,
-    pack: bool,
-    dry_run: bool,
+    context: click.Context, /, image: str, ref: str, output: Path, dry_run: bool, **facts: Any
 ) -> None:
-    """Cut IMAGE (LAYOUT:REF, or a LAYOUT with one image) anew into base, deps and code layers.
+    """Cut IMAGE anew into base, deps and code layers. Its files stay as they are.
 
-    Its files stay as they are. Prints the new image as name@digest.
+    IMAGE is a layout (DIR, DIR:REF), an archive (FILE, FILE:REF, OCI's or of 'docker save'), what a
+    registry has (HOST/NAME:TAG, docker://NAME:TAG) or the docker engine (NAME:TAG,
+    docker-daemon:NAME:TAG). Prints the new image as name@digest.
     """
+    from layerkit.edges.imagesource import open_image
     from layerkit.edges.layout import Layout
-    from layerkit.edges.subject import find_subject
     from layerkit.formats.deflate import compression_by_name
+    from layerkit.formats.oci import parse_platform
     from layerkit.formats.reference import Reference
-    from layerkit.formats.splitting import parse_rule
     from layerkit.jobs.split import split as run_split
 
     state = state_of(context)
-    parsed = Reference.parse(ref)
-    subject = find_subject(image, None)
-    if subject.layout is None or subject.descriptor is None:
-        raise UsageError(f"{image} is not an image", hint="name LAYOUT:REF")
-    found = run_split(
-        subject.layout,
-        subject.descriptor,
-        parsed,
-        Layout(output),
-        rules=[parse_rule(text) for text in rules],
-        recipe=compression_by_name(compression),
-        packs=pack,
-        dry_run=dry_run,
-    )
+    parsed, rules = Reference.parse(ref), _read_rules(facts)
+    wanted = facts["platforms"]
+    platforms = [parse_platform(text.strip()) for text in wanted.split(",")] if wanted else []
+    with (
+        state.console.progress(image) as progress,
+        open_image(image, _places(facts, progress.advance)) as opened,
+    ):
+        found = run_split(
+            opened.source,
+            opened.top,
+            parsed,
+            Layout(output),
+            rules=rules,
+            recipe=compression_by_name(facts["compression"]),
+            packs=facts["pack"],
+            platforms=platforms,
+            dry_run=dry_run,
+        )
     if state.as_json:
         state.console.document(document_of(found))
         return
     for each in found.images:
         state.console.say(_describe_split(each))
     state.console.result(found.reference)
+
+
+def _places(facts: dict[str, Any], progress: Callable[[int], None]) -> Places:
+    from layerkit.edges.imagesource import Places
+
+    logins = os.environ.get("DOCKER_CONFIG")
+    return Places(
+        Path(os.environ.get("TMPDIR") or "/tmp").absolute(),
+        docker=facts["docker"] or os.environ.get("DOCKER_HOST", ""),
+        config=Path(logins) / "config.json" if logins else None,
+        ca=facts["ca"],
+        realms=facts["realms"],
+        progress=progress,
+    )
+
+
+def _read_rules(facts: dict[str, Any]) -> list[Rule]:
+    """Those of --rule in their order, then of --code, --deps, --base, then of the settings."""
+    from layerkit.edges.sources import read_file
+    from layerkit.formats.buildconfig import parse_settings
+    from layerkit.formats.splitting import parse_rule, rules_of
+
+    rules = [parse_rule(text) for text in facts["rules"]]
+    for role in ("code", "deps", "base"):
+        rules += rules_of(role, facts[role])
+    if facts["settings"] is not None:
+        for role, globs in parse_settings(read_file(facts["settings"])).split:
+            rules += rules_of(role, globs)
+    return rules
 
 
 def _describe_split(found: SplitImage) -> str:

@@ -16,13 +16,14 @@ from typing import Any, Final, Protocol
 
 from layerkit.digest import Digest
 from layerkit.edges.tools import Tools
-from layerkit.errors import ToolError, ToolMissingError, UsageError
+from layerkit.errors import NotFoundError, ToolError, ToolMissingError, UsageError
 from layerkit.formats.reference import Reference
 
 __all__ = ["ENGINES", "Containerd", "Docker", "Engine", "Handed", "open_engine"]
 
 LOAD_SECONDS: Final = 600.0
 ASK_SECONDS: Final = 30.0
+SAVE_PART: Final = 1 << 20  # bytes of an archive in memory while it is read
 ENGINES: Final = ("docker", "containerd")
 
 
@@ -79,6 +80,25 @@ class Docker:
                 f"docker at {self._address} has another image as {image.name}",
                 cause=f"got {found}, want {image.config}",
             )
+
+    def is_there(self) -> bool:
+        """Is there a socket at all, where the address is one?"""
+        kind, _, path = self._address.partition("://")
+        return kind != "unix" or Path(path).exists()
+
+    def save(self, name: str) -> Iterator[bytes]:
+        """The archive of an image that the engine has; NotFoundError if it has none of that name.
+        Before docker 25 it has no manifest, only the layers' plain tars."""
+        with self._client("save") as client:
+            import docker
+
+            try:
+                yield from client.api.get_image(name, SAVE_PART)
+            except docker.errors.NotFound as exc:
+                raise NotFoundError(
+                    f"docker at {self._address} has no image {name}",
+                    hint=f"run 'docker pull {name}', or name a registry's as docker://{name}",
+                ) from exc
 
     def forget(self, image: Handed) -> bool:
         with self._client("remove") as client:

@@ -33,6 +33,7 @@ _KEYS: Final = {
     "build": ("go", "package", "flags", "tags", "env"),
     "image": ("user", "entrypoint", "cmd", "env", "labels", "annotations"),
     "layers": ("deps", "code"),
+    "split": ("base", "deps", "code"),
 }
 _GO: Final = re.compile(r"1\.\d{1,3}(?:\.\d{1,3}|(?:rc|beta)\d{1,2})?")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]*(?::[a-z_][a-z0-9_-]*)?|\d{1,10}(?::\d{1,10})?")
@@ -57,6 +58,7 @@ class BuildSettings:
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     deps: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+    split: tuple[tuple[str, tuple[str, ...]], ...] = ()  # role and globs, as they are written
 
 
 def parse_settings(raw: bytes) -> BuildSettings:
@@ -68,9 +70,10 @@ def parse_settings(raw: bytes) -> BuildSettings:
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"{FILE_NAME} is not TOML", cause=str(exc)) from exc
     _check_keys(document, tuple(_KEYS), "")
-    build, image, layers = (_table(document, name) for name in _KEYS)
-    for name, table in (("build", build), ("image", image), ("layers", layers)):
+    tables = {name: _table(document, name) for name in _KEYS}
+    for name, table in tables.items():
         _check_keys(table, _KEYS[name], name)
+    build, image, layers, split = tables.values()
     flags, ldflags = _parse_flags(_list(build, "build", "flags"))
     env = _map(build, "build", "env")
     for name in env:
@@ -95,6 +98,7 @@ def parse_settings(raw: bytes) -> BuildSettings:
         annotations=_map(image, "image", "annotations"),
         deps=_list(layers, "layers", "deps"),
         code=_list(layers, "layers", "code"),
+        split=tuple((role, _list(split, "split", role)) for role in split),
     )
 
 

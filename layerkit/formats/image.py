@@ -41,9 +41,11 @@ __all__ = [
     "Layer",
     "PackedImage",
     "pack_chunks_artifact",
+    "pack_chunks_manifest",
     "pack_image",
     "pack_index",
     "pack_layer",
+    "pack_layer_chunks",
     "pack_referrer",
     "pack_tar",
 ]
@@ -148,11 +150,9 @@ def pack_image(layers: Sequence[Layer], settings: ImageSettings) -> PackedImage:
     return PackedImage(config_blob, tuple(layers), Blob(descriptor, data))
 
 
-def pack_index(images: Sequence[PackedImage], annotations: Mapping[str, str]) -> Blob:
+def pack_index(manifests: Iterable[Blob], annotations: Mapping[str, str]) -> Blob:
     """One index over the images of several platforms, sorted by platform."""
-    entries = sorted(
-        (image.manifest.descriptor for image in images), key=lambda entry: str(entry.platform)
-    )
+    entries = sorted((one.descriptor for one in manifests), key=lambda one: str(one.platform))
     return _pack(oci.serialize_index(oci.Index(tuple(entries), annotations)), oci.INDEX)
 
 
@@ -160,44 +160,59 @@ def pack_chunks_artifact(
     image: PackedImage, hints: Mapping[Digest, Hints] | None = None, packs: bool = False
 ) -> tuple[Blob, ...]:
     """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image.
-    Each address-free layer has its labels in it, 3 % of its plain blob: who pulls that can make the
-    form again. `hints` by digest of a binary, for its address-free form; `packs`: with packed
-    forms, which takes 3 s for a 6 MB binary."""
-    blobs = [Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB)]
-    listed = []
-    for layer in image.layers:
-        annotations = {oci.ANNOTATION_LAYER: str(layer.diff_id)}
-        made = encode_layer(layer.tar, hints)
-        form, transform = (made.form, ADDRESS_FREE) if made else (layer.tar, RAW)
-        chunk_manifest = build_chunk_manifest(
-            form, transform, layer.diff_id, len(layer.tar), ROLE_CODES[layer.role]
-        )
-        cut = {ANNOTATION_CHUNKER: chunk_manifest.profile}
-        form_blob = pack_form(form, FORM_LEVEL)
-        parts = [
-            (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST, cut),
-            (form_blob, oci.FORM_ZSTD, {}),
-        ]
-        if made is not None:
-            parts.append((_pack_labels(layer.tar, made), LABELS_TYPE, {}))
-        if packs and formpack.worth_packing(len(form_blob), len(form)):
-            small = formpack.pack(form)
-            if len(small) < len(form_blob):
-                parts.append((small, formpack.PACKED_TYPE, {}))
-        for data, media_type, more in parts:
-            blob = Blob(oci.describe(data, media_type, annotations | more), data)
-            blobs.append(blob)
-            listed.append(blob.descriptor)
-    subject = image.manifest.descriptor
+    `hints` by digest of a binary, for its address-free form; `packs`: with packed forms, which
+    takes 3 s for a 6 MB binary."""
+    parts = [
+        part
+        for layer in image.layers
+        for part in pack_layer_chunks(layer.tar, layer.diff_id, layer.role, hints, packs)
+    ]
+    listed = [part.descriptor for part in parts]
+    manifest = pack_chunks_manifest(image.manifest.descriptor, listed)
+    return (Blob(oci.EMPTY_DESCRIPTOR, oci.EMPTY_BLOB), *parts, manifest)
+
+
+def pack_layer_chunks(
+    tar: bytes,
+    diff_id: Digest,
+    role: str,
+    hints: Mapping[Digest, Hints] | None = None,
+    packs: bool = False,
+) -> list[Blob]:
+    """What a chunks artifact holds of one layer: its chunk manifest and its form, and where that is
+    address-free the labels, 3 % of the plain blob: who pulls that can make the form again."""
+    made = encode_layer(tar, hints)
+    form, transform = (made.form, ADDRESS_FREE) if made else (tar, RAW)
+    chunk_manifest = build_chunk_manifest(form, transform, diff_id, len(tar), ROLE_CODES[role])
+    cut = {ANNOTATION_CHUNKER: chunk_manifest.profile}
+    form_blob = pack_form(form, FORM_LEVEL)
+    parts = [
+        (serialize_chunk_manifest(chunk_manifest), oci.CHUNK_MANIFEST, cut),
+        (form_blob, oci.FORM_ZSTD, {}),
+    ]
+    if made is not None:
+        parts.append((_pack_labels(tar, made), LABELS_TYPE, {}))
+    if packs and formpack.worth_packing(len(form_blob), len(form)):
+        small = formpack.pack(form)
+        if len(small) < len(form_blob):
+            parts.append((small, formpack.PACKED_TYPE, {}))
+    annotations = {oci.ANNOTATION_LAYER: str(diff_id)}
+    return [
+        Blob(oci.describe(data, media_type, annotations | more), data)
+        for data, media_type, more in parts
+    ]
+
+
+def pack_chunks_manifest(image: oci.Descriptor, listed: Sequence[oci.Descriptor]) -> Blob:
+    """The manifest of a chunks artifact over what `pack_layer_chunks` made of each layer."""
     manifest = oci.Manifest(
         oci.EMPTY_DESCRIPTOR,
         tuple(listed),
         artifact_type=oci.CHUNKS_ARTIFACT,
-        subject=oci.Descriptor(subject.media_type, subject.digest, subject.size),
+        subject=oci.Descriptor(image.media_type, image.digest, image.size),
     )
     data = oci.serialize_manifest(manifest)
-    descriptor = oci.describe(data, oci.MANIFEST, artifact_type=oci.CHUNKS_ARTIFACT)
-    return (*blobs, Blob(descriptor, data))
+    return Blob(oci.describe(data, oci.MANIFEST, artifact_type=oci.CHUNKS_ARTIFACT), data)
 
 
 def pack_referrer(image: oci.Descriptor, artifact_type: str, data: bytes) -> tuple[Blob, ...]:

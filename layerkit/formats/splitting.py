@@ -1,10 +1,11 @@
 """Which layer a file of anybody's image belongs to: base, deps or code. Pure.
 
 In order, the first that says something wins: the user's rules; the system's package database (dpkg,
-dpkg of distroless images, apk), for what it owns is base; what a language calls a dependency
-(Python's site-packages, Node's node_modules, Java's library jars); a Go binary, which is code; the
-image's working folder and entry point, which are code; the folders of a Linux system and folders
-with nothing in them, which are base. What is left is code.
+dpkg of distroless images, apk), for what it owns is base; what the image says of its runtimes and
+packages (`ecosystems`); what a language calls a dependency (Python's site-packages, Node's
+node_modules, Java's library jars); a Go binary, which is code; the image's working folder, entry
+point and the folders that are there for applications, which are code; the folders of a Linux system
+and folders with nothing in them, which are base. What is left is code.
 
 A folder goes with the lowest layer that has something below it, an empty one by its own path. Names
 of one file stay together, in the layer of the name that changes most often.
@@ -20,12 +21,13 @@ from typing import Final
 
 from layerkit.errors import FormatError, UsageError
 from layerkit.formats.buildinfo import read_build_info
+from layerkit.formats.ecosystems import Claims, find_claims
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.layer import BASE, CODE, DEPS, ROLES
 from layerkit.formats.tar import FILE, FOLDER
 from layerkit.formats.tree import Node, Tree, parents
 
-__all__ = ["Rule", "assign_roles", "parse_rule"]
+__all__ = ["Rule", "assign_roles", "is_go_binary", "parse_rule", "rules_of"]
 
 _BASE, _DEPS, _CODE = (ROLES.index(role) for role in (BASE, DEPS, CODE))
 MAX_PATTERN_SIZE: Final = 512
@@ -38,7 +40,20 @@ _DPKG: Final = re.compile(r"var/lib/dpkg/info/[^/]+\.list")
 _DISTROLESS: Final = re.compile(r"var/lib/dpkg/status\.d/[^/]+\.md5sums")
 _APK: Final = "lib/apk/db/installed"
 _PYTHON: Final = frozenset(("site-packages", "dist-packages"))
+_NODE: Final = frozenset(("node_modules", ".yarn", ".pnpm-store"))
 _JAR_FOLDERS: Final = frozenset(("lib", "libs", "ext-lib", "dependency", "dependencies"))
+_JAVA_APPS: Final = frozenset(("BOOT-INF", "WEB-INF"))
+_SPRING_LOADER: Final = "org/springframework/boot/loader/"
+# Below a system's folders, but there for what people put into them.
+_APPLICATIONS: Final = re.compile(
+    r"(?:var/(?:www|task)|usr/share/nginx/html|usr/local/(?:apache2/htdocs|tomcat/webapps)"
+    r"|home/[^/]+/[^./][^/]*)(?:/.*)?"
+)
+# Started to run something else: no image is about them.
+_INTERPRETER: Final = re.compile(
+    r"(?:ba|da|a|z)?sh|busybox|env|tini|dumb-init|s6-svscan|init|su-exec|gosu"
+    r"|python[0-9.]*|node(?:js)?|java|ruby|perl|php"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,11 @@ def parse_rule(text: str) -> Rule:
             f"{text[:80]!r} is not a rule", hint="write deps=opt/app/vendor, or code=srv/**/*.wasm"
         )
     return Rule(role, pattern)
+
+
+def rules_of(role: str, patterns: Iterable[str]) -> list[Rule]:
+    """The rules that give a role to these globs."""
+    return [parse_rule(f"{role}={pattern}") for pattern in patterns]
 
 
 def _translate(pattern: str) -> str:
@@ -90,8 +110,9 @@ def assign_roles(
 ) -> dict[str, int]:
     """For each path the number of its role in ROLES. `work_folder` and `entrypoint` are the
     image's own, as its config has them."""
-    owned = _owned(tree)
+    owned, claims = _owned(tree), find_claims(tree)
     starts = {tree.resolve(part.strip("/")) for part in entrypoint if part.startswith("/")}
+    starts = {path for path in starts if not _INTERPRETER.fullmatch(path.rpartition("/")[2])}
     work = work_folder.strip("/")
     compiled = [(ROLES.index(rule.role), rule.compiled()) for rule in rules]
     roles: dict[str, int] = {}
@@ -99,9 +120,14 @@ def assign_roles(
         role = next((role for role, found in compiled if found.fullmatch(path)), None)
         if role is None and path in owned:
             role = _BASE
+        is_app = bool(work and f"{path}/".startswith(f"{work}/")) or bool(
+            _APPLICATIONS.fullmatch(path)
+        )
         if role is None:
-            role = _by_language(path, node)
-        if role is None and (path in starts or (work and f"{path}/".startswith(f"{work}/"))):
+            role = _claimed(path, claims)
+        if role is None:
+            role = _by_language(path, node, is_app=is_app)
+        if role is None and (path in starts or is_app):
             role = _CODE
         if role is None:
             system = path.partition("/")[0] in SYSTEM or node.kind == FOLDER
@@ -138,16 +164,28 @@ def _lower_folders(tree: Tree, roles: dict[str, int]) -> None:
 # --- what a language knows ---------------------------------------------------------------------
 
 
-def _by_language(path: str, node: Node) -> int | None:
+def _claimed(path: str, claims: Claims) -> int | None:
+    """What the image says of its packages, by name; then of the folder. What pip installs into a
+    runtime's own folder is no part of that runtime."""
+    found = claims.paths.get(path)
+    if found is None and _PYTHON.isdisjoint(path.split("/")):
+        found = claims.of_folder(path)
+    return None if found is None else ROLES.index(found)
+
+
+def _by_language(path: str, node: Node, *, is_app: bool) -> int | None:
     parts = path.split("/")
     folders = parts[:-1] if node.kind != FOLDER else parts
     if not _PYTHON.isdisjoint(folders):
         return _DEPS
-    if "node_modules" in folders:
-        return _BASE if parts[0] == "usr" else _DEPS  # npm itself comes with node
+    is_systems = parts[0] == "usr" and not is_app  # npm comes with node, some jars with a JDK
+    if not _NODE.isdisjoint(folders) or parts[-1] in (".pnp.cjs", ".pnp.loader.mjs"):
+        return _BASE if is_systems else _DEPS
     if parts[-1].endswith(".jar") and not _JAR_FOLDERS.isdisjoint(folders):
-        return _BASE if parts[0] == "usr" else _DEPS  # what a JDK brings
-    if folders and folders[0] not in SYSTEM and "BOOT-INF" in folders:
+        return _BASE if is_systems and _JAVA_APPS.isdisjoint(folders) else _DEPS
+    if _SPRING_LOADER in path:
+        return _DEPS
+    if folders and folders[0] not in SYSTEM and not _JAVA_APPS.isdisjoint(folders):
         return _CODE
     if node.kind == FILE and is_go_binary(node):
         return _CODE

@@ -433,7 +433,7 @@ def _publish(
     blobs += [blob for artifact in artifacts for blob in artifact]
     top = images[0].manifest
     if len(images) > 1:
-        top = image.pack_index(images, {})
+        top = image.pack_index([packed.manifest for packed in images], {})
         blobs.append(top)
     with layout.batch():
         for blob in blobs:

@@ -3,22 +3,26 @@
 The files stay as they are: the tree that the new layers make is compared with that of the old ones
 before anything is published. The config stays, too, but for the layers: what was history is kept as
 history. Go binaries in the image, whoever built them, get their address-free form.
-Which file goes where is `formats/splitting`'s rule. Memory: the image's layers, twice.
+Which file goes where is `formats/splitting`'s rule. Of an index each platform's image is cut, one
+after the other. Memory: one image's layers, twice.
 Spec: docs/design.md "Split".
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from layerkit.digest import Digest, check_digest
+from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges.layout import Layout
-from layerkit.errors import FormatError
+from layerkit.errors import FormatError, NotFoundError
 from layerkit.formats import oci
+from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.deflate import Compression, decompress
+from layerkit.formats.elf import parse_elf
 from layerkit.formats.image import (
     Blob,
     Layer,
@@ -29,7 +33,8 @@ from layerkit.formats.image import (
 )
 from layerkit.formats.layer import ROLES
 from layerkit.formats.reference import Reference
-from layerkit.formats.splitting import Rule, assign_roles
+from layerkit.formats.splitting import Rule, assign_roles, is_go_binary
+from layerkit.formats.tar import FILE
 from layerkit.formats.tree import Tree, read_tree, same_trees, write_layers
 
 __all__ = ["SplitImage", "SplitLayer", "SplitResult", "split"]
@@ -91,50 +96,100 @@ def split(
     rules: Sequence[Rule] = (),
     recipe: Compression,
     packs: bool = False,
+    platforms: Sequence[oci.Platform] = (),
     dry_run: bool = False,
 ) -> SplitResult:
-    """Cut the image (each image of the index) that `top` describes, and commit it as `ref`.
+    """Cut the image (each image of the index, or those of `platforms`) that `top` describes, and
+    commit it as `ref`.
 
     Raises FormatError where a layer is no tar, or the new layers would not make the same files.
     """
-    images: list[PackedImage] = []
-    facts: list[SplitImage] = []
-    for entry in _list_images(source, top):
-        packed, fact = _split_image(source, entry, rules, recipe)
-        images.append(packed)
-        facts.append(fact)
-    new = images[0].manifest if len(images) == 1 else pack_index(images, {})
-    if not dry_run:
-        _publish(layout, ref, images, new, packs)
+    cut = _Cut(source, rules, recipe, packs, None if dry_run else layout)
+    entries, annotations = _list_images(source, top, platforms)
+    with contextlib.nullcontext() if dry_run else layout.batch():
+        for entry in entries:
+            cut.add(entry)
+        new = cut.manifests[0]
+        if len(entries) > 1:
+            new = pack_index(cut.manifests, annotations | {ANNOTATION_SPLIT: str(top.digest)})
+            cut.put(new)
+        if not dry_run:
+            layout.commit(ref, new.descriptor, cut.artifacts)
     return SplitResult(
         str(ref.pinned(new.descriptor.digest)),
         str(replace(ref.tagged, digest=None)),
         new.descriptor.digest,
         str(layout.path),
         dry_run,
-        tuple(facts),
+        tuple(cut.facts),
     )
 
 
-def _list_images(source: Source, top: oci.Descriptor) -> list[oci.Descriptor]:
-    """The image, or the images of an index; attestations beside them stay behind."""
+@dataclass(slots=True)
+class _Cut:
+    """What was cut by now; blobs go to the layout (if any) as they are made, then are let go."""
+
+    source: Source
+    rules: Sequence[Rule]
+    recipe: Compression
+    packs: bool
+    layout: Layout | None
+    manifests: list[Blob] = field(default_factory=list)
+    artifacts: list[oci.Descriptor] = field(default_factory=list)
+    facts: list[SplitImage] = field(default_factory=list)
+
+    def add(self, entry: oci.Descriptor) -> None:
+        """Cut one image."""
+        packed, hints, fact = _split_image(self.source, entry, self.rules, self.recipe)
+        self.manifests.append(packed.manifest)
+        self.facts.append(fact)
+        if self.layout is None:
+            return
+        for blob in packed.blobs():
+            self.put(blob)
+        artifact = pack_chunks_artifact(packed, hints, self.packs)
+        for blob in artifact:
+            self.put(blob)
+        self.artifacts.append(artifact[-1].descriptor)
+
+    def put(self, blob: Blob) -> None:
+        if self.layout is not None:
+            self.layout.put_blob(blob.data, blob.descriptor.media_type)
+
+
+def _list_images(
+    source: Source, top: oci.Descriptor, platforms: Sequence[oci.Platform]
+) -> tuple[list[oci.Descriptor], dict[str, str]]:
+    """The image, or the wanted ones of an index, and the index's annotations; attestations beside
+    them stay behind: they are about other bytes."""
     if top.media_type not in oci.INDEX_TYPES:
-        return [top]
-    entries = oci.parse_index(source.read_blob(top)).manifests
+        index = oci.Index((replace(top, platform=_platform_of(source, top)),))
+    else:
+        index = oci.parse_index(source.read_blob(top))
     images = [
         entry
-        for entry in entries
+        for entry in index.manifests
         if entry.media_type in oci.MANIFEST_TYPES
         and not (entry.platform and entry.platform.os == "unknown")
     ]
-    if not images:
-        raise FormatError(f"index {top.digest.short} has no image")
-    return images
+    have = ", ".join(str(entry.platform) for entry in images) or "none"
+    found = [entry for entry in images if not platforms or entry.platform in platforms]
+    missing = [str(one) for one in platforms if one not in [entry.platform for entry in found]]
+    if missing or not found:
+        what = f"no image for {', '.join(missing)}" if missing else "no image"
+        raise NotFoundError(f"image {top.digest.short} has {what}", cause=f"it has {have}")
+    return found, dict(index.annotations)
+
+
+def _platform_of(source: Source, image: oci.Descriptor) -> oci.Platform:
+    """What the image itself says that it runs on."""
+    manifest = oci.parse_manifest(source.read_blob(image))
+    return oci.parse_config(source.read_blob(manifest.config)).platform
 
 
 def _split_image(
     source: Source, entry: oci.Descriptor, rules: Sequence[Rule], recipe: Compression
-) -> tuple[PackedImage, SplitImage]:
+) -> tuple[PackedImage, dict[Digest, Hints], SplitImage]:
     manifest = oci.parse_manifest(source.read_blob(entry))
     raw_config = source.read_blob(manifest.config)
     config = oci.parse_config(raw_config)
@@ -166,7 +221,18 @@ def _split_image(
             for layer, count in zip(layers, counts, strict=True)
         ),
     )
-    return packed, fact
+    return packed, _read_hints(tree), fact
+
+
+def _read_hints(tree: Tree) -> dict[Digest, Hints]:
+    """What the symbols of Go binaries that were not stripped say, by digest of the binary."""
+    found = {}
+    for node in tree.nodes.values():
+        if node.kind == FILE and is_go_binary(node):
+            binary = bytes(node.data)
+            with contextlib.suppress(FormatError):  # damaged symbols only cost bytes
+                found[sha256_digest(binary)] = read_hints(parse_elf(binary))
+    return found
 
 
 def _read_layers(source: Source, manifest: oci.Manifest, diff_ids: Sequence[Digest]) -> list[bytes]:
@@ -230,18 +296,3 @@ def _new_config(raw_config: bytes, layers: Sequence[Layer]) -> bytes:
     document["history"] = steps
     document["rootfs"] = {"type": "layers", "diff_ids": [str(layer.diff_id) for layer in layers]}
     return oci.serialize_json(document)
-
-
-def _publish(
-    layout: Layout, ref: Reference, images: Sequence[PackedImage], top: Blob, packs: bool
-) -> None:
-    """Blobs, then artifacts, then the one commit point."""
-    blobs = [blob for packed in images for blob in packed.blobs()]
-    artifacts = [pack_chunks_artifact(packed, None, packs) for packed in images]
-    blobs += [blob for artifact in artifacts for blob in artifact]
-    if len(images) > 1:
-        blobs.append(top)
-    with layout.batch():
-        for blob in blobs:
-            layout.put_blob(blob.data, blob.descriptor.media_type)
-        layout.commit(ref, top.descriptor, [artifact[-1].descriptor for artifact in artifacts])
