@@ -27,7 +27,7 @@ from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.deflate import decompress
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.image import Blob, pack_chunks_manifest, pack_layer_chunks
-from layerkit.formats.layer import BASE, CODE, ROLES
+from layerkit.formats.layer import ROLES
 from layerkit.formats.layerform import find_binaries
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["Made", "make_for"]
 
 MAX_LAYER_SIZE: Final = 1 << 30  # bytes of a layer's blob, and of its tar
-_BUILD_INFO: Final = b"\xff Go buildinf:"  # src/debug/buildinfo/buildinfo.go, go1.26
 _log = logging.getLogger(__name__)
 
 
@@ -242,9 +241,8 @@ def _make_parts(work: _Repository, blob: Descriptor, diff_id: Digest) -> list[De
     tar = decompress(raw, blob.media_type, MAX_LAYER_SIZE)
     del raw
     check_digest(tar, diff_id, f"layer {diff_id.short}")
-    role = blob.annotations.get(ANNOTATION_ROLE, "")
-    if role not in ROLES:
-        role = CODE if _BUILD_INFO in tar else BASE
+    role = blob.annotations.get(ANNOTATION_ROLE, "")  # nodes take it from there, too
+    role = role if role in ROLES else ""
     parts = pack_layer_chunks(tar, diff_id, role, _read_symbols(tar))
     del tar
     for part in parts:
