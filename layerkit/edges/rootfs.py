@@ -38,7 +38,7 @@ from layerkit.formats.tar import (
     read_tar,
 )
 
-__all__ = ["Limits", "Rights", "extract_layers"]
+__all__ = ["Limits", "Rights", "StagedTree", "extract_layers", "stage_layers"]
 
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
@@ -269,23 +269,48 @@ class _Tree:
             os.close(fd)
 
 
-def extract_layers(
+@dataclass(frozen=True, slots=True)
+class StagedTree:
+    """A whole, durable tree beside its target, under a temp name: nobody looks there."""
+
+    temp: Path
+    target: Path
+    disk: Disk
+
+    def publish(self) -> None:
+        """Let it be the target. What was there goes."""
+        try:
+            if self.target.is_symlink() or (self.target.exists() and not self.target.is_dir()):
+                raise StoreError(f"{self.target} is not a folder")
+            self.disk.exchange_folder(self.temp, self.target)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove it."""
+        if self.temp.exists():
+            self.disk.remove_tree(self.temp)
+
+
+def stage_layers(
     layers: Iterable[bytes | memoryview],
     target: Path,
     disk: Disk,
     limits: Limits | None = None,
     rights: Rights | None = None,
     start: Path | None = None,
-) -> None:
-    """Extract plain layer tars, lowest first, so that `target` is the whole tree or as before.
-    `start` is a tree on the same filesystem that this function made, with the same rights, of what
-    lies below these layers: it is moved, and becomes the target or goes. `limits` then hold for
+) -> StagedTree:
+    """Extract plain layer tars, lowest first, beside `target`; `publish` puts them there. `start`
+    is a tree on the same filesystem that this function made, with the same rights, of what lies
+    below these layers: it is moved, and becomes part of the tree or goes. `limits` then hold for
     what is added.
 
     Raises FormatError for what must not be extracted. Memory: one layer.
     """
     disk.make_folder(target.parent)
     temp = disk.make_temp_folder(target.parent)
+    staged = StagedTree(temp, target, disk)
     try:
         if start is not None:
             disk.act("rename", temp, lambda: os.rename(start, temp))  # over an empty folder
@@ -299,13 +324,21 @@ def extract_layers(
             disk.act("chmod", temp, lambda: os.fchmod(fd, 0o755))
         finally:
             os.close(fd)
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise StoreError(f"{target} is not a folder")
-        disk.exchange_folder(temp, target)
     except BaseException:
-        if temp.exists():
-            disk.remove_tree(temp)
+        staged.discard()
         raise
+    return staged
+
+
+def extract_layers(
+    layers: Iterable[bytes | memoryview],
+    target: Path,
+    disk: Disk,
+    limits: Limits | None = None,
+    rights: Rights | None = None,
+) -> None:
+    """Extract plain layer tars, lowest first, so that `target` is the whole tree or as before."""
+    stage_layers(layers, target, disk, limits, rights).publish()
 
 
 def _lstat(fd: int, name: str) -> os.stat_result | None:

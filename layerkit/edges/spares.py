@@ -1,11 +1,13 @@
 """Spare trees: the files of the lower layers of images, made in idle time, so that a new version of
 the same lower layers writes only what lies above them.
 
-    ROOT/.tmp-spares/<key>/     key: digest of the diff_ids of these layers, lowest first
+    FOLDER/<key>-<seal>/     key: digest of the diff_ids of these layers, lowest first
 
-A spare is taken by a rename, so it serves one version, is never shared and nobody's links lead
-there. It is only as good as who made it, in the life of one agent: the next one removes the folder
-first. At most MAX_COUNT are kept, the oldest go.
+A spare is taken by a rename, so it serves one tree, is never shared and nobody's links lead there.
+Why not hard links, which serve many: who writes into one tree would write into all of them, and
+into what the next version is made from (docs/decisions). The seal is over what `lstat` says of
+everything in the tree: a spare that somebody has written into is removed, never used. At most
+`most` are kept, the oldest go. Spec: docs/design.md "File trees".
 """
 
 from __future__ import annotations
@@ -13,48 +15,67 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+import stat
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from layerkit.digest import Digest, sha256_digest
+from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.errors import LayerkitError
 
-__all__ = ["Spares"]
+__all__ = ["MAX_COUNT", "STORE_COUNT", "STORE_NAME", "VERSIONS_NAME", "Spares"]
 
-FOLDER_NAME: Final = f"{TEMP_PREFIX}spares"
+VERSIONS_NAME: Final = f"{TEMP_PREFIX}spares"  # beside an agent's versions
+STORE_NAME: Final = "spares"  # in a store
 MAX_COUNT: Final = 8  # each takes what the lower layers of an image take
+STORE_COUNT: Final = 2  # of a store: for who pulls now and then
+TAKEN_SECONDS: Final = 3600.0  # after which what was taken, and not used, is what a crash left
 
 
 class Spares:
-    """The spares under one root; several processes may take and put at once."""
+    """The spares in one folder; several processes may take and put at once."""
 
-    def __init__(self, root: Path, disk: Disk) -> None:
-        self.folder = root / FOLDER_NAME
+    def __init__(self, folder: Path, disk: Disk, most: int = MAX_COUNT) -> None:
+        self.folder = folder
         self._disk = disk
+        self._most = most
 
     def has(self, diff_ids: Sequence[Digest]) -> bool:
-        return self._path(diff_ids).is_dir()
+        return self._find(diff_ids) is not None
 
-    def take(self, diff_ids: Sequence[Digest], place: Path) -> int:
-        """Move the tree of as many of the lowest of these layers as there is one of to `place`,
-        which is not there yet. Returns the count of the layers, 0 for none."""
+    def fits(self, target: Path) -> bool:
+        """Can a spare be renamed to `target`, on the same filesystem?"""
+        parent = target.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        folder = self.folder if self.folder.exists() else self.folder.parent
+        return folder.exists() and folder.stat().st_dev == parent.stat().st_dev
+
+    def take(self, diff_ids: Sequence[Digest]) -> tuple[int, Path | None]:
+        """The tree of as many of the lowest of these layers as there is one of, but not all, for
+        the caller alone, who moves or removes it. The count of its layers; 0 and None for none."""
         for count in range(len(diff_ids) - 1, 0, -1):
-            spare = self._path(diff_ids[:count])
-            if spare.is_dir():
-                with contextlib.suppress(LayerkitError):  # another process was quicker
-                    self._disk.act("rename", place, partial(os.rename, spare, place))
-                    return count
-        return 0
+            spare = self._find(diff_ids[:count])
+            if spare is None:
+                continue
+            place = self.folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+            with contextlib.suppress(LayerkitError, OSError):  # another process was quicker
+                self._disk.act("rename", place, partial(os.rename, spare, place))
+                if spare.name.endswith(f"-{_seal(place)}"):
+                    return count, place
+                self._disk.remove_tree(place)  # somebody has been in it
+        return 0, None
 
     def put(self, diff_ids: Sequence[Digest], made: Path) -> None:
-        """Keep the tree `made`, of exactly these layers; nothing if there is one."""
+        """Keep the tree `made`, durable and of exactly these layers; nothing if there is one."""
         self._disk.make_folder(self.folder, 0o700)
         if self.has(diff_ids):
             return
-        self._disk.act("rename", made, partial(os.rename, made, self._path(diff_ids)))
+        spare = self.folder / f"{_key(diff_ids)}-{_seal(made)}"
+        self._disk.act("rename", made, partial(os.rename, made, spare))
         self._make_room()
 
     def clear(self) -> None:
@@ -62,14 +83,53 @@ class Spares:
         if self.folder.is_dir():
             self._disk.remove_tree(self.folder)
 
+    def _find(self, diff_ids: Sequence[Digest]) -> Path | None:
+        start = f"{_key(diff_ids)}-"
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self.folder)):
+                if name.startswith(start):
+                    return self.folder / name
+        return None
+
     def _make_room(self) -> None:
         """Those that were put first go: a rename sets the time of a folder."""
-        found = [(entry.stat().st_ctime_ns, entry.path) for entry in os.scandir(self.folder)]
-        for _, path in sorted(found)[:-MAX_COUNT]:
-            gone = self.folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+        kept, gone = [], []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(OSError):
+                at = entry.stat(follow_symlinks=False).st_ctime
+                if not entry.name.startswith(TEMP_PREFIX):
+                    kept.append((at, entry.path))
+                elif at < time.time() - TAKEN_SECONDS:
+                    gone.append(entry.path)
+        gone += [path for _, path in sorted(kept)[: -self._most]]
+        for path in gone:
+            away = self.folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
             with contextlib.suppress(LayerkitError):
-                self._disk.act("rename", gone, partial(os.rename, path, gone))
-                self._disk.remove_tree(gone)
+                self._disk.act("rename", away, partial(os.rename, path, away))
+                self._disk.remove_tree(away)
 
-    def _path(self, diff_ids: Sequence[Digest]) -> Path:
-        return self.folder / sha256_digest("\n".join(map(str, diff_ids)).encode()).hex
+
+def _key(diff_ids: Sequence[Digest]) -> str:
+    return sha256_digest("\n".join(map(str, diff_ids)).encode()).hex
+
+
+def _seal(root: Path) -> str:
+    """32 hexadecimal digits over names and what `lstat` says of them: any write or change of mode
+    changes a ctime, which nobody can set. The root's own is left out, for a rename sets it."""
+    lines = sorted(
+        f"{path}\0{info.st_mode:o} {info.st_nlink} {info.st_uid} {info.st_gid} {info.st_ino}"
+        f" {info.st_size if stat.S_ISREG(info.st_mode) else 0}"
+        f" {info.st_mtime_ns} {info.st_ctime_ns}"
+        for path, info in _walk(root)
+    )
+    return chunk_id("\n".join(lines).encode("utf-8", "surrogateescape")).hex[:32]
+
+
+def _walk(root: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Paths below `root`, relative to it, and their facts."""
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            yield path, entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, f"{path}/")

@@ -25,6 +25,7 @@ from layerkit.formats.chunkmanifest import (
     RAW,
     ROLE_CODES,
     ChunkManifest,
+    Cut,
     build_chunk_manifest,
     serialize_chunk_manifest,
 )
@@ -242,16 +243,22 @@ def _sizes(pairs: Iterable[Pair], read_places: ReadPlaces) -> dict[bytes, int]:
 
 
 def check_form(
-    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+    form: bytes,
+    blob: oci.Descriptor,
+    diff_id: Digest,
+    listed: oci.Descriptor | None,
+    done: Callable[[], Cut] | None = None,
 ) -> NewLayer:
     """The layer that a form gives, checked by its diff_id; its chunk manifest is made here, and
-    must be the published one (`listed`)."""
+    must be the published one (`listed`). `done` gives the form's cut by `chunker_of(listed)`, where
+    it is made meanwhile."""
     transform = ADDRESS_FREE if is_layer_form(form) else RAW
     plain = plain_of_form(transform, form, None)
     check_digest(plain, diff_id, f"layer {diff_id.short}")
     role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
     profile = chunker_of(listed)
-    manifest = build_chunk_manifest(form, transform, diff_id, len(plain), role, profile)
+    cut = done() if done is not None else None
+    manifest = build_chunk_manifest(form, transform, diff_id, len(plain), role, profile, cut)
     data = serialize_chunk_manifest(manifest)
     if listed is None or sha256_digest(data) != listed.digest:
         raise IntegrityError(

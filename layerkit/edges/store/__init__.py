@@ -129,13 +129,14 @@ class Store:
         """The bytes of a chunk, verified. NotFoundError if not held, ChunkDigestError if rotten."""
         return self._chunks.get(chunk)
 
-    def put_many(self, chunks: Iterable[tuple[Digest, bytes]]) -> int:
-        """Put verified chunks into one pack; those held already are skipped. Returns the count.
+    def put_many(self, chunks: Iterable[tuple[Digest, bytes]], *, is_new: bool = False) -> int:
+        """Put verified chunks into one pack; those held already are skipped, unless the caller has
+        looked (`is_new`: then one that came meanwhile lies here twice). Returns the count.
         Durable when it returns. Images are evicted for them; StoreFullError, and nothing is kept,
         where that does not bring them under the quota.
         Memory: what `chunks` yields at a time, and the rows."""
         with self.session() as token:
-            return self._chunks.put(chunks, token, guard=self._guard())
+            return self._chunks.put(chunks, token, guard=self._guard(), is_new=is_new)
 
     def _guard(self) -> Callable[[int], None]:
         """Makes room for a pack that grows over the quota; refuses it where that is not enough."""

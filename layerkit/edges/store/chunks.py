@@ -131,17 +131,19 @@ class Chunks:
         *,
         guard: Callable[[int], None] = lambda size: None,
         replace: bool = False,
+        is_new: bool = False,
     ) -> int:
         """Put verified chunks into one pack of `session`; returns the count. Those held already are
-        skipped, but with `replace` moved here. `guard` is told the pack's size before each write,
-        and may raise. Memory: what `chunks` yields at a time, and the rows."""
+        skipped, but with `replace` moved here, and with `is_new` not looked for. `guard` is told
+        the pack's size before each write, and may raise. Memory: what `chunks` yields at a time,
+        and the rows."""
         name = f"{session}-{secrets.token_hex(6)}.pack"
         rows: list[tuple[bytes, int, int]] = []
         seen: set[Digest] = set()
         with self._disk.open_new(self._folder / name, mark=f"{session}-") as file:
             file.write(PACK_START)
             buffer = bytearray()
-            for chunk, data in chunks if replace else self._lacking(chunks):
+            for chunk, data in chunks if replace or is_new else self._lacking(chunks):
                 if chunk in seen:
                     continue
                 if not 0 < len(data) <= MAX_CHUNK_SIZE:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from layerkit.edges.httpclient import Tls
 from layerkit.edges.jsonlog import log_as_json
 from layerkit.edges.layout import Layout, write_docker_archive
 from layerkit.edges.remote import Remote
-from layerkit.edges.spares import Spares
+from layerkit.edges.spares import VERSIONS_NAME, Spares
 from layerkit.edges.store import Store
 from layerkit.edges.tools import Tools
 from layerkit.edges.versions import VersionFolders
@@ -42,7 +41,7 @@ from layerkit.formats.oci import Platform, parse_platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.settings import Server
 from layerkit.jobs.agent.work import Place, kept_name, parse_servers
-from layerkit.jobs.pull import Part, PullResult, host_platform, pull, rebuild_forms
+from layerkit.jobs.pull import PullResult, host_platform, make_spare, pull, rebuild_forms
 
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
@@ -64,6 +63,11 @@ class _Bench:
     @property
     def platform(self) -> Platform:
         return parse_platform(self.place.platform) if self.place.platform else host_platform()
+
+    @property
+    def spares(self) -> Spares:
+        """Beside the versions, so that a rename makes one of them."""
+        return Spares(self.folders.root / VERSIONS_NAME, self.disk)
 
     def open_remote(self, server: Server) -> Remote:
         """A client of one server, with its token and what the place says of certificates."""
@@ -92,13 +96,10 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     wanted = Digest.parse(job["digest"]) if job.get("digest") else None
     asked = replace(ref, digest=wanted) if wanted else ref
     kind = bench.place.kind if not wanted else ""
-    tree = _Tree(Spares(bench.folders.root, bench.disk))
     update = base64.b64decode(job.get("update", ""))
     needs_files = bool(kind or bench.place.engines)
     with bench.folders.staging(ref) if needs_files else contextlib.nullcontext(Path()) as staging:
-        result, url = _pull_from_any(
-            bench, asked, parse_servers(job["servers"]), staging, update, tree
-        )
+        result, url = _pull_from_any(bench, asked, parse_servers(job["servers"]), staging, update)
         answer: dict[str, object] = {
             "digest": str(result.digest),
             "server": url,
@@ -107,7 +108,7 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
             "whole_size": result.whole_size,
             "seconds": result.seconds,
             "plain_count": result.plain_count,
-            "wants_spare": tree.wants_spare,
+            "wants_spare": result.wants_spare,
         }
         bench.store.commit_image(kept_name(ref, result.digest), result.digest, ())
         if kind:
@@ -125,7 +126,6 @@ def _pull_from_any(
     servers: tuple[Server, ...],
     staging: Path,
     update: bytes,
-    tree: _Tree,
 ) -> tuple[PullResult, str]:
     kind, engines = bench.place.kind if ref.digest is None else "", bench.place.engines
     failure: LayerkitError | None = None
@@ -141,7 +141,7 @@ def _pull_from_any(
                     disk=bench.disk,
                     output=staging / "layout" if kind == "layout" or engines else None,
                     rootfs=staging / "rootfs" if kind == "rootfs" else None,
-                    part=partial(tree.choose, staging / "start"),
+                    spares=bench.spares,
                     platform=bench.platform,
                 )
                 return found, server.url
@@ -155,49 +155,15 @@ def _pull_from_any(
     raise failure
 
 
-@dataclass(slots=True)
-class _Tree:
-    """Which layers a pull writes: those above a spare tree, if there is one."""
-
-    spares: Spares
-    diff_ids: list[Digest] = field(default_factory=list)
-
-    def choose(self, place: Path, diff_ids: Sequence[Digest]) -> Part:
-        self.diff_ids = list(diff_ids)
-        count = self.spares.take(diff_ids, place)
-        return Part(count, len(diff_ids), place if count else None)
-
-    @property
-    def wants_spare(self) -> bool:
-        """Is there none for the next version?"""
-        return len(self.diff_ids) > 1 and not self.spares.has(self.diff_ids[:-1])
-
-
 def _make_spare(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     """The tree of all layers of the current version but the highest, for the next version."""
     ref = Reference.parse(job["ref"]).tagged
-    found = bench.store.find_image(str(ref))
-    if found is None:
-        return {"made": False}
-    spares, lower = Spares(bench.folders.root, bench.disk), list[Digest]()
-
-    def choose(diff_ids: Sequence[Digest]) -> Part:
-        lower.extend(diff_ids[:-1])
-        return Part(0, len(lower))
-
     server = parse_servers(job["servers"])[0]  # not asked: the store has all
-    with bench.folders.staging(ref) as staging, bench.open_remote(server) as remote:
-        pull(
-            replace(ref, digest=found),
-            remote,
-            bench.store,
-            disk=bench.disk,
-            rootfs=staging / "spare",
-            part=choose,
-            platform=bench.platform,
+    with bench.open_remote(server) as remote:
+        made = make_spare(
+            ref, remote, bench.store, bench.spares, disk=bench.disk, platform=bench.platform
         )
-        spares.put(lower, staging / "spare")
-    return {"made": True}
+    return {"made": made}
 
 
 def _rebuild(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
@@ -278,7 +244,7 @@ def _forget(bench: _Bench, ref: Reference, version: Mapping[str, str]) -> None:
 
 def _tidy(bench: _Bench, _: Mapping[str, Any]) -> dict[str, object]:
     """At the end: what serves this agent only."""
-    Spares(bench.folders.root, bench.disk).clear()
+    bench.spares.clear()
     return {}
 
 
@@ -291,7 +257,7 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     staging = Path(bench.place.store) / STAGING_NAME
     if staging.is_dir():
         bench.disk.remove_tree(staging)
-    Spares(bench.folders.root, bench.disk).clear()
+    bench.spares.clear()
     for path in staging.parent.glob(f"{TEMP_PREFIX}*"):  # of the record
         bench.disk.remove(path)
     removed, names = 0, {}

@@ -13,9 +13,10 @@ order of things, and the way back from the store to layers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,8 @@ from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
-from layerkit.edges.rootfs import Limits, Rights, extract_layers
+from layerkit.edges.rootfs import Limits, Rights, StagedTree
+from layerkit.edges.spares import Spares
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.edges.upstream import Upstream
 from layerkit.errors import (
@@ -37,6 +39,7 @@ from layerkit.errors import (
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import (
     RAW,
+    ChunkManifest,
     parse_chunk_manifest,
     parse_root,
     serialize_chunk_manifest,
@@ -64,16 +67,17 @@ from layerkit.jobs.pull.rates import Stopwatch
 from layerkit.jobs.pull.rebuilding import rebuild_forms
 from layerkit.jobs.pull.sharing import alone
 from layerkit.jobs.pull.signatures import make_check
+from layerkit.jobs.pull.trees import Target, TreeWriter
 from layerkit.jobs.pull.updates import measure_update, try_update
 
 __all__ = [
     "LayerPlan",
     "LayerWant",
-    "Part",
     "Plan",
     "PullResult",
     "host_platform",
     "make_check",
+    "make_spare",
     "plan_pull",
     "pull",
     "rebuild_forms",
@@ -101,35 +105,20 @@ class PullResult:
     seconds: float
     refetched: tuple[str, ...] = ()  # ids of chunks that came wrong and were fetched again
     plain_count: int = 0  # layers that came as plain blobs: `rebuild_forms` makes their forms
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Which layers to write into a file tree: from `first` up to `end`; `start` is the tree of
-    those below `first` (`edges.rootfs.extract_layers`)."""
-
-    first: int
-    end: int
-    start: Path | None = None
-
-
-ChoosePart = Callable[[Sequence[Digest]], Part]  # by the diff_ids of all layers
+    wants_spare: bool = False  # there is no spare tree for the next version: `make_spare`
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a pulled image is written to, besides the store: an OCI layout, a file tree (of all
-    layers, or those that `part` chooses)."""
+    """Where a pulled image is written to, besides the store: an OCI layout, a file tree."""
 
+    disk: Disk
     layout: Path | None = None
-    rootfs: Path | None = None
-    part: ChoosePart | None = None
-    limits: Limits = field(default_factory=Limits)  # of the file tree
-    rights: Rights = field(default_factory=Rights)
+    tree: Target | None = None
 
     @property
     def is_wanted(self) -> bool:
-        return self.layout is not None or self.rootfs is not None
+        return self.layout is not None or self.tree is not None
 
 
 def pull(
@@ -140,7 +129,7 @@ def pull(
     disk: Disk | None = None,
     output: Path | None = None,
     rootfs: Path | None = None,
-    part: ChoosePart | None = None,
+    spares: Spares | None = None,
     limits: Limits | None = None,
     rights: Rights | None = None,
     platform: oci.Platform | None = None,
@@ -151,31 +140,34 @@ def pull(
     now: Callable[[], float] = time.monotonic,
 ) -> PullResult:
     """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to.
-    `limits` and `rights` are those of the file tree. With `fewest_bytes` the time that bytes take
-    to unpack does not count. `check` (`make_check`) raises unless what the reference names may be
-    used: asked before anything is, also of what is held."""
+    `limits` and `rights` are those of the file tree, and a spare tree of `spares` becomes its lower
+    part (`PullResult.wants_spare`: there is none for the next one, see `make_spare`). With
+    `fewest_bytes` the time that bytes take to unpack does not count. `check` (`make_check`) raises
+    unless what the reference names may be used: asked before anything is, also of what is held."""
     started = now()
     image = WantedImage(ref.tagged, remote, store, platform or host_platform(), check=check)
-    target = Output(output, rootfs, part, limits or Limits(), rights or Rights())
+    disk = disk or Disk()
+    tree = None
+    if rootfs is not None:
+        tree = Target(rootfs, disk, limits or Limits(), rights or Rights(), spares)
+    target = Output(disk, output, tree)
     before = (remote.bytes_moved, remote.request_count)
     run = _Pull(
         image,
         Fetcher(ref.repository, remote, store, progress),
         Stopwatch(store, remote),
-        keeps=target.is_wanted and not dry_run,
+        output=Output(disk) if dry_run else target,
         fewest_bytes=fewest_bytes,
     )
-    with store.session():
+    with store.session(), contextlib.closing(run):
         try:
             planned_size = run.bring(dry_run=dry_run)
-            if not dry_run:
-                run.write(target, disk or Disk())
+            run.write()
         except StoreChangedError as exc:  # evicted or dropped meanwhile, or found damaged
             _log.info("again, from what is here now: %s", exc.message)
             run.begin_anew()
             planned_size = run.bring(dry_run=dry_run)
-            if not dry_run:
-                run.write(target, disk or Disk())
+            run.write()
     return replace(
         run.describe(),
         dry_run=dry_run,
@@ -186,6 +178,45 @@ def pull(
     )
 
 
+def make_spare(
+    ref: Reference,
+    remote: Upstream,
+    store: Store,
+    spares: Spares,
+    *,
+    disk: Disk | None = None,
+    platform: oci.Platform | None = None,
+) -> bool:
+    """While nobody waits: the tree of all layers of the held version of `ref` but the highest, for
+    the next version. `remote` is asked only for what is damaged here."""
+    found, disk = store.find_image(str(ref.tagged)), disk or Disk()
+    if found is None:
+        return False
+    image = WantedImage(
+        replace(ref.tagged, digest=found), remote, store, platform or host_platform()
+    )
+    target = Target(spares.folder / "next", disk, Limits(), Rights(), without=1)
+    run = _Pull(
+        image,
+        Fetcher(ref.repository, remote, store),
+        Stopwatch(store, remote),
+        output=Output(disk, tree=target),
+    )
+    disk.make_folder(spares.folder, 0o700)
+    with store.session(), contextlib.closing(run):
+        run.bring(dry_run=False)
+        run.read_stored()
+        lower = [want.diff_id for want in run.wants[:-1]]
+        if not lower or spares.has(lower):
+            return False
+        staged = run.stage()
+        try:
+            spares.put(lower, staged.temp)
+        finally:
+            staged.discard()
+    return True
+
+
 @dataclass(slots=True)
 class _Pull:
     """The state of one pull."""
@@ -193,13 +224,15 @@ class _Pull:
     image: WantedImage
     fetcher: Fetcher
     watch: Stopwatch
-    keeps: bool  # plain tars will be written out
-    fewest_bytes: bool
+    output: Output
+    fewest_bytes: bool = False
     wants: list[LayerWant] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
     plain_count: int = 0
     _plains: dict[Digest, bytes] = field(default_factory=dict)
     _verified: set[Digest] = field(default_factory=set)  # diff_ids of layers that came whole
+    _plainly: set[Digest] = field(default_factory=set)  # those that came as their blob, by the plan
+    _tree: TreeWriter | None = None
 
     @property
     def remote(self) -> Upstream:
@@ -226,7 +259,14 @@ class _Pull:
             seconds=0.0,
             refetched=tuple(str(chunk) for chunk in fetcher.refetched),
             plain_count=self.plain_count,
+            wants_spare=self._wants_spare(),
         )
+
+    def _wants_spare(self) -> bool:
+        tree = self.output.tree
+        if tree is None or not tree.can_start or tree.spares is None or len(self.wants) < 2:
+            return False
+        return not tree.spares.has([want.diff_id for want in self.wants[:-1]])
 
     # --- which way ---------------------------------------------------------------------------
 
@@ -307,7 +347,7 @@ class _Pull:
         before = self.remote.bytes_moved
         with self.watch.work(UPDATE) as sizes:
             within = None if self.fewest_bytes else self.watch.rates().patience
-            done = try_update(self.image, self.fetcher, self._take_made, within)
+            done = try_update(self.image, self.fetcher, self, within)
             sizes += map(len, self._plains.values())
             if self.remote.bytes_moved - before > DELTA_PART * sum(sizes):
                 sizes.clear()  # no deltas, but layers whole: not what updates are like
@@ -330,6 +370,7 @@ class _Pull:
             total = sum(chunk.size for layer in self.plan.layers for chunk in layer.chunks)
             total += sum(la.planned_size for la in self.plan.layers if not la.chunks)
             self.fetcher.progress.total(total)
+        self.begin([want.diff_id for want in self.wants])
         for index, layer in enumerate(self.plan.layers):
             if layer.method == "held":
                 continue
@@ -369,41 +410,56 @@ class _Pull:
             _log.warning("layer %s, pulling it plainly: %s", want.diff_id.short, exc.message)
             self._take_plain(index)
             return
-        self._take_made(made)
+        self.take(made)
+        self.fetcher.put_form(made.chunk_manifest, made.form)
         self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)
 
-    def _take_made(self, made: NewLayer) -> None:
-        """Keep what a form gave: its chunk manifest for the commit, its tar while it fits."""
+    def begin(self, diff_ids: Sequence[Digest]) -> None:
+        """These are the layers: the file tree is begun, if one is wanted."""
+        if self.output.tree is not None and self._tree is None:
+            self._tree = TreeWriter(self.output.tree, diff_ids)
+
+    def take(self, made: NewLayer) -> None:
+        """Keep what came whole: its chunk manifest for the commit, its tar while it fits."""
         data, diff_id = made.chunk_manifest_data, made.chunk_manifest.diff_id
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self.image.layers[diff_id] = made.chunk_manifest
         self._verified.add(diff_id)
         self._keep_plain(diff_id, made.plain)
+        self._feed_tree(self._find_kept)
 
     def begin_anew(self) -> None:
         """Forget what was read and what came by now."""
         self._drop_layers()
         self.image.forget()
 
+    def close(self) -> None:
+        """Nothing of a file tree that is not shown stays."""
+        if self._tree is not None:
+            self._tree.abandon()
+            self._tree = None
+
     def _drop_layers(self) -> None:
         """What an update brought, when it was refused after all."""
         self._plains.clear()
         self._verified.clear()
+        self._plainly.clear()
+        self.close()
         self.wants.clear()
         self.plain_count = 0
 
     def _keep_plain(self, diff_id: Digest, plain: bytes) -> None:
-        if self.keeps and sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
+        if self.output.is_wanted and sum(map(len, self._plains.values())) + len(plain) <= KEEP_SIZE:
             self._plains[diff_id] = plain
 
     def _take_plain(self, index: int) -> None:
         """One layer by its plain blob; its chunk manifest is made here."""
         want = self.wants[index]
-        manifest = self.fetcher.fetch_plain(want)
-        data = serialize_chunk_manifest(manifest)
-        self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
-        self.wants[index] = LayerWant(want.blob, want.diff_id, manifest)
-        self._verified.add(want.diff_id)
+        made = self.fetcher.fetch_plain(want)
+        self.take(made)
+        self.fetcher.put_form(made.chunk_manifest, made.form)
+        self.wants[index] = LayerWant(want.blob, want.diff_id, made.chunk_manifest)
+        self._plainly.add(want.diff_id)
 
     # --- assembling --------------------------------------------------------------------------
 
@@ -451,11 +507,13 @@ class _Pull:
         if manifest is None or manifest.transform != RAW:
             return False
         if want.listed is None:
-            return want.diff_id in self._verified
+            return want.diff_id in self._plainly
         return sha256_digest(serialize_chunk_manifest(manifest)) != want.listed.digest
 
-    def _load_stored(self) -> None:
+    def read_stored(self) -> None:
         """Layers of an image that the store holds, for materialising."""
+        if self.wants:
+            return
         manifest = self.image.manifest
         config = oci.parse_config(self.store.get_blob(manifest.config.digest))
         stored = {}
@@ -472,38 +530,74 @@ class _Pull:
 
     # --- materialising -----------------------------------------------------------------------
 
-    def write(self, target: Output, disk: Disk) -> None:
+    def write(self) -> None:
         """Write the image to where it is wanted."""
-        if target.is_wanted and not self.wants:
-            self._load_stored()
-        if target.layout is not None:
-            self._write_layout(Layout(target.layout, disk))
-        if target.rootfs is not None:
-            part = Part(0, len(self.wants))
-            if target.part is not None:
-                part = target.part([want.diff_id for want in self.wants])
-            try:
-                self._write_tree(target, target.rootfs, part, disk)
-            except (FormatError, StoreError) as exc:
-                if part.start is None:
-                    raise
-                _log.info("the whole tree anew: %s (%s)", exc.message, exc.cause)
-                self._write_tree(target, target.rootfs, Part(0, part.end), disk)
+        if not self.output.is_wanted:
+            return
+        self.read_stored()
+        if self.output.layout is not None:
+            self._write_layout(Layout(self.output.layout, self.output.disk))
+        if self.output.tree is not None:
+            self.stage().publish()
+            self._tree = None
 
-    def _write_tree(self, target: Output, path: Path, part: Part, disk: Disk) -> None:
-        layers = self._plain_layers(target.limits, part)
-        extract_layers(layers, path, disk, target.limits, target.rights, part.start)
+    def stage(self) -> StagedTree:
+        """The file tree, whole and durable beside its place."""
+        target, diff_ids = self.output.tree, [want.diff_id for want in self.wants]
+        assert target is not None
+        self.begin(diff_ids)
+        assert self._tree is not None
+        try:
+            self._feed_tree(self._read_layer)
+            return self._tree.finish()
+        except (FormatError, StoreError) as exc:
+            if not self._tree.has_spare:
+                raise
+            _log.info("the whole tree anew: %s (%s)", exc.message, exc.cause)
+            self._tree.abandon()
+            self._tree = TreeWriter(replace(target, spares=None), diff_ids)
+            self._feed_tree(self._read_layer)
+            return self._tree.finish()
 
-    def _plain_layers(self, limits: Limits, part: Part) -> Iterator[bytes]:
-        """The layers one after the other; each is let go when it was written."""
-        total = 0
-        for index, want in enumerate(self.wants[: part.end]):
-            assert want.chunk_manifest is not None
-            total += want.chunk_manifest.plain_size
-            limits.check_size(total)  # before it is put together
-            if index >= part.first:
-                yield self.assemble(want)
-            self._plains.pop(want.diff_id, None)
+    def _feed_tree(self, find: Callable[[int, Digest], bytes | None]) -> None:
+        """Hand the writer what it wants next, as long as `find` has it."""
+        tree = self._tree
+        while tree is not None and tree.next < tree.end:
+            diff_id = tree.diff_ids[tree.next]
+            plain = find(tree.next, diff_id)
+            if plain is None:
+                return
+            tree.feed(plain)
+            if self.output.layout is None:
+                self._plains.pop(diff_id, None)
+
+    def _find_kept(self, _: int, diff_id: Digest) -> bytes | None:
+        """A layer that came, or that the store has under the chunk manifest that is known."""
+        plain, manifest = self._plains.get(diff_id), self.image.layers.get(diff_id)
+        if plain is not None or diff_id in self._verified:
+            return plain
+        if manifest is None:
+            manifest = held.find_layers(self.store, self.image.ref, {diff_id}).get(diff_id)
+        if manifest is None or not self._fits(manifest):
+            return None
+        try:
+            form = held.read_form(self.store, manifest)
+            plain = plain_of_form(manifest.transform, form, manifest.plain_size)
+            check_digest(plain, diff_id, f"layer {diff_id.short}")
+        except REFUSED:
+            return None  # damaged: `_read_layer` mends it
+        return plain
+
+    def _read_layer(self, index: int, _: Digest) -> bytes:
+        want = self.wants[index]
+        assert want.chunk_manifest is not None
+        if not self._fits(want.chunk_manifest):  # before it is put together
+            raise FormatError(f"layer {want.diff_id.short} is over the limit of the file tree")
+        return self.assemble(want)
+
+    def _fits(self, manifest: ChunkManifest) -> bool:
+        tree = self.output.tree
+        return tree is not None and manifest.plain_size <= tree.limits.total_size
 
     def _write_layout(self, layout: Layout) -> None:
         """The image with the digests that it was published with, as an OCI layout."""

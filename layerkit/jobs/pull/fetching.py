@@ -31,16 +31,19 @@ from layerkit.formats.chunkmanifest import (
     Chunk,
     ChunkManifest,
     build_chunk_manifest,
+    cut_form,
     parse_chunk_manifest,
+    serialize_chunk_manifest,
 )
 from layerkit.formats.chunksync import chunk_places, gone_chunks
 from layerkit.formats.deflate import decompress
 from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.updateparts import size_limit
-from layerkit.formats.updating import NewLayer, check_form
+from layerkit.formats.updating import NewLayer, check_form, chunker_of
+from layerkit.jobs.pull.trees import Background
 
-__all__ = ["Fetcher", "Progress"]
+__all__ = ["Fetcher", "Progress", "check_in_two", "open_plain"]
 
 BATCH_COUNT: Final = 1 << 14  # ids a request: 512 KiB of body
 BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cost at most
@@ -69,6 +72,26 @@ class _Listed:
         return self.places[chunk.id.raw]
 
 
+def check_in_two(
+    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+) -> NewLayer:
+    """`check_form` by two threads: one decodes, the other cuts and hashes; most of both is done
+    without Python's lock."""
+    cut = Background(lambda: cut_form(form, chunker_of(listed)))
+    return check_form(form, blob, diff_id, listed, cut.result)
+
+
+def open_plain(want: LayerWant, raw: bytes) -> NewLayer:
+    """A layer by its plain blob: verified by its diff_id, its form is the tar."""
+    blob = want.blob
+    plain = decompress(raw, blob.media_type, size_limit(raw))
+    cut = Background(lambda: cut_form(plain))
+    check_digest(plain, want.diff_id, f"layer {want.diff_id.short}")
+    role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
+    manifest = build_chunk_manifest(plain, RAW, want.diff_id, len(plain), role, done=cut.result())
+    return NewLayer(plain, plain, manifest, serialize_chunk_manifest(manifest))
+
+
 @dataclass(slots=True)
 class Fetcher:
     """Fetches for one pull from repository `name`; counts what it put into the store."""
@@ -79,6 +102,7 @@ class Fetcher:
     progress: Progress | None = None
     fetched_count: int = 0
     refetched: list[Digest] = field(default_factory=list)
+    read_ids: set[bytes] = field(default_factory=set)  # chunks that this pull found in the store
 
     def fetch_batches(
         self, want: LayerWant, chunks: Sequence[Chunk], near: Mapping[Digest, bytes]
@@ -128,21 +152,17 @@ class Fetcher:
         return _Listed(want.listed.digest, places, (best[0], gone))
 
     def fetch_whole(self, want: LayerWant) -> NewLayer:
-        """A layer by its form alone: it is cut here, and no ids travel."""
+        """A layer by its form alone: it is cut here, and no ids travel. `put_form` keeps it."""
         assert want.form is not None
         form = self._fetch_packed(want, want.form)
         if form is not None:
             try:
-                made = check_form(form, want.blob, want.diff_id, want.listed)
-                self.put_form(made.chunk_manifest, made.form)
-                return made
+                return check_in_two(form, want.blob, want.diff_id, want.listed)
             except (FormatError, IntegrityError) as exc:
                 _log.warning("packed form of %s is refused: %s", want.form.digest, exc.message)
         raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
         form = unpack_form(raw, limit=size_limit(raw))
-        made = check_form(form, want.blob, want.diff_id, want.listed)
-        self.put_form(made.chunk_manifest, made.form)
-        return made
+        return check_in_two(form, want.blob, want.diff_id, want.listed)
 
     def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> bytes | None:
         """The form by its packed form, where it was published or the server says that it has it.
@@ -272,22 +292,11 @@ class Fetcher:
             self.fetched_count += self.store.put_many([(chunk.id, data)])
             self._advance(len(data))
 
-    def fetch_plain(self, want: LayerWant) -> ChunkManifest:
+    def fetch_plain(self, want: LayerWant) -> NewLayer:
         """A layer blob from a server that has no chunks of it; chunked here."""
         raw = self.remote.fetch_blob(self.name, want.blob.digest, want.blob.size)
-        manifest = self.put_plain(want, raw)
         self._advance(want.blob.size)
-        return manifest
-
-    def put_plain(self, want: LayerWant, raw: bytes) -> ChunkManifest:
-        """The chunks of a layer blob; it is verified by its diff_id."""
-        blob = want.blob
-        plain = decompress(raw, blob.media_type, size_limit(raw))
-        check_digest(plain, want.diff_id, f"layer {want.diff_id.short}")
-        role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
-        manifest = build_chunk_manifest(plain, RAW, want.diff_id, len(plain), role)
-        self.put_form(manifest, plain)
-        return manifest
+        return open_plain(want, raw)
 
     def put_chunks(self, chunks: Iterable[tuple[Digest, bytes]]) -> None:
         """Verified chunks, durable when it returns."""
@@ -300,15 +309,21 @@ class Fetcher:
             yield part
 
     def put_form(self, manifest: ChunkManifest, form: bytes) -> None:
-        """The chunks of a form that the store lacks."""
+        """The chunks of a form that the store lacks. Those that this pull has read from it are
+        not looked up again: should they have gone since, the commit says so."""
         view, raw_ids = memoryview(form), manifest.list_raw_ids()
-        held_ids = self.store.has_raw(raw_ids)
+        unknown = [
+            (at, size, raw)
+            for at, size, raw in zip(manifest.offsets(), manifest.sizes, raw_ids, strict=False)
+            if raw not in self.read_ids
+        ]
+        held_ids = self.store.has_raw(raw for _, _, raw in unknown)
         pairs = (
             (Digest("b3", raw), bytes(view[at : at + size]))
-            for at, size, raw in zip(manifest.offsets(), manifest.sizes, raw_ids, strict=False)
+            for at, size, raw in unknown
             if raw not in held_ids
         )
-        self.fetched_count += self.store.put_many(pairs)
+        self.fetched_count += self.store.put_many(pairs, is_new=True)
 
     def read_form(self, manifest: ChunkManifest) -> bytes:
         """A form from the store, verified; damaged chunks are fetched again."""

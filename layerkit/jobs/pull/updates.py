@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges import held
@@ -29,17 +30,26 @@ from layerkit.formats.updateparts import read_begun_form, read_chunks, read_form
 from layerkit.formats.updating import (
     ImageLayer,
     NewLayer,
-    check_form,
     check_manifest,
     chunker_of,
     layers_of,
 )
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
-from layerkit.jobs.pull.fetching import Fetcher
+from layerkit.jobs.pull.fetching import Fetcher, check_in_two, open_plain
 
 __all__ = ["measure_update", "try_update"]
 
 _log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Who gets what an update brings."""
+
+    def begin(self, diff_ids: Sequence[Digest]) -> None:
+        """All layers that the image has, before the first of them comes."""
+
+    def take(self, made: NewLayer) -> None:
+        """A layer that came whole, and is verified."""
 
 
 def measure_update(image: WantedImage) -> int | None:
@@ -56,12 +66,12 @@ def measure_update(image: WantedImage) -> int | None:
 def try_update(
     image: WantedImage,
     fetcher: Fetcher,
-    take: Callable[[NewLayer], None],
+    sink: Sink,
     within: float | None = None,
 ) -> bool:
     """Ask once for what the images held here, of this repository and of others, lack of the wanted
-    one; wait `within` seconds for what the server has to make (None: as long as it likes). `take`
-    gets each layer that came by its form. False when there is no such update, or what it says of
+    one; wait `within` seconds for what the server has to make (None: as long as it likes). `sink`
+    gets each layer that came whole. False when there is no such update, or what it says of
     the image is refused: then the pull goes its plain way. What is missing after all is left to the
     plan."""
     if image.ref.digest is not None and image.store.is_complete(image.ref.digest):
@@ -87,7 +97,8 @@ def try_update(
         image.forget()
         return False
     if not image.up_to_date:
-        taker = _Taker(image, fetcher, take, have, layers)
+        sink.begin([layer.diff_id for layer in layers])
+        taker = _Taker(image, fetcher, sink, have, layers)
         taker.take_parts(reader)
         taker.find_held()
     return True
@@ -160,7 +171,7 @@ class _Taker:
 
     image: WantedImage
     fetcher: Fetcher
-    take: Callable[[NewLayer], None]
+    sink: Sink
     named: list[Digest]  # images
     layers: list[ImageLayer]
     _lists: dict[int, ChunkManifest] = field(default_factory=dict)  # of layers that come in chunks
@@ -240,14 +251,16 @@ class _Taker:
             chunks = read_chunks(data, self._lists[layer.index], self._read_old)
             self.fetcher.put_chunks(chunks)
         elif entry.kind == BLOB:
-            want = LayerWant(layer.blob, layer.diff_id)
-            self._keep(layer.diff_id, self.fetcher.put_plain(want, data), is_last)
+            self._take_made(open_plain(LayerWant(layer.blob, layer.diff_id), data), is_last)
         else:
             form = read_form(entry.kind, data, self._find_form)
-            made = check_form(form, layer.blob, layer.diff_id, layer.chunk_manifest)
-            self.fetcher.put_form(made.chunk_manifest, made.form)
-            self.take(made)
-            self._keep(layer.diff_id, made.chunk_manifest, is_last)
+            made = check_in_two(form, layer.blob, layer.diff_id, layer.chunk_manifest)
+            self._take_made(made, is_last)
+
+    def _take_made(self, made: NewLayer, is_last: bool) -> None:
+        self.sink.take(made)  # first: it may be written to a file tree while it is stored
+        self.fetcher.put_form(made.chunk_manifest, made.form)
+        self._keep(made.chunk_manifest.diff_id, made.chunk_manifest, is_last, made)
 
     def _take_list(self, layer: ImageLayer, data: bytes) -> None:
         if layer.chunk_manifest is None:
@@ -258,10 +271,16 @@ class _Taker:
         self._lists[layer.index] = manifest
         self._keep(layer.diff_id, manifest, False)
 
-    def _keep(self, diff_id: Digest, manifest: ChunkManifest, is_last: bool = True) -> None:
+    def _keep(
+        self,
+        diff_id: Digest,
+        manifest: ChunkManifest,
+        is_last: bool = True,
+        made: NewLayer | None = None,
+    ) -> None:
         """Note how a layer is held. If more is to come, in the store, too: should it not come, the
         next pull finds what there is."""
-        data = serialize_chunk_manifest(manifest)
+        data = made.chunk_manifest_data if made else serialize_chunk_manifest(manifest)
         self.image.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
         self.image.layers[diff_id] = manifest
         if not is_last:
@@ -272,7 +291,11 @@ class _Taker:
 
     def _find_form(self, digest: bytes) -> bytes | None:
         manifest = held.find_form(self.image.store, self.named, digest)
-        return held.read_form(self.image.store, manifest) if manifest is not None else None
+        if manifest is None:
+            return None
+        form = held.read_form(self.image.store, manifest)
+        self.fetcher.read_ids.update(manifest.list_raw_ids())
+        return form
 
     def _read_list(self, digest: Digest) -> bytes:
         if all(
