@@ -1,0 +1,44 @@
+// Package auto sets up the process when it is imported, for its side effects only:
+//
+//	import _ "example.com/layerkit/go-runtime/auto"
+//
+// It gives Go the memory limit of the cgroup (package memlimit) and tunes GOGC within it (package
+// gctune). GOMEMLIMIT and GOGC in the environment win. LAYERKIT_RUNTIME=off turns all of it off.
+// Whatever is wrong is said once in the log; the function starts with Go's defaults.
+package auto
+
+import (
+	"os"
+
+	"example.com/layerkit/go-runtime/gctune"
+	"example.com/layerkit/go-runtime/internal/note"
+	"example.com/layerkit/go-runtime/memlimit"
+)
+
+// Limit is the memory limit that holds.
+var Limit memlimit.Limit
+
+var undo = start()
+
+// Undo takes back what the import did, for a test or a program that knows better.
+func Undo() { undo() }
+
+func start() (undo func()) {
+	defer func() {
+		if what := recover(); what != nil { // never keep a function from starting
+			note.Once("auto", "runtime: %v", what)
+			undo = func() {}
+		}
+	}()
+	switch text := os.Getenv("LAYERKIT_RUNTIME"); text {
+	case "off":
+		return func() {}
+	case "", "on":
+	default:
+		note.Once("LAYERKIT_RUNTIME", "LAYERKIT_RUNTIME: got %.40q, want on or off", text)
+	}
+	limit, undoLimit := memlimit.Set()
+	Limit = limit
+	stop := gctune.Start(gctune.Options{})
+	return func() { stop(); undoLimit() }
+}
