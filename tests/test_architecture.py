@@ -78,7 +78,15 @@ EDGES = {
     "queue": ("edges.disk", "sqlite3"),
     "jsonlog": ("", ""),
     "hookapi": ("edges.http formats.notifications formats.oci", ""),
-    "layout": ("edges.disk digest formats.layer formats.oci formats.reference", ""),
+    "layout": (
+        "edges.disk digest formats.deflate formats.imagearchive formats.layer formats.oci"
+        " formats.reference",
+        "",
+    ),
+    "loading": (
+        "digest edges.disk edges.engine edges.layout formats.oci formats.reference",
+        "",
+    ),
     "subject": ("edges.layout formats.oci formats.reference", ""),
     "imagesource": (
         "edges.disk edges.engine edges.registry edges.storage.opening edges.storage.targets"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 from layerkit.digest import Digest, check_digest, sha256_digest, verify_stream
 from layerkit.edges.httpclient import Client, Tls
@@ -212,7 +213,7 @@ class Remote:
     def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:
         """Descriptors of the manifests of that type whose subject is `digest`."""
         try:
-            path = f"/v2/{name}/referrers/{digest}?artifactType={artifact_type}"
+            path = f"/v2/{name}/referrers/{digest}?artifactType={quote(artifact_type)}"
             _, data = self._client.fetch(path, MAX_DOCUMENT_SIZE, {})
         except NotFoundError:  # a registry from before OCI 1.1
             return []

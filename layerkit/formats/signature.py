@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,7 @@ __all__ = [
     "SIGNATURE_TYPES",
     "Claim",
     "Signature",
+    "is_signature_tag",
     "list_signatures",
     "make_bundle",
     "make_signature_artifact",
@@ -65,6 +67,7 @@ MAX_BUNDLE_SIZE: Final = 256 << 10  # bytes; cosign's with a certificate and log
 MAX_SUBJECTS: Final = 64  # images that one statement names
 MAX_SIGNATURE_SIZE: Final = 1024  # bytes: RSA of 8192 bits
 MAX_LAYERS: Final = 32  # signatures in one manifest
+_SIGNATURE_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}\.sig")
 
 Json = dict[str, object]
 
@@ -135,6 +138,11 @@ def make_signature_artifact(top: Descriptor, bundle: bytes) -> tuple[Descriptor,
 def signature_tag(image: Digest) -> str:
     """The tag at which the older form lies."""
     return f"sha256-{image.hex}.sig"
+
+
+def is_signature_tag(tag: str) -> bool:
+    """Does a tag name signatures, and no image?"""
+    return _SIGNATURE_TAG.fullmatch(tag) is not None
 
 
 # --- reading ---------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Asked for each time: the tags of each repository and what each names. What an image was before its
 tag moved on is known from the registry (`WAS_ARTIFACT`, which `publish` puts there) and from what
 was seen before; so a server that starts finds the old images, too. An image without a chunks
-artifact is asked for referrers each time, the others every REFERRERS_SECONDS.
+artifact is asked for referrers each time, the others every REFERRERS_SECONDS. Signatures of an
+older cosign are a tag each, and named, too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from layerkit.formats.oci import (
     parse_manifest,
     serialize_index,
 )
+from layerkit.formats.signature import signature_tag
 
 __all__ = ["RegistryOrigin"]
 
@@ -95,9 +97,10 @@ class RegistryOrigin:
 
     def _read_repository(self, name: str, pool: ThreadPoolExecutor) -> list[Descriptor]:
         try:
-            tags = [tag for tag in self._registry.list_tags(name) if not is_fallback_tag(tag)]
+            listed_tags = self._registry.list_tags(name)
         except NotFoundError:
             return []
+        tags = [tag for tag in listed_tags if not is_fallback_tag(tag)]
         tags.sort(key=_natural)
         tops = pool.map(lambda tag: self._resolve(name, tag), tags)
         found = {tag: top for tag, top in zip(tags, tops, strict=True) if top is not None}
@@ -114,6 +117,15 @@ class RegistryOrigin:
             for tag, top in found.items()
         ]
         images = {image.digest for top in entries for image in self._images(name, top)}
+        signed = sorted({signature_tag(image) for image in images} & set(listed_tags))
+        signatures = zip(
+            signed, pool.map(lambda tag: self._resolve(name, tag), signed), strict=True
+        )
+        entries += [
+            replace(top, annotations={ANNOTATION_REF_NAME: f"{name}:{tag}"})
+            for tag, top in signatures
+            if top is not None
+        ]
         listed = pool.map(lambda image: self._list_referrers(name, image), sorted(images))
         referrers = {entry.digest: entry for group in listed for entry in group}
         for digest in referrers:

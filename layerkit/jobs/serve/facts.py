@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from layerkit.digest import Digest
@@ -46,9 +46,12 @@ class Facts:
 
     def _describe(self, repository: Repository, prepared: Iterable[Prepared]) -> RepositoryFacts:
         places = {top: place for place, top in enumerate(repository.versions)}
-        tags = sorted(repository.tags.items(), key=lambda pair: (places[pair[1]], pair[0]))
+        named = [pair for pair in repository.tags.items() if pair[1] in places]
+        tags = sorted(named, key=lambda pair: (places[pair[1]], pair[0]))
         names = {top: tag for tag, top in reversed(tags)}
-        held = [one for one in prepared if one.old in places and one.new in places]
+        stored = _list_stored(repository, self._catalogue)
+        known = {(one.old, one.new): one for one in (*stored, *prepared)}
+        held = [one for one in known.values() if one.old in places and one.new in places]
         held.sort(key=lambda one: (places[one.new], places[one.old]))  # the shortest step first
         updates = tuple(
             UpdateFacts(
@@ -98,3 +101,12 @@ class Facts:
                 self._created.clear()
             self._created[top] = created
         return created
+
+
+def _list_stored(repository: Repository, catalogue: Catalogue) -> Iterator[Prepared]:
+    """The updates that were published beside images, against all layers of these."""
+    for top, found in repository.updates.items():
+        images = catalogue.list_images(top)[:1]
+        whole = sum(layer.size for _, manifest in images for layer in manifest.layers)
+        for one in found:
+            yield Prepared(one.old, top, one.size, whole)

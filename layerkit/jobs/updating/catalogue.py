@@ -34,6 +34,7 @@ from layerkit.formats.oci import (
     FORM_ZSTD,
     INDEX_TYPES,
     MAX_DOCUMENT_SIZE,
+    UPDATE_ARTIFACT,
     Descriptor,
     Index,
     Manifest,
@@ -41,6 +42,8 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import DEFAULT_TAG, Reference, is_tag
+from layerkit.formats.signature import is_signature_tag
+from layerkit.formats.storedupdate import StoredUpdate, find_updates
 from layerkit.formats.tokens import Caller
 
 __all__ = ["Catalogue", "Repository", "View"]
@@ -59,6 +62,7 @@ class Repository:
     manifests: dict[Digest, Descriptor] = field(default_factory=dict)
     blobs: dict[Digest, str] = field(default_factory=dict)  # with the role of the layer, if one is
     referrers: dict[Digest, list[Descriptor]] = field(default_factory=dict)
+    updates: dict[Digest, list[StoredUpdate]] = field(default_factory=dict)  # by the new image
     chunk_lists: dict[Digest, Descriptor] = field(default_factory=dict)  # with form, newest first
 
 
@@ -220,7 +224,8 @@ class _IndexReader:
             repository = self._enter(name)
             if now:
                 repository.tags.setdefault(tag, entry.digest)
-            repository.versions.setdefault(entry.digest)
+            if not is_signature_tag(tag):
+                repository.versions.setdefault(entry.digest)
             self._add_manifest(repository, entry)
         holders: dict[Digest, list[Repository]] = {}
         for repository in self._repositories.values():
@@ -271,13 +276,19 @@ class _IndexReader:
         known = replace(
             entry, annotations=manifest.annotations, artifact_type=manifest.artifact_type
         )
+        is_update = manifest.artifact_type == UPDATE_ARTIFACT
         for repository in holders.get(manifest.subject.digest, ()):
+            if is_update and manifest.subject.digest not in repository.tags.values():
+                continue  # nobody goes there any more
             if entry.digest not in repository.manifests:
                 repository.manifests[entry.digest] = entry
                 repository.blobs.setdefault(entry.digest, "")
                 _add_blobs(repository, manifest)
                 repository.referrers.setdefault(manifest.subject.digest, []).append(known)
                 _add_chunk_lists(repository, manifest)
+                repository.updates.setdefault(manifest.subject.digest, []).extend(
+                    find_updates([known])
+                )
 
 
 def _add_blobs(repository: Repository, manifest: Manifest) -> None:
