@@ -21,7 +21,7 @@ from typing import Final
 from layerkit.digest import Digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.index import INDEX_DAMAGED, INDEX_NAME, REPAIR_HINT, Index
-from layerkit.edges.store.check import VerifyResult, verify
+from layerkit.edges.store.check import VerifyResult, find_broken, verify
 from layerkit.edges.store.chunks import Chunks
 from layerkit.edges.store.images import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Images, StoredImage
 from layerkit.edges.store.salvage import (
@@ -156,6 +156,12 @@ class Store:
         """Forget chunks (damaged ones), so that they are fetched again."""
         self._chunks.drop(chunk.raw for chunk in ids)
 
+    def give_up(self, ids: Iterable[Digest]) -> None:
+        """Forget damaged chunks that cannot be fetched alone: images that need them are no longer
+        whole, so that the next pull brings their layers."""
+        self.drop(ids)
+        self._images.set_broken(find_broken(self._chunks, self._images, set()))
+
     # --- blobs -------------------------------------------------------------------------------
 
     def put_blob(self, data: bytes, kind: str = "") -> Digest:
@@ -182,12 +188,14 @@ class Store:
         digest: Digest,
         blobs: Iterable[Digest],
         new: Mapping[Digest, tuple[bytes, str]] | None = None,
+        others: Sequence[str] = (),
     ) -> None:
-        """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks.
-        `new` are blobs with data and kind, put in the same step. StoreChangedError, and nothing is
+        """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks, and
+        so do `others`, in the same step. `new` are blobs with data and kind, put in the same step. StoreChangedError, and nothing is
         committed, when something of it has gone meanwhile: pull again."""
         used_at = int(self._now())
-        self._images.commit(ref, digest, blobs, new or {}, used_at, self._sessions.token)
+        session = self._sessions.token
+        self._images.commit(ref, digest, blobs, new or {}, used_at, session, others)
 
     def replace_blobs(
         self, digest: Digest, gone: Iterable[Digest], new: Mapping[Digest, tuple[bytes, str]]

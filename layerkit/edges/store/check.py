@@ -48,12 +48,7 @@ def verify(chunks: Chunks, images: Images, *, repair: bool) -> VerifyResult:
         chunks.drop(bad_chunks)
     if repair and (bad_blobs or nameless):
         images.drop_blobs([*map(str, bad_blobs), *nameless])
-    broken = [
-        image.ref
-        for image in images.list_images()
-        if image.ref not in bad_images
-        and not _is_whole(chunks, images, image.digest, set(bad_chunks))
-    ]
+    broken = [ref for ref in find_broken(chunks, images, set(bad_chunks)) if ref not in bad_images]
     count = len(images.list_images())
     if repair:
         images.set_broken(broken)
@@ -79,6 +74,15 @@ def verify(chunks: Chunks, images: Images, *, repair: bool) -> VerifyResult:
         ),
         repair,
     )
+
+
+def find_broken(chunks: Chunks, images: Images, bad: set[bytes]) -> list[str]:
+    """References of images that lack something; `bad` are chunks that do not count."""
+    return [
+        image.ref
+        for image in images.list_images()
+        if not _is_whole(chunks, images, image.digest, bad)
+    ]
 
 
 def _is_whole(chunks: Chunks, images: Images, top: Digest, bad: set[bytes]) -> bool:

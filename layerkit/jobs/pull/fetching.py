@@ -341,13 +341,14 @@ class Fetcher:
             return self.store.get(chunk.id)
         except (ChunkDigestError, NotFoundError) as exc:
             _log.warning("chunk %s in the store is damaged, fetching it", chunk.id)
-            self.store.drop([chunk.id])
             self.refetched.append(chunk.id)
             server = self.remote.chunk_server
             if server is None:
+                self.store.give_up([chunk.id])
                 raise StoreChangedError(
                     f"chunk {chunk.id} in the store was damaged", cause=exc.message
                 ) from exc
+            self.store.drop([chunk.id])
             data = server.fetch_chunk(self.name, chunk.id, chunk.size)
             self.fetched_count += self.store.put_many([(chunk.id, data)])
             return data

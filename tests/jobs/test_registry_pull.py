@@ -1,0 +1,299 @@
+"""Pulling from a plain registry: few requests with our referrers, plainly without, whatever the
+referrers hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import hello_files, noise, publish_image
+from registries import FakeRegistry
+
+from layerkit.digest import sha256_digest
+from layerkit.edges.disk import Disk
+from layerkit.edges.layout import Layout
+from layerkit.edges.registry import Registry, Transport
+from layerkit.edges.registry.upstream import RegistryUpstream
+from layerkit.edges.storage.targets import RegistryTarget
+from layerkit.edges.store import Store
+from layerkit.errors import IntegrityError, NotFoundError, RemoteError
+from layerkit.formats import oci
+from layerkit.formats.reference import Reference
+from layerkit.jobs.publish import publish
+from layerkit.jobs.pull import PullResult, pull
+
+REF = Reference.parse("fn:v1")
+HALF = noise(60_000, 3)
+
+
+class Silent:
+    def total(self, size: int) -> None: ...
+    def advance(self, size: int) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)
+
+
+@pytest.fixture(params=[True, False], ids=["api", "fallback"])
+def fake(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
+    with FakeRegistry(referrers_api=request.param).serving() as running:
+        yield running
+
+
+def connect(fake: FakeRegistry) -> Registry:
+    return Registry(Transport(fake.host, plain_http=True, patience=0.5, sleep=lambda _: None))
+
+
+def push(layout: Path, fake: FakeRegistry, text: bytes, *, chunks: bool = True) -> oci.Descriptor:
+    top = publish_image(layout, str(REF), hello_files(HALF + text + HALF[::-1]), chunks=chunks)
+    publish(Layout(layout), REF, RegistryTarget(connect(fake)), Silent())
+    return top
+
+
+def bring(
+    fake: FakeRegistry, store: Store, ref: Reference = REF, rootfs: Path | None = None
+) -> PullResult:
+    fake.log.clear()
+    with RegistryUpstream(connect(fake), store) as upstream:
+        return pull(ref, upstream, store, rootfs=rootfs, disk=Disk(), fewest_bytes=True)
+
+
+def read_file(fake: FakeRegistry, store: Store, tmp_path: Path) -> bytes:
+    """The function's file, as the store now has it; nothing is asked for."""
+    root = tmp_path / f"root{len(list(tmp_path.iterdir()))}"
+    before = len(fake.log)
+    with RegistryUpstream(connect(fake), store) as upstream:
+        top = store.find_image(str(REF))
+        assert top is not None
+        pull(REF.pinned(top), upstream, store, rootfs=root, disk=Disk())
+    assert len(fake.log) == before
+    return (root / "app/hello").read_bytes()
+
+
+def test_an_update_is_three_requests(fake: FakeRegistry, tmp_path: Path, store: Store) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    first = bring(fake, store)
+    assert first.request_count == len(fake.log)
+    top = push(tmp_path / "layout", fake, b"two")
+    found = bring(fake, store)
+    assert (found.digest, found.request_count, len(fake.log)) == (top.digest, 3, 3)
+    assert found.moved_size < 3000
+    assert [method for method, _, _ in fake.log] == ["HEAD", "GET", "GET"]
+    assert read_file(fake, store, tmp_path) == HALF + b"two" + HALF[::-1]
+
+
+def test_what_is_current_is_one_request(fake: FakeRegistry, tmp_path: Path, store: Store) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    bring(fake, store)
+    found = bring(fake, store)
+    assert (found.up_to_date, found.request_count, found.moved_size) == (True, 1, 0)
+
+
+def test_anybodys_image_comes_plainly(fake: FakeRegistry, tmp_path: Path, store: Store) -> None:
+    for text in (b"one", b"two"):
+        top = push(tmp_path / "layout", fake, text, chunks=False)
+        assert bring(fake, store).digest == top.digest
+        assert read_file(fake, store, tmp_path) == HALF + text + HALF[::-1]
+
+
+def test_one_of_several_held_images_will_do(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    bring(fake, store)
+    for text in (b"two", b"three"):  # the node misses the one between
+        push(tmp_path / "layout", fake, text)
+    found = bring(fake, store)
+    assert found.request_count == 3
+    assert read_file(fake, store, tmp_path) == HALF + b"three" + HALF[::-1]
+
+
+def _spoil(fake: FakeRegistry, how: str) -> None:
+    """Make what refers to the image useless in one way."""
+    held = fake.manifests["fn"]
+    updates = [
+        json.loads(raw)
+        for _, raw in held.values()
+        if json.loads(raw).get("artifactType") == oci.UPDATE_ARTIFACT
+    ]
+    blobs = {layer["digest"] for update in updates for layer in update["layers"]}
+    assert blobs
+    for digest in blobs:
+        data = fake.blobs["fn"][digest]
+        if how == "gone":
+            del fake.blobs["fn"][digest]
+        elif how == "damaged":
+            fake.blobs["fn"][digest] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+        elif how == "short":
+            fake.blobs["fn"][digest] = data[:-100]
+        elif how == "html":
+            fake.blobs["fn"][digest] = b"<html>all is well</html>".ljust(len(data))
+    if how == "broken list":
+        for ref in [ref for ref in held if ref.startswith("sha256-")]:
+            held[ref] = (oci.INDEX, b'{"schemaVersion":2,"manifests":"none"}')
+        fake.faults += [("/referrers/", 200, {"Content-Type": oci.INDEX})] * 9
+    if how == "failing list":
+        fake.faults += [("/referrers/", 500, {})] * 99 + [("manifests/sha256-", 500, {})] * 99
+
+
+@pytest.mark.parametrize(
+    "how", ["gone", "damaged", "short", "html", "broken list", "failing list"]
+)
+def test_bad_referrers_mean_a_plain_pull(
+    fake: FakeRegistry, tmp_path: Path, store: Store, how: str
+) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    bring(fake, store)
+    top = push(tmp_path / "layout", fake, b"two")
+    _spoil(fake, how)
+    assert bring(fake, store).digest == top.digest
+    fake.faults.clear()
+    assert read_file(fake, store, tmp_path) == HALF + b"two" + HALF[::-1]
+
+
+def test_an_update_to_another_image_is_refused(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    """Anybody who may push a referrer can offer a good update to an old, bad version."""
+    layout = tmp_path / "layout"
+    push(layout, fake, b"one")
+    bring(fake, store)
+    push(layout, fake, b"two, which is bad")
+    top = push(layout, fake, b"three")
+    held = fake.manifests["fn"]
+    documents = {ref: (kind, json.loads(raw)) for ref, (kind, raw) in held.items()}
+    updates = {
+        ref: document
+        for ref, (_, document) in documents.items()
+        if ref.startswith("sha256:") and document.get("artifactType") == oci.UPDATE_ARTIFACT
+    }
+    bad = next(d for d in updates.values() if d["subject"]["digest"] != str(top.digest))
+    kept = dict(bad["annotations"])
+    for ref in [ref for ref in updates if updates[ref]["subject"]["digest"] == str(top.digest)]:
+        del held[ref]
+    bad["subject"]["digest"] = str(top.digest)
+    raw = json.dumps(bad).encode()
+    held[str(sha256_digest(raw))] = (oci.MANIFEST, raw)
+    for ref, (kind, document) in documents.items():
+        if ref == f"sha256-{top.digest.hex}":
+            for entry in document["manifests"]:
+                if entry.get("artifactType") == oci.UPDATE_ARTIFACT:
+                    entry["annotations"] = kept
+            held[ref] = (kind, json.dumps(document).encode())
+    found = bring(fake, store)
+    assert found.digest == top.digest and found.request_count > 3
+    assert read_file(fake, store, tmp_path) == HALF + b"three" + HALF[::-1]
+
+
+def test_a_cut_update_goes_on_where_it_was(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    bring(fake, store)
+    push(tmp_path / "layout", fake, noise(40_000, 9))
+    fake.cuts.append(20_000)
+    found = bring(fake, store)
+    assert found.request_count == 4 and found.moved_size < 50_000
+    assert fake.log[-1][2]["Range"].startswith("bytes=20000-")
+
+
+def test_after_a_cut_the_next_pull_fetches_only_what_is_left(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    fake.cuts += [-1, -1, *[0] * 30]  # config and base come, then the line is gone
+    with pytest.raises(RemoteError), RegistryUpstream(connect(fake), store) as upstream:
+        pull(REF, upstream, store, disk=Disk(), fewest_bytes=True)
+    fake.cuts.clear()
+    got = {path for _, path, _ in fake.log if "/blobs/" in path}
+    found = bring(fake, store)
+    again = [path for _, path, _ in fake.log if "/blobs/" in path]
+    assert len([path for path in again if path in got]) <= 2  # config, and the layer that was cut
+    assert found.held_count > 0
+
+
+def test_the_missing_api_is_asked_for_once(tmp_path: Path, store: Store) -> None:
+    with FakeRegistry(referrers_api=False).serving() as fake:
+        push(tmp_path / "layout", fake, b"one")
+        bring(fake, store)
+        assert len(fake.paths("GET", "/referrers/")) == 1
+        push(tmp_path / "layout", fake, b"two")
+        bring(fake, store)
+        assert not fake.paths("GET", "/referrers/")
+
+
+def test_an_api_that_is_new_is_found(tmp_path: Path, store: Store) -> None:
+    """The registry was known to have none; who pushed since then wrote no tag."""
+    with FakeRegistry(referrers_api=False).serving() as fake:
+        push(tmp_path / "layout", fake, b"one")
+        bring(fake, store)
+        fake.referrers_api = True
+        push(tmp_path / "layout", fake, b"two")
+        assert bring(fake, store).moved_size < 3000
+        assert store.fact(f"registry/{fake.host}/referrers") == "api"
+
+
+def test_a_manifest_that_is_another_is_refused(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    top = push(tmp_path / "layout", fake, b"one")
+    kind, raw = fake.manifests["fn"][str(top.digest)]
+    fake.manifests["fn"][str(top.digest)] = (kind, raw + b" ")
+    with pytest.raises(IntegrityError):
+        bring(fake, store, Reference.parse(f"fn@{top.digest}"))
+
+
+def test_what_is_not_there_is_not_found(fake: FakeRegistry, store: Store) -> None:
+    with pytest.raises(NotFoundError):
+        bring(fake, store)
+
+
+def test_a_damaged_chunk_brings_its_layer_again(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    push(tmp_path / "layout", fake, b"one")
+    bring(fake, store)
+    pack = max((tmp_path / "store").rglob("*.pack"), key=lambda path: path.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+    found = bring(fake, store, rootfs=tmp_path / "root")
+    assert (tmp_path / "root/app/hello").read_bytes() == HALF + b"one" + HALF[::-1]
+    assert len(found.refetched) == 1
+
+
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_a_platform_of_an_index_gets_its_own_update(
+    fake: FakeRegistry, tmp_path: Path, store: Store, architecture: str
+) -> None:
+    platform = oci.Platform("linux", architecture)
+    for text in (b"one", b"two"):
+        publish_index(tmp_path / "layout", fake, text)
+        fake.log.clear()
+        with RegistryUpstream(connect(fake), store) as upstream:
+            found = pull(REF, upstream, store, platform=platform, disk=Disk(), fewest_bytes=True)
+    assert found.request_count == 3 and found.moved_size < 4500
+    root = tmp_path / "root"
+    with RegistryUpstream(connect(fake), store) as upstream:
+        pull(REF, upstream, store, platform=platform, rootfs=root, disk=Disk())
+    assert (root / "app/hello").read_bytes() == HALF + architecture.encode() + text + HALF
+
+
+def publish_index(path: Path, fake: FakeRegistry, text: bytes) -> None:
+    """An image for two platforms, pushed with what refers to it."""
+    layout, entries, referrers = Layout(path), [], []
+    for architecture in ("amd64", "arm64"):
+        name = Reference.parse(f"part:{architecture}")
+        binary = HALF + architecture.encode() + text + HALF
+        top = publish_image(path, str(name), hello_files(binary))
+        referrers += layout.referrers(top.digest)
+        platform = oci.Platform("linux", architecture)
+        entries.append(oci.Descriptor(top.media_type, top.digest, top.size, platform=platform))
+    raw = oci.serialize_index(oci.Index(tuple(entries)))
+    with layout.batch():
+        layout.commit(REF, layout.put_blob(raw, oci.INDEX), referrers)
+    publish(layout, REF, RegistryTarget(connect(fake)), Silent())
