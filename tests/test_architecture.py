@@ -162,6 +162,7 @@ ONE_OWNER = {
         "cli.debug",
         "cli.hook",
         "cli.keeping",
+        "cli.loading",
         "cli.look",
         "cli.make",
     }

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.cli.loading import check_load, load_image, load_options, say_loaded, scratch_folder
 
 if TYPE_CHECKING:
     from layerkit.edges.imagesource import Places
+    from layerkit.edges.loading import Loaded
+    from layerkit.formats.oci import Platform
+    from layerkit.formats.reference import Reference
     from layerkit.formats.splitting import Rule
     from layerkit.jobs.split import SplitImage
 
@@ -88,6 +92,7 @@ def init(context: click.Context, /, folder: Path, template: str) -> None:
     show_default=True,
     help="Publish an SBOM (CycloneDX) and SLSA provenance beside the image.",
 )
+@load_options
 @json_option
 @click.pass_context
 def build(
@@ -101,6 +106,7 @@ def build(
     strict_cgo: bool,
     pack: bool,
     describe: bool,
+    **facts: Any,
 ) -> None:
     """Build the Go function in DIR into an OCI image, with its chunks beside it.
 
@@ -110,24 +116,42 @@ def build(
     from layerkit.formats.reference import Reference
     from layerkit.jobs.build import build as run_build
 
-    state = state_of(context)
+    state, parsed = state_of(context), Reference.parse(ref)
+    check_load(facts, parsed)
+    wanted = [parse_platform(text.strip()) for text in platforms.split(",")]
     found = run_build(
         folder,
-        Reference.parse(ref),
+        parsed,
         layout_path=output,
         env=os.environ,
-        platforms=[parse_platform(text.strip()) for text in platforms.split(",")],
+        platforms=wanted,
         compression=compression,
         strict_cgo=strict_cgo,
         packs=pack,
         describes=describe,
         warn=state.console.warn,
     )
+    loaded = _load_built(output, parsed, wanted, facts) if facts["load"] else None
     if state.as_json:
-        state.console.document(document_of(found))
+        more = {"loaded": document_of(loaded)} if loaded is not None else {}
+        state.console.document(document_of(found) | more)
         return
     state.console.say(f"{found.tag} in {found.layout}, built with {found.go}")
+    if loaded is not None:
+        say_loaded(loaded, state)
     state.console.result(found.reference)
+
+
+def _load_built(
+    output: Path, ref: Reference, platforms: list[Platform], facts: dict[str, Any]
+) -> Loaded:
+    """Of several platforms that of this machine."""
+    from layerkit.edges.layout import Layout
+    from layerkit.jobs.pull import host_platform
+
+    platform = platforms[0] if len(platforms) == 1 else host_platform()
+    with scratch_folder() as folder:
+        return load_image(Layout(output), ref, platform, facts, folder)
 
 
 def rule_options(function: Callable[..., Any]) -> Callable[..., Any]:

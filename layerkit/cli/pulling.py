@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from layerkit.cli.common import (
     store_option,
     verb,
 )
+from layerkit.cli.loading import check_load, load_image, load_options, say_loaded, scratch_folder
 from layerkit.cli.signing import load_check, verify_option
 from layerkit.errors import (
     IntegrityError,
@@ -32,6 +34,7 @@ from layerkit.errors import (
 )
 
 if TYPE_CHECKING:
+    from layerkit.edges.loading import Loaded
     from layerkit.edges.remote import Remote
     from layerkit.edges.store import Store
     from layerkit.edges.upstream import Upstream
@@ -104,6 +107,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--dry-run", is_flag=True, help="Fetch no bytes of layers, say what would be fetched.")
 @option("--fewest-bytes", is_flag=True, help="Move few bytes also where more would be quicker.")
 @tree_options
+@load_options
 @json_option
 @click.pass_context
 def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts: Any) -> None:
@@ -121,12 +125,18 @@ def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts:
     state = state_of(context)
     if facts["keep_owners"] and os.geteuid() != 0:
         raise UsageError("--keep-owners needs root", hint="run as root, or leave it out")
+    check_load(facts, parsed)
+    if facts["load"] and facts["dry_run"]:
+        raise UsageError("--load and --dry-run exclude each other")
     facts["token"] = read_token(facts["token"], facts["token_file"])
     facts["check"] = load_check(facts["keys"])
-    with Store(facts["store"], Disk(), facts["quota"]) as store:
+    with Store(facts["store"], Disk(), facts["quota"]) as store, contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder()) if facts["load"] else None
+        if scratch is not None:
+            facts["output"] = facts["output"] or scratch / "layout"
         sources = _list_sources(servers, parsed, store, facts)
         source, found = _pull_from_any(sources, parsed, store, state, facts)
-        _show(found, parsed, state)
+        _show(found, parsed, state, _load(parsed, facts, scratch) if scratch else None)
         if found.plain_count:
             sys.stdout.flush()
             with source() as remote:
@@ -251,15 +261,28 @@ def read_token(token: str, path: Path | None) -> str:
     return text
 
 
-def _show(found: PullResult, ref: Reference, state: State) -> None:
+def _load(ref: Reference, facts: dict[str, Any], scratch: Path) -> Loaded:
+    """Hand what was pulled to an engine."""
+    from layerkit.edges.layout import Layout
+    from layerkit.formats.oci import parse_platform
+    from layerkit.jobs.pull import host_platform
+
+    platform = parse_platform(facts["platform"]) if facts["platform"] else host_platform()
+    return load_image(Layout(facts["output"]), ref, platform, facts, scratch)
+
+
+def _show(found: PullResult, ref: Reference, state: State, loaded: Loaded | None) -> None:
     if state.as_json:
-        state.console.document(document_of(found))
+        more = {"loaded": document_of(loaded)} if loaded is not None else {}
+        state.console.document(document_of(found) | more)
         return
     if found.dry_run:
         state.console.result(_describe(found))
         return
     state.console.result(str(ref.pinned(found.digest)))
     state.console.say(_describe(found))
+    if loaded is not None:
+        say_loaded(loaded, state)
 
 
 def _describe(found: PullResult) -> str:

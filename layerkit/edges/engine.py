@@ -2,8 +2,9 @@
 
 Docker by its SDK, containerd by `ctr` (edges.tools); both take the archive that
 `edges.layout.write_docker_archive` writes. An engine that is down or refuses is a ToolError: the
-image stays in the store, and handing it over can be tried again. Docker 20.10's answer to an
-archive that it does not understand is an empty list, not an error: that is an error here.
+image stays where it is, and handing it over can be tried again. Docker 20.10's answer to an archive
+that it does not understand is an empty list, not an error: that is an error here. Docker before 23
+cannot read zstd layers; it gets them as plain tars, which are what it keeps of a layer anyway.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = ["ENGINES", "Containerd", "Docker", "Engine", "Handed", "open_engine"]
 
 LOAD_SECONDS: Final = 600.0
 ASK_SECONDS: Final = 30.0
+ZSTD_API: Final = (1, 42)  # docker 23.0
 SAVE_PART: Final = 1 << 20  # bytes of an archive in memory while it is read
 ENGINES: Final = ("docker", "containerd")
 
@@ -50,8 +52,12 @@ class Engine(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def load(self, archive: Path, image: Handed) -> None:
-        """Load an archive; ToolError unless the engine then has the image by its digest."""
+    def reads_zstd(self) -> bool:
+        """Can it load layers that are compressed with zstd?"""
+
+    def load(self, archive: Path, image: Handed) -> bool:
+        """Load an archive; ToolError unless the engine then has the image by its digest. Does the
+        engine know it by its manifest, and not by its config only?"""
 
     def forget(self, image: Handed) -> bool:
         """Remove an image that no name and no container uses; False if it stays."""
@@ -65,7 +71,15 @@ class Docker:
     def __init__(self, address: str = "") -> None:
         self._address = address or "unix:///var/run/docker.sock"
 
-    def load(self, archive: Path, image: Handed) -> None:
+    def reads_zstd(self) -> bool:
+        with self._client("answer") as client:
+            told = str(client.version().get("ApiVersion", ""))
+        major, _, minor = told.partition(".")
+        if not (major.isdigit() and minor.isdigit()):
+            return False
+        return (int(major), int(minor)) >= ZSTD_API
+
+    def load(self, archive: Path, image: Handed) -> bool:
         with self._client("load") as client, archive.open("rb") as file:
             loaded = client.images.load(file)
             if not loaded:
@@ -80,6 +94,7 @@ class Docker:
                 f"docker at {self._address} has another image as {image.name}",
                 cause=f"got {found}, want {image.config}",
             )
+        return bool(found == str(image.manifest))
 
     def is_there(self) -> bool:
         """Is there a socket at all, where the address is one?"""
@@ -147,7 +162,10 @@ class Containerd:
         self._address = address or "/run/containerd/containerd.sock"
         self._namespace = namespace or "default"
 
-    def load(self, archive: Path, image: Handed) -> None:
+    def reads_zstd(self) -> bool:
+        return True  # from 1.5 on
+
+    def load(self, archive: Path, image: Handed) -> bool:
         self._ctr(LOAD_SECONDS, "images", "import", str(archive))
         listed = self._ctr(ASK_SECONDS, "images", "list", f"name=={image.full_name}")
         if str(image.manifest) not in listed:
@@ -155,6 +173,7 @@ class Containerd:
                 f"containerd at {self._address} has another image as {image.full_name}",
                 cause=f"got {' '.join(listed.split()[-8:])[:300]}, want {image.manifest}",
             )
+        return True
 
     def forget(self, image: Handed) -> bool:
         return True  # its name moved on; containerd itself drops what no name leads to

@@ -20,6 +20,8 @@ from layerkit.digest import Digest, check_digest
 from layerkit.edges.disk import Disk
 from layerkit.errors import FormatError, NotFoundError, StoreError, UsageError
 from layerkit.formats import oci
+from layerkit.formats.deflate import decompress
+from layerkit.formats.imagearchive import ANNOTATION_CONTAINERD
 from layerkit.formats.layer import Entry, build_tar
 from layerkit.formats.reference import Reference
 
@@ -27,7 +29,6 @@ __all__ = ["KEEP_UNTAGGED", "Layout", "add_to_index", "write_docker_archive"]
 
 KEEP_UNTAGGED: Final = 64  # images whose tag moved on stay reachable by digest; older ones go
 MAX_BLOB_SIZE: Final = 8 << 30  # bytes read into memory at most, unless the caller says less
-ANNOTATION_CONTAINERD: Final = "io.containerd.image.name"  # what `ctr images import` goes by
 _INDEX: Final = "index.json"
 _MARKER: Final = "oci-layout"
 
@@ -239,29 +240,46 @@ class Layout:
 
 
 def write_docker_archive(
-    layout: Layout, ref: Reference, path: Path, platform: oci.Platform, disk: Disk | None = None
+    layout: Layout,
+    ref: Reference,
+    path: Path,
+    platform: oci.Platform,
+    disk: Disk | None = None,
+    *,
+    unpacked: bool = False,
 ) -> None:
     """Write a tar that `docker load` takes, old engines too: an OCI layout with docker's
-    `manifest.json`. One platform; held in memory."""
+    `manifest.json`. `unpacked`: the latter only, zstd layers as plain tars, for engines that cannot
+    read them; the config, which names the plain layers, is the same. One platform; held in memory.
+    """
     top = layout.select(layout.resolve(ref), platform)
     manifest = layout.read_manifest(top.digest)
     name = str(replace(ref.tagged, digest=None)) if ref.tag or ref.digest is None else ""
-    blobs = {item.digest: item for item in (top, manifest.config, *manifest.layers)}
-    entries = [Entry(_archive_path(digest), layout.read_blob(digest)) for digest in sorted(blobs)]
-    annotations = {oci.ANNOTATION_REF_NAME: name} if name else {}
-    if ref.tagged.tag:
-        annotations[ANNOTATION_CONTAINERD] = f"{ref.full_name}:{ref.tagged.tag}"
-    index = oci.Index((oci.Descriptor(top.media_type, top.digest, top.size, annotations),))
+    config = layout.read_blob(manifest.config)
+    files = {_archive_path(manifest.config.digest): config}
+    layers = []
+    for layer, diff_id in zip(manifest.layers, oci.parse_config(config).diff_ids, strict=False):
+        data, digest = layout.read_blob(layer), layer.digest
+        if unpacked and layer.media_type == oci.LAYER_ZSTD:
+            data, digest = decompress(data, layer.media_type, MAX_BLOB_SIZE), diff_id
+            check_digest(data, diff_id, f"layer {diff_id.short}")
+        files[_archive_path(digest)] = data
+        layers.append(_archive_path(digest))
     docker = {
         "Config": _archive_path(manifest.config.digest),
         "RepoTags": [name] if name else None,
-        "Layers": [_archive_path(item.digest) for item in manifest.layers],
+        "Layers": layers,
     }
-    entries += [
-        Entry("oci-layout", oci.LAYOUT_MARKER),
-        Entry("index.json", oci.serialize_index(index)),
-        Entry("manifest.json", b"[" + oci.serialize_json(docker) + b"]"),
-    ]
+    files["manifest.json"] = b"[" + oci.serialize_json(docker) + b"]"
+    if not unpacked:
+        annotations = {oci.ANNOTATION_REF_NAME: name} if name else {}
+        if ref.tagged.tag:
+            annotations[ANNOTATION_CONTAINERD] = f"{ref.full_name}:{ref.tagged.tag}"
+        entry = oci.Descriptor(top.media_type, top.digest, top.size, annotations)
+        files[_archive_path(top.digest)] = layout.read_blob(top)
+        files["oci-layout"] = oci.LAYOUT_MARKER
+        files["index.json"] = oci.serialize_index(oci.Index((entry,)))
+    entries = [Entry(name, data) for name, data in files.items()]
     (disk or Disk()).write_atomic(path, build_tar(entries))
 
 
