@@ -92,6 +92,13 @@ def add_agent_verbs(group: click.Group) -> None:
 @option("--ca", type=_PATH, help="PEM file of the authorities to trust.  [default: system]")
 @option("--client-cert", type=_PATH, help="PEM file of the certificate to show.")
 @option("--client-key", type=_PATH, help="Its key, if it is not in the same file.")
+@option(
+    "--verify",
+    multiple=True,
+    type=_PATH,
+    metavar="KEY.pub",
+    help="Take only images that this public key signed (layerkit or cosign); of several, any.",
+)
 @option("--metrics", metavar="ADDR", help="Show metrics for Prometheus at this address, too.")
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
 @option("--once", is_flag=True, help="Pull each watched name once, then end.")

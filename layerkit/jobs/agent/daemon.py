@@ -96,7 +96,10 @@ class _Daemon:
         self._settings = settings
         self._load = load
         self._notifier = notifier
-        self._forker = Forker(WORKER.format(lock=str(settings.store / JOBS_LOCK)), env)
+        program = WORKER.format(lock=str(settings.store / JOBS_LOCK))
+        if settings.verify:  # loaded once, not by each job
+            program = f"import layerkit.edges.signing; {program}"
+        self._forker = Forker(program, env)
         folder = settings.store / FOLDER_NAME
         self._node = Node(
             settings, self._forker, folder=folder, disk=disk, path=env.get("PATH", "")

@@ -61,6 +61,7 @@ class Settings:
     ca: Path | None = None  # whom to trust; None: the system's authorities
     client_cert: Path | None = None
     client_key: Path | None = None
+    verify: tuple[Path, ...] = ()  # public keys, one of which must have signed an image
     docker: str = ""
     containerd: str = ""
     containerd_namespace: str = ""
@@ -170,6 +171,13 @@ def _file(key: str, value: object) -> Path:
     return path
 
 
+def _files(key: str, value: object) -> tuple[Path, ...]:
+    listed = [value] if isinstance(value, str | Path) else value
+    if not isinstance(listed, list | tuple):
+        raise UsageError(f"{key}: got {value!r}, want a list of files")
+    return tuple(_file(key, one) for one in listed)
+
+
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{key}: got {value!r}, want a text")
@@ -241,6 +249,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "ca": _file,
     "client_cert": _file,
     "client_key": _file,
+    "verify": _files,
     "watch": _refs,
     "keep": _count(1),
     "pulls": _count(1),

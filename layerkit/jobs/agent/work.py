@@ -39,6 +39,7 @@ class Place:
     ca: str = ""
     client_cert: str = ""
     client_key: str = ""
+    verify: tuple[str, ...] = ()  # files of public keys
 
     @classmethod
     def of(cls, settings: Settings, path: str) -> Place:
@@ -59,6 +60,7 @@ class Place:
             ca=str(settings.ca or ""),
             client_cert=str(settings.client_cert or ""),
             client_key=str(settings.client_key or ""),
+            verify=tuple(map(str, settings.verify)),
         )
 
     @classmethod

@@ -23,7 +23,8 @@ from layerkit.edges.engine import Handed, open_engine
 from layerkit.edges.forked import error_document, serve_jobs
 from layerkit.edges.httpclient import Tls
 from layerkit.edges.jsonlog import log_as_json
-from layerkit.edges.layout import Layout, write_docker_archive
+from layerkit.edges.layout import Layout
+from layerkit.edges.loading import ImageLoader
 from layerkit.edges.remote import Remote
 from layerkit.edges.spares import VERSIONS_NAME, Spares
 from layerkit.edges.store import Store
@@ -35,19 +36,28 @@ from layerkit.errors import (
     LayerkitError,
     NotFoundError,
     RemoteError,
+    SignatureError,
     ToolError,
 )
 from layerkit.formats.oci import Platform, parse_platform
 from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.settings import Server
 from layerkit.jobs.agent.work import Place, kept_name, parse_servers
-from layerkit.jobs.pull import PullResult, host_platform, make_spare, pull, rebuild_forms
+from layerkit.jobs.pull import (
+    PullResult,
+    host_platform,
+    make_check,
+    make_spare,
+    pull,
+    rebuild_forms,
+)
+from layerkit.jobs.pull.signatures import Keys, is_signed
 
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
 STAGING_NAME: Final = "agent/staging"  # in the store: for images that only engines get
 EVICT_TO: Final = 0.75  # of the quota: room for some pulls, not for the next one only
-NEXT_SERVER: Final = (RemoteError, NotFoundError, IntegrityError, FormatError)
+NEXT_SERVER: Final = (RemoteError, NotFoundError, IntegrityError, FormatError, SignatureError)
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +78,15 @@ class _Bench:
     def spares(self) -> Spares:
         """Beside the versions, so that a rename makes one of them."""
         return Spares(self.folders.root / VERSIONS_NAME, self.disk)
+
+    @property
+    def keys(self) -> Keys | None:
+        """One of these must have signed an image; None: anything goes."""
+        if not self.place.verify:
+            return None
+        from layerkit.edges.signing import Verifier  # `daemon` has it loaded where it is wanted
+
+        return Verifier.load(map(Path, self.place.verify))
 
     def open_remote(self, server: Server) -> Remote:
         """A client of one server, with its token and what the place says of certificates."""
@@ -110,7 +129,8 @@ def _pull(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
             "plain_count": result.plain_count,
             "wants_spare": result.wants_spare,
         }
-        bench.store.commit_image(kept_name(ref, result.digest), result.digest, ())
+        if result.up_to_date:  # else it has its name since the commit
+            bench.store.commit_image(kept_name(ref, result.digest), result.digest, ())
         if kind:
             bench.folders.publish(ref, result.digest, staging / kind)
             bench.folders.point(ref, job["link"], result.digest)
@@ -128,6 +148,7 @@ def _pull_from_any(
     update: bytes,
 ) -> tuple[PullResult, str]:
     kind, engines = bench.place.kind if ref.digest is None else "", bench.place.engines
+    check = make_check(bench.keys) if bench.keys is not None else None
     failure: LayerkitError | None = None
     for server in servers:
         try:
@@ -142,7 +163,9 @@ def _pull_from_any(
                     output=staging / "layout" if kind == "layout" or engines else None,
                     rootfs=staging / "rootfs" if kind == "rootfs" else None,
                     spares=bench.spares,
+                    keeps_version=True,
                     platform=bench.platform,
+                    check=check,
                 )
                 return found, server.url
         except NEXT_SERVER as exc:
@@ -184,12 +207,11 @@ def _hand_over(bench: _Bench, ref: Reference, path: Path, staging: Path) -> dict
     layout = Layout(path, bench.disk)
     top = layout.select(layout.resolve(ref), bench.platform)
     config = layout.read_manifest(top.digest).config.digest
-    archive = staging / "image.tar"
-    write_docker_archive(layout, ref, archive, bench.platform, bench.disk)
+    loader = ImageLoader(layout, ref, bench.platform, staging, bench.disk)
     engines: dict[str, object] = {}
     for engine in _engines(bench.place):
         try:
-            engine.load(archive, Handed(ref, config, top.digest))
+            loader.load(engine)
             engines[engine.kind] = None
         except ToolError as exc:
             _log.warning("%s did not take %s: %s (%s)", engine.kind, ref, exc.message, exc.cause)
@@ -260,6 +282,7 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     bench.spares.clear()
     for path in staging.parent.glob(f"{TEMP_PREFIX}*"):  # of the record
         bench.disk.remove(path)
+    keys = bench.keys
     removed, names = 0, {}
     known: dict[str, set[Digest | None]] = {}
     for name in job["names"]:
@@ -270,6 +293,8 @@ def _sweep(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
         else:
             current = bench.store.find_image(str(ref))
         whole = current is not None and bench.store.is_complete(current)
+        if current is not None and keys is not None:  # keys may be new: it is asked for again
+            whole = whole and is_signed(bench.store, current, keys)
         names[name["ref"]] = str(current) if whole else ""
         known[name["ref"]] = {*map(Digest.parse, name["versions"]), current}
     removed += _forget_unknown(bench.store, known)

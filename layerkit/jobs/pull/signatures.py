@@ -30,7 +30,7 @@ from layerkit.formats.signature import (
 )
 from layerkit.jobs.pull.documents import Check, WantedImage
 
-__all__ = ["Keys", "make_check"]
+__all__ = ["Keys", "is_signed", "make_check"]
 
 SIGNATURE_KIND: Final = "signature"  # of a blob in the store: a sigstore bundle
 MAX_COUNT: Final = 32  # signatures that are looked at
@@ -51,6 +51,11 @@ class Keys(Protocol):
 def make_check(keys: Keys) -> Check:
     """What `WantedImage` asks before it settles on an image. Raises SignatureError, RemoteError."""
     return lambda image: _Search(image, keys).run()
+
+
+def is_signed(store: Store, top: Digest, keys: Keys) -> bool:
+    """Does what the image was committed with prove it? Asks nobody."""
+    return any(keys.find_signer(top, claim) for claim in _read_stored(store, top))
 
 
 @dataclass(slots=True)
