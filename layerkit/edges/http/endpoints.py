@@ -266,7 +266,7 @@ class Endpoints:
         return Answer(
             found.raw,
             UPDATE_TYPE,
-            etag=body_etag(found.raw),
+            etag=body_etag(found.raw) if isinstance(found.raw, bytes) else found.etag,
             cache=IMMUTABLE if is_immutable else REVALIDATE,
             headers=(("docker-content-digest", str(found.digest)),),
             shares=found.shares,

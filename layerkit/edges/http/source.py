@@ -41,12 +41,14 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class UpdateAnswer:
-    """What a reference names now, and the update to it; None: no update, go the plain way."""
+    """What a reference names now, and the update to it; None: no update, go the plain way.
+    `etag`: of a body that is not bytes."""
 
     digest: Digest
-    raw: bytes | None
+    raw: bytes | Blob | None
     shares: tuple[Share, ...]
     was_kept: bool
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

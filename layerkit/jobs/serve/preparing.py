@@ -120,9 +120,11 @@ class Preparing:
         versions = list(repository.versions)
         if top not in versions:
             return
-        start = versions.index(top) + 1
+        start, stored = versions.index(top) + 1, repository.updates.get(top, ())
         for old in versions[start : start + self._count]:
             for platform in self._platforms(repository, top):
+                if any(one.old == old and one.fits(platform) for one in stored):
+                    continue  # it was published
                 yield _Step(repository.name, top, old, platform)
 
     def _platforms(self, repository: Repository, top: Digest) -> list[Platform]:

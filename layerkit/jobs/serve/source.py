@@ -26,6 +26,7 @@ from layerkit.jobs.serve.chunks import Chunks
 from layerkit.jobs.serve.facts import Facts
 from layerkit.jobs.serve.ledger import Ledger
 from layerkit.jobs.serve.preparing import PREPARE_COUNT, Preparing
+from layerkit.jobs.serve.stored import StoredUpdates
 from layerkit.jobs.updating.budget import BUDGET_SECONDS, BUDGET_WINDOW, Budgets
 from layerkit.jobs.updating.catalogue import Catalogue
 from layerkit.jobs.updating.forms import CACHE_SIZE, Forms
@@ -81,6 +82,8 @@ class StorageSource:
         packed = Kept("packed", PACKED_MEMORY, self._workshop, meter, storage.made)
         self._packing = Packing(self.catalogue, self._forms, packed, may_come=options.is_preparing)
         self._updates = Updates(self._library(is_aside=False))
+        self._stored = StoredUpdates(self.catalogue, self._library(is_aside=False), storage)
+        self._meter = meter
         self._ledger = Ledger(storage.made)
         self._facts = Facts(self.catalogue, self._ledger)
 
@@ -188,6 +191,10 @@ class StorageSource:
         top = self._resolve(name, ref)
         if have and have[0] == top:
             return UpdateAnswer(top, None, (), True)
+        stored = self._stored.find(name, top, have, platform, caller)
+        if stored is not None:
+            self._meter.kept("stored", True)
+            return stored
         made = self._updates.answer(name, top, have, caller, platform, within)
         return UpdateAnswer(top, made.raw, made.shares, made.is_final)
 

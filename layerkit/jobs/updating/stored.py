@@ -10,6 +10,7 @@ Memory: two forms and what a delta of them takes, some seven times a binary in a
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -64,6 +65,7 @@ KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share la
 MAX_SHARE: Final = 0.7  # of what a plain pull moves; a larger update is not worth its place,
 SMALL_SIZE: Final = 64 << 10  # bytes; but for a small one, which saves requests
 ANY: Final = Platform("any", "any")  # for images that are no index: not looked at
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,10 @@ def make_updates(
                 )
             except LayerkitError as exc:
                 warn(f"{what}: {exc.message}")
+                continue
+            except Exception as exc:  # an image that we fail at must be pushed nevertheless
+                _log.exception("%s", what)
+                warn(f"{what}: {exc!r}")
                 continue
             if answer.raw is None or not answer.is_final:
                 warn(f"{what}: some of it cannot be read")

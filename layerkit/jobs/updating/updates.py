@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -43,6 +43,7 @@ from layerkit.formats.update import (
 )
 from layerkit.formats.updateparts import make_chunk_parts
 from layerkit.formats.updating import (
+    ImageLayer,
     LayerRoute,
     Pair,
     Place,
@@ -53,7 +54,7 @@ from layerkit.formats.updating import (
 )
 from layerkit.jobs.updating.library import Library
 
-__all__ = ["Update", "Updates"]
+__all__ = ["Update", "Updates", "count_shares"]
 
 ANSWER_SIZE: Final = 96 << 20  # bytes of parts
 MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
@@ -241,18 +242,9 @@ class _Wanted:
                 self._held.append(layer.pair)
 
     def shares(self, size: int) -> tuple[Share, ...]:
-        """What of an answer of `size` bytes is of layers of each role, against their blobs, those
-        of layers that the node holds included; and the documents, of no role."""
-        sent: dict[str, int] = {}
-        whole: dict[str, int] = {}
-        layers = self._known.route.layers
-        for part in self.parts:
-            role = layers[part.layer].role
-            sent[role] = sent.get(role, 0) + len(part.data)
-        for layer in layers:
-            whole[layer.role] = whole.get(layer.role, 0) + layer.blob.size
-        documents = Share("", size - sum(sent.values()), 0)
-        return (*(Share(role, sent.get(role, 0), whole[role]) for role in sorted(whole)), documents)
+        """See `count_shares`."""
+        sizes = [(part.layer, len(part.data)) for part in self.parts]
+        return count_shares(self._known.route.layers, sizes, size)
 
     # --- one layer ---------------------------------------------------------------------------
 
@@ -359,6 +351,23 @@ class _Wanted:
         """Bytes of these forms."""
         places = (self._library.places_of(listed) for listed, _ in pairs)
         return sum(size for one in places for _, size in one.values())
+
+
+def count_shares(
+    layers: Sequence[ImageLayer], sizes: Iterable[tuple[int, int]], size: int
+) -> tuple[Share, ...]:
+    """What of an update of `size` bytes is of layers of each role, against their blobs, those of
+    layers that the node holds included; and the documents, of no role. `sizes`: parts, each with
+    the layer that it is of."""
+    sent: dict[str, int] = {}
+    whole: dict[str, int] = {}
+    for at, part_size in sizes:
+        role = layers[at].role if at < len(layers) else ""
+        sent[role] = sent.get(role, 0) + part_size
+    for layer in layers:
+        whole[layer.role] = whole.get(layer.role, 0) + layer.blob.size
+    documents = Share("", size - sum(sent.values()), 0)
+    return (*(Share(role, sent.get(role, 0), whole[role]) for role in sorted(whole)), documents)
 
 
 def _key(new: Pair, olds: Sequence[Pair]) -> str:
