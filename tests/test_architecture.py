@@ -62,6 +62,7 @@ FORMATS = {
     "reference": ("digest", ""),
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
+    "gomodule": ("", ""),
     "image": (
         "digest oci deflate layer chunkmanifest formpack protocol layerform addressfree",
         "",
@@ -120,6 +121,8 @@ EDGES = {
     "tools": ("", "subprocess"),
     "signing": ("digest edges.disk formats.signature", "cryptography nacl"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
+    "data": ("", ""),
+    "goruntime": ("edges.data edges.disk formats.gomodule", ""),
     "http": (
         "digest formats.chunksync formats.formpack formats.protocol formats.oci formats.reference"
         " formats.tokens formats.update edges.jsonlog edges.tokens",

@@ -59,13 +59,24 @@ def add_make_verbs(group: click.Group) -> None:
     show_default=True,
     help="What kind of function.",
 )
+@option(
+    "--runtime",
+    "only_runtime",
+    is_flag=True,
+    help="DIR is a function: require this layerkit's Go module in its go.mod and go.sum.",
+)
 @click.pass_context
-def init(context: click.Context, /, folder: Path, template: str) -> None:
+def init(context: click.Context, /, folder: Path, template: str, only_runtime: bool) -> None:
     """Make a new function in DIR from a template. Prints the folder."""
+    from layerkit.jobs.init import add_runtime
     from layerkit.jobs.init import init as run_init
 
-    found = run_init(folder, template)
     console = state_of(context).console
+    if only_runtime:
+        console.say(f"go.mod requires {add_runtime(folder)}")
+        console.result(str(folder))
+        return
+    found = run_init(folder, template)
     console.say(f"made {', '.join(found.files)}; next: layerkit build {folder} -t {found.name}:v1")
     console.result(found.folder)
 

@@ -19,6 +19,7 @@ from typing import Final
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
+from layerkit.edges.goruntime import offer_runtime
 from layerkit.edges.layout import Layout
 from layerkit.edges.sources import base_packages, read_assets, read_base, read_file
 from layerkit.edges.tools import Go, Tools, parse_go_version
@@ -108,6 +109,7 @@ class _Source:
     tools: Tools
     go: Go
     scratch: Path  # go's temporary files too, so that none stay when it is killed
+    mod_flags: tuple[str, ...] = ()  # of go commands that read go.mod
 
 
 def build(
@@ -143,12 +145,14 @@ def build(
     scratch = disk.make_temp_folder(Path(env.get("TMPDIR") or "/tmp").absolute())
     source = _Source(folder, settings, tools, go, scratch)
     try:
+        source, told = _offer_runtime(source, disk)
         built, warnings = _build_images(source, wanted, recipe, strict_cgo, version)
     except BaseException:
         tools.kill()
         raise
     finally:
         _remove_scratch(disk, scratch)
+    warnings = (*told, *warnings)
     for text in warnings:
         warn(text)
     hints = {sha256_digest(linked.binary): linked.hints for _, _, linked in built}
@@ -287,6 +291,18 @@ def _settings_for(
 # --- go ---
 
 
+def _offer_runtime(source: _Source, disk: Disk) -> tuple[_Source, tuple[str, ...]]:
+    """Let go find the module that functions import; with what is to be told of it."""
+    go = source.go
+    offer = offer_runtime(disk, source.scratch, source.folder, go.environment)
+    told = (
+        f"go.mod wants {offer.asked} of layerkit's Go module, this layerkit has another: taken is"
+        f" that ('layerkit init --runtime {source.folder}' writes it down)",
+    )
+    go = replace(go, environment={**go.environment, **offer.environment})
+    return replace(source, go=go, mod_flags=offer.flags), told if offer.asked else ()
+
+
 def _choose_go(tools: Tools, settings: BuildSettings, folder: Path) -> Go:
     """The Go that is there, or the exact release that layerkit.toml names, fetched by Go itself."""
     go = tools.find_go()
@@ -379,7 +395,7 @@ def _list_packages(
     source: _Source, platform: oci.Platform, *, cgo: bool
 ) -> tuple[gotool.Package, ...]:
     argv = [str(source.go.path), "list", "-e", "-deps", f"-json={gotool.LIST_FIELDS}"]
-    argv += [*_tag_flags(source.settings), source.settings.package]
+    argv += [*source.mod_flags, *_tag_flags(source.settings), source.settings.package]
     env = _go_env(source, platform, cgo=cgo)
     done = source.tools.run(argv, env=env, cwd=source.folder)
     if done.status != 0:
@@ -395,7 +411,8 @@ def link(source: _Source, platform: oci.Platform, symbols: str = "-w") -> bytes:
     """Compile and link; `symbols` are the linker's flags for them."""
     output = source.scratch / f"binary-{str(platform).replace('/', '-')}"
     settings = source.settings
-    argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false", *settings.flags]
+    argv = [str(source.go.path), "build", "-trimpath", "-buildvcs=false"]
+    argv += [*source.mod_flags, *settings.flags]
     argv += [*_tag_flags(settings), f"-ldflags={f'{symbols} -buildid= {settings.ldflags}'.strip()}"]
     argv += ["-o", str(output), settings.package]
     env = _go_env(source, platform)

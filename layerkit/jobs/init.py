@@ -1,27 +1,28 @@
 """`layerkit init`: a new function in a folder, from a template.
 
-Templates travel in the wheel (`layerkit/_data/templates`); in a checkout they lie beside the
-package. The word FUNCTION in a template becomes the function's name. Nothing that exists is
-overwritten, and nothing is left behind on failure.
+The word FUNCTION in a template becomes the function's name, RUNTIME_VERSION the version of the Go
+module that travels with this layerkit. Nothing that exists is overwritten, and nothing is left
+behind on failure.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
+from layerkit.edges.data import find_data, read_data
 from layerkit.edges.disk import Disk
-from layerkit.errors import NotFoundError, UsageError
+from layerkit.edges.goruntime import read_runtime, require_runtime
+from layerkit.errors import UsageError
 
-__all__ = ["DEFAULT_TEMPLATE", "TEMPLATES", "InitResult", "find_data", "init"]
+__all__ = ["DEFAULT_TEMPLATE", "TEMPLATES", "InitResult", "add_runtime", "init"]
 
 TEMPLATES: Final = ("http", "cron", "worker")
 DEFAULT_TEMPLATE: Final = "http"
-_PLACEHOLDER: Final = b"FUNCTION"
+_NAME: Final = b"FUNCTION"
+_RUNTIME_VERSION: Final = b"RUNTIME_VERSION"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,6 @@ class InitResult:
     name: str
     template: str
     files: tuple[str, ...]
-
-
-def find_data(name: str) -> Traversable:
-    """A folder that travels with layerkit: in the wheel, else in the checkout."""
-    package = importlib.resources.files("layerkit")
-    for place in (package.joinpath("_data", name), package.joinpath("..", name)):
-        if place.is_dir():
-            return place
-    raise NotFoundError(f"{name} did not travel with this layerkit", hint="install layerkit again")
 
 
 def init(folder: Path, template: str = DEFAULT_TEMPLATE, disk: Disk | None = None) -> InitResult:
@@ -55,7 +47,7 @@ def init(folder: Path, template: str = DEFAULT_TEMPLATE, disk: Disk | None = Non
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", hint="name a new folder")
     name = _function_name(folder)
-    files = _read_template(find_data("templates").joinpath(template), name)
+    files = _read_template(template, name)
     was_there = folder.is_dir()
     try:
         for relative, data in sorted(files.items()):
@@ -71,21 +63,24 @@ def init(folder: Path, template: str = DEFAULT_TEMPLATE, disk: Disk | None = Non
     return InitResult(str(folder), name, template, tuple(sorted(files)))
 
 
+def add_runtime(folder: Path, disk: Disk | None = None) -> str:
+    """Have a function that exists require the Go module of this layerkit; returns `path@version`.
+    Its imports are the author's to write."""
+    version = require_runtime(disk or Disk(), folder)
+    return f"{read_runtime().path}@{version}"
+
+
 def _function_name(folder: Path) -> str:
     """A Go module name and repository name from the folder's own name."""
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
     return name or "function"
 
 
-def _read_template(root: Traversable, name: str) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    pending = [("", root)]
-    while pending:
-        prefix, place = pending.pop()
-        for child in place.iterdir():
-            if child.is_dir():
-                pending.append((f"{prefix}{child.name}/", child))
-            elif not child.name.startswith("."):
-                data = child.read_bytes()
-                files[prefix + child.name] = data.replace(_PLACEHOLDER, name.encode("ascii"))
-    return files
+def _read_template(template: str, name: str) -> dict[str, bytes]:
+    """The template's files with the function's name, and the sums of what it imports."""
+    runtime = read_runtime()
+    words = {_NAME: name, _RUNTIME_VERSION: runtime.version}
+    files = read_data(find_data("templates").joinpath(template))
+    for word, value in words.items():
+        files = {path: data.replace(word, value.encode()) for path, data in files.items()}
+    return files | {"go.sum": "".join(f"{line}\n" for line in runtime.sums()).encode()}

@@ -1,18 +1,15 @@
 // Command FUNCTION answers HTTP requests with JSON. It listens on $PORT, 8080 if that is not set,
-// and finishes running requests when it is told to stop.
+// answers the probes /healthz, /readyz and /warmz, and finishes running requests when it is told to
+// stop.
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"log"
-	"net"
 	"net/http"
-	"os"
-	"os/signal"
-	"syscall"
-	"time"
+
+	_ "example.com/layerkit/go-runtime/auto" // memory limit and GOGC by the cgroup
+	"example.com/layerkit/go-runtime/serve"
 )
 
 type answer struct {
@@ -31,42 +28,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 }
 
 func main() {
-	if err := run(); err != nil {
-		log.Fatal(err)
-	}
-}
-
-func run() error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-
-	port := os.Getenv("PORT")
-	if port == "" {
-		port = "8080"
-	}
-	listener, err := net.Listen("tcp", net.JoinHostPort(os.Getenv("HOST"), port))
-	if err != nil {
-		return err
-	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /", handle)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	log.Printf("listening on %s", listener.Addr())
-
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	drain, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := server.Shutdown(drain); err != nil {
-		return err
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	serve.Main(mux, serve.WarmRequest("GET", "/?name=warm", ""))
 }

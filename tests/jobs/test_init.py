@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from layerkit.edges.disk import Disk
-from layerkit.errors import StoreFullError, UsageError
-from layerkit.jobs.init import TEMPLATES, find_data, init
+from layerkit.edges.goruntime import offer_runtime
+from layerkit.errors import NotFoundError, StoreFullError, UsageError
+from layerkit.jobs.init import TEMPLATES, add_runtime, init
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_function_gets_its_name(template: str, tmp_path: Path) -> None:
     found = init(tmp_path / "My Fn", template)
-    assert found.files == ("go.mod", "layerkit.toml", "main.go")
+    assert found.files == ("go.mod", "go.sum", "layerkit.toml", "main.go")
     assert "module example.com/my-fn\n" in (tmp_path / "My Fn" / "go.mod").read_text()
     assert b"FUNCTION" not in (tmp_path / "My Fn" / "main.go").read_bytes()
 
@@ -54,13 +55,23 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_runtime_travels_too() -> None:
-    assert find_data("go-runtime").joinpath("go.mod").is_file()
+def test_a_function_that_exists_gets_the_runtime(tmp_path: Path) -> None:
+    (tmp_path / "go.mod").write_text("module example.com/mine\n\ngo 1.24\n")
+    named = add_runtime(tmp_path)
+    assert f"require {named.replace('@', ' ')}\n" in (tmp_path / "go.mod").read_text()
+    assert (tmp_path / "go.sum").read_text().count(named.replace("@", " ")) == 2
+
+
+def test_no_function_is_no_place_for_the_runtime(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no go\.mod"):
+        add_runtime(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def compiled(template: str, go: Path, folder: Path) -> Path:
     init(folder / template, template)
-    env = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": ""}
+    offer = offer_runtime(Disk(), folder, folder / template, {"GOPROXY": "off"})
+    env = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": ""} | dict(offer.environment)
     for argv in (["vet", "."], ["build", "-o", "../binary", "."]):
         subprocess.run([go, *argv], cwd=folder / template, env=env, check=True)
     return folder / "binary"
@@ -89,7 +100,7 @@ def test_cron_runs_once(go_toolchain: Path, tmp_path: Path) -> None:
     binary = compiled("cron", go_toolchain, tmp_path)
     done = subprocess.run([binary], env={}, capture_output=True, check=True, timeout=30)
     assert json.loads(done.stdout) == {"job": "cron", "items": 3}
-    late = subprocess.run([binary], env={"DEADLINE": "1ms"}, capture_output=True, timeout=30)
+    late = subprocess.run([binary], env={"DEADLINE": "1us"}, capture_output=True, timeout=30)
     assert late.returncode == 1
 
 
