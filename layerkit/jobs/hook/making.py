@@ -113,8 +113,9 @@ def make_for(
     registry: Registry, ref: Reference, top: Digest, seen: Sequence[Digest], count: int
 ) -> Made:
     """Chunks artifacts for the image (each image of the index) `top`, which the tag of `ref` was
-    seen to name, and for what it named before: `seen`, newest first, then what the registry tells.
-    Updates from the last `count` of these, if the tag still names `top`.
+    seen to name, and for the `count` that it named before: `seen`, newest first, then what the
+    registry tells. Which one came before is written down; updates from these are made if the tag
+    still names `top`.
 
     Raises RemoteError and its kin as the registry fails; what is gone is left out.
     """
@@ -136,8 +137,10 @@ def make_for(
     except _NotMadeError as exc:
         made.skipped = exc.message
         return made
+    if olds and work.read_was(new) is None:
+        work.target.put_was(ref, new, olds[0])
     now = registry.resolve(work.name, ref.tag)
-    if now is not None and now.digest == top and olds:
+    if now is not None and now.digest == top:
         _add_updates(work, new, olds)
     return made
 
@@ -264,9 +267,7 @@ def _read_symbols(tar: bytes) -> dict[Digest, Hints]:
 
 
 def _add_updates(work: _Repository, new: Descriptor, olds: Sequence[Descriptor]) -> None:
-    """Those that are not there; what the tag named before `new` is written down, too."""
-    if work.read_was(new) is None:
-        work.target.put_was(work.ref, new, olds[0])
+    """Those that are not there."""
     reader, image = work.target.reader, Image(work.name, new)
     known = find_stored(reader, image)
     wanted = [Image(work.name, old) for old in olds]

@@ -217,11 +217,12 @@ class Work:
 
     async def _make(self, task: Task) -> None:
         seen = await asyncio.to_thread(self._queue.list_versions, task.name, task.tag)
+        before = seen[seen.index(task.digest) + 1 :] if task.digest in seen else []
         job = self._settings.as_job() | {
             "name": task.name,
             "tag": task.tag,
             "digest": task.digest,
-            "seen": [digest for digest in seen if digest != task.digest],
+            "seen": before,
         }
         begun = time.monotonic()
         try:
