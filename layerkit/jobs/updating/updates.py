@@ -66,13 +66,15 @@ _log = logging.getLogger(__name__)
 class Update:
     """What was made for who asked; `raw` is None where the image has documents that no update can
     carry. `old`: the image that it starts from, if any. `lacking_size`: of the blobs of the layers
-    that it brings. Not `is_final`: asked again, there may be a smaller one."""
+    that a node lacks; `left_out`: those of these layers that it does not bring. Not `is_final`:
+    asked again, there may be a smaller one."""
 
     raw: bytes | None
     old: Digest | None
     shares: tuple[Share, ...]
     lacking_size: int
     is_final: bool
+    left_out: tuple[Descriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,16 @@ class Updates:
         wanted = _Wanted(self._library, name, known, caller, is_sure)
         wanted.make_parts(time.monotonic() + within)
         raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
-        lacking_size = sum(one.layer.blob.size for one in known.route.lacking)
-        return Update(raw, known.old_top, wanted.shares(len(raw)), lacking_size, wanted.is_final)
+        lacking = [one.layer for one in known.route.lacking]
+        brought = {part.layer for part in wanted.parts}
+        return Update(
+            raw,
+            known.old_top,
+            wanted.shares(len(raw)),
+            sum(layer.blob.size for layer in lacking),
+            wanted.is_final,
+            tuple(layer.blob for layer in lacking if layer.index not in brought),
+        )
 
     def _find_route(
         self, name: str, top: Digest, platform: Platform, images: tuple[tuple[Digest, str], ...]
