@@ -33,8 +33,9 @@ from layerkit.formats.oci import (
 )
 from layerkit.formats.update import MAX_STREAM_SIZE, UPDATE_TYPE
 
-__all__ = ["StoredUpdate", "choose_update", "find_updates", "make_update_artifact"]
+__all__ = ["NOTHING", "StoredUpdate", "choose_update", "find_updates", "make_update_artifact"]
 
+NOTHING: Final = Digest("sha256", bytes(32))  # the old image of who holds none, as in an update
 MAX_PLATFORM_SIZE: Final = 100  # characters
 MAX_DIGITS: Final = 12
 

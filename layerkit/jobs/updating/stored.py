@@ -37,7 +37,12 @@ from layerkit.formats.oci import (
     serialize_index,
 )
 from layerkit.formats.reference import Reference
-from layerkit.formats.storedupdate import StoredUpdate, find_updates, make_update_artifact
+from layerkit.formats.storedupdate import (
+    NOTHING,
+    StoredUpdate,
+    find_updates,
+    make_update_artifact,
+)
 from layerkit.formats.tokens import Caller
 from layerkit.formats.update import UPDATE_TYPE
 from layerkit.jobs.updating.catalogue import Catalogue
@@ -54,6 +59,7 @@ __all__ = [
     "MadeUpdate",
     "find_stored",
     "make_updates",
+    "make_whole",
     "publish_update",
     "worth_storing",
 ]
@@ -79,12 +85,14 @@ class Image:
 @dataclass(frozen=True, slots=True)
 class MadeUpdate:
     """The stream of an update from image `old`; `platform` None: both are for one only.
-    `lacking_size`: bytes of the blobs of the layers that it brings."""
+    `lacking_size`: bytes of the blobs of the layers that a node lacks; `left_out`: those of these
+    layers that it does not bring."""
 
     old: Digest
     platform: Platform | None
     raw: bytes
     lacking_size: int
+    left_out: tuple[Descriptor, ...] = ()
 
 
 def worth_storing(size: int, lacking_size: int) -> bool:
@@ -104,45 +112,73 @@ def make_updates(
     known: Collection[StoredUpdate] = (),
     *,
     warn: Callable[[str], None],
+    all_: bool = False,
 ) -> Iterator[MadeUpdate]:
     """The updates to `new` from each of `olds`, for each of its platforms, but for those `known`,
-    and for those that are not worth it. What cannot be made is told to `warn`, and left out.
-    Raises what `readers` raise for the new image itself. 0.7 s for an edit of a 6 MB binary."""
+    and (unless `all_`) those that are not worth it. What cannot be made is told to `warn`, and left
+    out. Raises what `readers` raise for the new image itself. 0.7 s for an edit of a 6 MB binary.
+    """
     wanted = [old for old in _without_doubles(olds) if old.top.digest != new.top.digest]
     if not wanted:
         return
-    storage = _Joined(readers, new, wanted)
-    catalogue = Catalogue(storage)
+    catalogue = Catalogue(_Joined(readers, new, wanted))
     updates = _make_engine(catalogue)
-    caller = Caller("", ("*",), ())  # who publishes may read what he names
     made = {(one.old, one.platform) for one in known}
     for old in wanted:
         for platform in _platforms(catalogue, new):
             if (old.top.digest, platform) in made:
                 continue
-            what = f"no update from {old.top.digest.short}" + (f" for {platform}" * bool(platform))
-            try:
-                answer = updates.answer(
-                    new.repository,
-                    new.top.digest,
-                    [old.top.digest],
-                    caller,
-                    platform or ANY,
-                    MAKE_SECONDS,
-                )
-            except LayerkitError as exc:
-                warn(f"{what}: {exc.message}")
-                continue
-            except Exception as exc:  # an image that we fail at must be pushed nevertheless
-                _log.exception("%s", what)
-                warn(f"{what}: {exc!r}")
-                continue
-            if answer.raw is None or not answer.is_final:
-                warn(f"{what}: some of it cannot be read")
-            elif answer.old == old.top.digest and worth_storing(
-                len(answer.raw), answer.lacking_size
-            ):
-                yield MadeUpdate(old.top.digest, platform, answer.raw, answer.lacking_size)
+            made_one = _make(updates, new, old.top.digest, platform, warn)
+            if made_one is not None and (all_ or _is_worth(made_one, old)):
+                yield made_one[0]
+
+
+def make_whole(
+    readers: Sequence[ImageReader], new: Image, *, warn: Callable[[str], None]
+) -> Iterator[MadeUpdate]:
+    """What brings `new` to who holds nothing, for each of its platforms: updates from NOTHING."""
+    catalogue = Catalogue(_Joined(readers, new, ()))
+    updates = _make_engine(catalogue)
+    for platform in _platforms(catalogue, new):
+        made = _make(updates, new, NOTHING, platform, warn)
+        if made is not None:
+            yield made[0]
+
+
+def _is_worth(made: tuple[MadeUpdate, Digest | None], old: Image) -> bool:
+    update, start = made
+    return start == old.top.digest and worth_storing(len(update.raw), update.lacking_size)
+
+
+def _make(
+    updates: Updates,
+    new: Image,
+    old: Digest,
+    platform: Platform | None,
+    warn: Callable[[str], None],
+) -> tuple[MadeUpdate, Digest | None] | None:
+    """One of them, and the image whose documents it builds on; None, and told, where it cannot be
+    made."""
+    what = "no update from " + (old.short if old != NOTHING else "nothing")
+    what += f" for {platform}" * bool(platform)
+    caller = Caller("", ("*",), ())  # who publishes may read what he names
+    have = [old] if old != NOTHING else []
+    try:
+        found = updates.answer(
+            new.repository, new.top.digest, have, caller, platform or ANY, MAKE_SECONDS
+        )
+    except LayerkitError as exc:
+        warn(f"{what}: {exc.message}")
+        return None
+    except Exception as exc:  # an image that we fail at must be pushed nevertheless
+        _log.exception("%s", what)
+        warn(f"{what}: {exc!r}")
+        return None
+    if found.raw is None or not found.is_final:
+        warn(f"{what}: some of it cannot be read")
+        return None
+    made = MadeUpdate(old, platform, found.raw, found.lacking_size, found.left_out)
+    return made, found.old
 
 
 def publish_update(target: Target, ref: Reference, top: Descriptor, made: MadeUpdate) -> Descriptor:
