@@ -85,6 +85,11 @@ def publish(layout: Layout, ref: Reference) -> oci.Descriptor:
 def files_of(engine: Engine, archive: Path, ref: Reference, folder: Path) -> dict[str, object]:
     """Everything that the engine says of the files of a container of this image."""
     engine.docker("load", "-i", archive)
+    return export_files(engine, ref, folder)
+
+
+def export_files(engine: Engine, ref: Reference, folder: Path) -> dict[str, object]:
+    """The same of an image that the engine has."""
     name = engine.docker("create", str(ref)).strip()
     try:
         engine.docker("export", "-o", folder / "export.tar", name)
