@@ -16,10 +16,12 @@ from layerkit.formats.reference import Reference
 from layerkit.formats.update import MAX_HAVE_COUNT, Documents
 
 __all__ = [
+    "find_begun",
     "find_form",
     "find_layers",
     "list_held",
     "list_near",
+    "list_proven",
     "list_versions",
     "read_chunk_manifests",
     "read_documents",
@@ -82,6 +84,15 @@ def find_form(store: Store, images: Sequence[Digest], digest: bytes) -> ChunkMan
     return None
 
 
+def list_proven(store: Store, ref: Reference) -> set[Digest]:
+    """Chunk manifests of whole images (`list_held`): they give the layers that they say."""
+    return {
+        digest
+        for top in list_held(store, ref)
+        for digest in store.list_blobs(top, CHUNK_MANIFEST_KIND)
+    }
+
+
 def find_layers(store: Store, ref: Reference, wanted: set[Digest]) -> dict[Digest, ChunkManifest]:
     """Chunk manifests held of layers with these diff_ids, from whole images: those of the
     reference's repository, then one of each other repository."""
@@ -97,6 +108,21 @@ def find_layers(store: Store, ref: Reference, wanted: set[Digest]) -> dict[Diges
                     found[diff_id] = parse_chunk_manifest(raw)
             except (FormatError, IntegrityError, NotFoundError):
                 continue  # damaged: of no use here
+    return found
+
+
+def find_begun(store: Store, wanted: set[Digest]) -> dict[Digest, ChunkManifest]:
+    """Chunk manifests of layers with these diff_ids, whether or not an image was committed with
+    them: what a pull that ended early left. Their chunks may be gone."""
+    found: dict[Digest, ChunkManifest] = {}
+    for digest in store.list_kind(CHUNK_MANIFEST_KIND):
+        try:
+            raw = store.get_blob(digest)
+            diff_id = parse_root(raw).diff_id
+            if diff_id in wanted and diff_id not in found:
+                found[diff_id] = parse_chunk_manifest(raw)
+        except (FormatError, IntegrityError, NotFoundError):
+            continue  # damaged: of no use here
     return found
 
 

@@ -412,6 +412,8 @@ class _Pull:
             return
         self.take(made)
         self.fetcher.put_form(made.chunk_manifest, made.form)
+        if index + 1 < len(self.wants):
+            self.image.keep_begun(made.chunk_manifest)
         self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)
 
     def begin(self, diff_ids: Sequence[Digest]) -> None:
@@ -458,6 +460,8 @@ class _Pull:
         made = self.fetcher.fetch_plain(want)
         self.take(made)
         self.fetcher.put_form(made.chunk_manifest, made.form)
+        if index + 1 < len(self.wants):
+            self.image.keep_begun(made.chunk_manifest)
         self.wants[index] = LayerWant(want.blob, want.diff_id, made.chunk_manifest)
         self._plainly.add(want.diff_id)
 

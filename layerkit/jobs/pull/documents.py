@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import platform as host
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from layerkit.digest import Digest, check_digest
+from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges import held
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.edges.upstream import Upstream
@@ -24,6 +24,7 @@ from layerkit.formats.chunkmanifest import (
     ROLE_CODES,
     ChunkManifest,
     parse_chunk_manifest,
+    serialize_chunk_manifest,
 )
 from layerkit.formats.chunksync import MAX_RUN_COUNT, Have, change_olds, parse_change, short_id
 from layerkit.formats.formpack import ANNOTATION_PACKED, PACKED_TYPE
@@ -161,13 +162,36 @@ class WantedImage:
                 f"image {self.image.digest.short} has {len(manifest.layers)} layers"
                 f" and {len(config.diff_ids)} diff_ids"
             )
+        wanted = set(config.diff_ids)
         if plainly:
-            self.layers |= held.find_layers(self.store, self.ref, set(config.diff_ids))
+            self._use_found(held.find_layers(self.store, self.ref, wanted))
+        if self.store.fact(self.started_fact) == str(self.top):
+            self.is_begun = True
+            self._use_found(held.find_begun(self.store, wanted - self.layers.keys()))
         artifact = None if plainly else self.find_artifact()
         return [
             self._want(blob, diff_id, artifact)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         ]
+
+    @property
+    def started_fact(self) -> str:
+        """The fact that names the image of which a pull has stored parts."""
+        return f"started {self.ref}"
+
+    def keep_begun(self, manifest: ChunkManifest) -> None:
+        """Note that this layer is in the store before the image is whole: should that not come to
+        be, the next pull finds it."""
+        if self.store.fact(self.started_fact) != str(self.top):
+            self.store.put_fact(self.started_fact, str(self.top))
+        self.store.put_blob(serialize_chunk_manifest(manifest), CHUNK_MANIFEST_KIND)
+
+    def _use_found(self, found: Mapping[Digest, ChunkManifest]) -> None:
+        """Take layers as they are held, and keep them with the image."""
+        for diff_id, manifest in found.items():
+            data = serialize_chunk_manifest(manifest)
+            self.layers[diff_id] = manifest
+            self.blobs[sha256_digest(data)] = (data, CHUNK_MANIFEST_KIND)
 
     def find_artifact(self) -> oci.Manifest | None:
         """The chunks artifact of the image. A broken one only means a plain pull."""
@@ -202,13 +226,12 @@ class WantedImage:
             return LayerWant(blob, diff_id, made)
         packed = parts.get(PACKED_TYPE)
         is_packed = form is not None and str(form.digest) in self.packed_here
+        has_chunks = self.remote.chunk_server is not None
         want = LayerWant(
-            blob, diff_id, made, form, listed, packed, is_packed, parts.get(LABELS_TYPE)
+            blob, diff_id, made, form, listed, packed, is_packed, parts.get(LABELS_TYPE), has_chunks
         )
         if made is not None:
             return want
-        has_chunks = self.remote.chunk_server is not None
-        want = replace(want, has_chunks=has_chunks)
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
         if not has_chunks and not known:
             return want
