@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 
 	"example.com/layerkit/go-runtime/internal/cgroup"
 	"example.com/layerkit/go-runtime/internal/note"
@@ -99,4 +100,40 @@ func shareOf(text string) float64 {
 		return DefaultShare
 	}
 	return share
+}
+
+// reserved is what Reserve took off the limit, in bytes.
+var (
+	reserveMu sync.Mutex
+	reserved  int64
+	before    int64 // the limit without it
+)
+
+// Reserve takes bytes off the memory limit that holds, for memory that Go does not count: mappings,
+// memory of C. Undo puts them back. Without a limit, and with one by GOMEMLIMIT, it does nothing;
+// what is left is Least bytes or more.
+func Reserve(bytes int64) (undo func()) {
+	reserveMu.Lock()
+	defer reserveMu.Unlock()
+	now := debug.SetMemoryLimit(-1)
+	if now == math.MaxInt64 || bytes <= 0 || os.Getenv("GOMEMLIMIT") != "" {
+		return func() {}
+	}
+	if reserved == 0 {
+		before = now
+	}
+	reserve(bytes)
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			reserveMu.Lock()
+			defer reserveMu.Unlock()
+			reserve(-bytes)
+		})
+	}
+}
+
+func reserve(bytes int64) {
+	reserved += bytes
+	debug.SetMemoryLimit(max(before-reserved, min(Least, before)))
 }

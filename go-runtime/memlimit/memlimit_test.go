@@ -111,6 +111,30 @@ func TestShareOfTheEnvironment(t *testing.T) {
 	}
 }
 
+func TestReserveAndUndo(t *testing.T) {
+	t.Setenv("GOMEMLIMIT", "")
+	was := debug.SetMemoryLimit(100 * mib)
+	defer debug.SetMemoryLimit(was)
+	undoOne, undoTwo := Reserve(30*mib), Reserve(20*mib)
+	if got := debug.SetMemoryLimit(-1); got != 50*mib {
+		t.Errorf("both reserved: got %d, want %d", got, 50*mib)
+	}
+	undoOne()
+	undoOne()
+	if got := debug.SetMemoryLimit(-1); got != 80*mib {
+		t.Errorf("one undone: got %d, want %d", got, 80*mib)
+	}
+	undoAll := Reserve(1 << 40)
+	if got := debug.SetMemoryLimit(-1); got != Least {
+		t.Errorf("more than there is: got %d, want %d", got, Least)
+	}
+	undoAll()
+	undoTwo()
+	if got := debug.SetMemoryLimit(-1); got != 100*mib {
+		t.Errorf("all undone: got %d, want %d", got, 100*mib)
+	}
+}
+
 func ExampleSet() {
 	limit, undo := Set()
 	defer undo()
