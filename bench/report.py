@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import report_service
+import report_split
 from report_tables import grid, number, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -406,6 +407,8 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
         ]
     if rows := tables.get("rebuild"):
         parts += ["## Rebuilding", rebuild_table(rows)]
+    if rows := tables.get("split"):
+        parts += report_split.section(rows)
     parts += report_service.sections(tables)
     if trust:
         parts += [

@@ -30,6 +30,7 @@ import ours
 import peers
 import pulls
 import report
+import splits
 from build import BENCH, EDITS, GO, TOOLS, Built, build_release, build_workload, others
 from floor import floor
 
@@ -205,6 +206,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "lines": never_slower.measure,
     "load": load.measure,
     "memory": memory.measure,
+    "split": splits.measure,
 }
 
 
