@@ -372,7 +372,16 @@ def parse_platform(text: str) -> Platform:
         raise UsageError(
             f"{text[:80]!r} is not a platform", hint="write os/architecture, as in linux/amd64"
         )
-    return Platform(*parts)
+    return _normalize(*parts)
+
+
+def _normalize(system: str, architecture: str, variant: str = "") -> Platform:
+    """One spelling for what is the same: arm64's v8 and amd64's v1 are what goes without saying.
+    Spec: containerd/platforms "Normalize"."""
+    usual = {"arm64": ("v8", "8"), "amd64": ("v1",)}
+    known = {"aarch64": "arm64", "x86_64": "amd64", "x86-64": "amd64"}
+    architecture = known.get(architecture, architecture)
+    return Platform(system, architecture, "" if variant in usual.get(architecture, ()) else variant)
 
 
 def _load(raw: bytes | memoryview, what: str) -> Json:
@@ -472,7 +481,7 @@ def _subject(document: Json) -> Descriptor | None:
 
 
 def _platform(document: Json, what: str) -> Platform:
-    return Platform(
+    return _normalize(
         _text(document, "os", what),
         _text(document, "architecture", what),
         _text(document, "variant", what),
