@@ -28,6 +28,7 @@ FORMATS = {
         "addressfree buildinfo cursor elf golang gonames gotypes layerform ranges sites",
         "numpy",
     ),
+    "bundle": ("digest", ""),
     "tokens": ("", ""),
     "notifications": ("reference", ""),
     "update": ("cursor digest", "zstandard"),
@@ -119,6 +120,11 @@ EDGES = {
         "boto3 botocore",
     ),
     "tools": ("", "subprocess"),
+    "bundle": (
+        "digest edges.disk edges.upstream formats.bundle formats.oci formats.reference"
+        " formats.storedupdate",
+        "",
+    ),
     "signing": ("digest edges.disk formats.signature", "cryptography nacl"),
     "sources": ("edges.disk formats.layer formats.buildconfig", "certifi tzdata"),
     "data": ("", ""),
@@ -134,7 +140,7 @@ EDGES = {
     "forker": ("edges.forked", ""),
     "versions": ("digest edges.disk formats.reference", ""),
     "spares": ("digest edges.disk", ""),
-    "polling": ("digest formats.oci formats.update", "aiohttp"),
+    "polling": ("digest edges.upstream formats.oci formats.update", "aiohttp"),
     "localapi": ("edges.forked", "aiohttp"),
     "localclient": ("edges.forked", ""),
     "notify": ("", ""),
@@ -169,7 +175,7 @@ ONE_OWNER = {
         "cli.look",
         "cli.make",
     }
-    | {"cli.pulling", "cli.pushing", "cli.serving", "cli.signing"},
+    | {"cli.pulling", "cli.pushing", "cli.serving", "cli.signing", "cli.bundle"},
     "oras": {"edges.registry.transport"},
     "requests": {
         "edges.engine",

@@ -18,6 +18,7 @@ from types import FrameType
 import click
 
 from layerkit.cli.agent import add_agent_verbs
+from layerkit.cli.bundle import add_bundle_verb
 from layerkit.cli.common import State, error_document
 from layerkit.cli.debug import add_debug_verbs
 from layerkit.cli.hook import add_hook_verb
@@ -57,6 +58,7 @@ add_push_verb(cli)
 add_serving_verbs(cli)
 add_hook_verb(cli)
 add_pull_verb(cli)
+add_bundle_verb(cli)
 add_keeping_verbs(cli)
 add_agent_verbs(cli)
 add_look_verbs(cli)

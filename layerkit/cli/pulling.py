@@ -96,6 +96,7 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="URL",
     help="A chunk server, the next one if one fails.  [default: the registry in REF]",
 )
+@option("--bundle", type=_FILE, metavar="FILE", help="Take it from this file, asking nobody.")
 @store_option
 @quota_option
 @option("-o", "--output", type=_FOLDER, help="Write the image to this OCI layout.")
@@ -113,7 +114,8 @@ def tree_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts: Any) -> None:
     """Bring the image REF into the store, fetching only the chunks that it lacks.
 
-    From chunk servers, or from the registry that REF names, with docker's logins ('docker login').
+    From chunk servers, or from the registry that REF names, with docker's logins ('docker login');
+    or from a file of 'layerkit bundle'.
     Prints the image's digest. What was fetched stays fetched: after a cut, pull again. On a fast
     line a layer comes whole where that is quicker, and its form is made when the image is there.
     """
@@ -147,6 +149,10 @@ def _list_sources(
     servers: tuple[str, ...], ref: Reference, store: Store, facts: dict[str, Any]
 ) -> list[Source]:
     """What opens each place that the image may come from."""
+    if facts["bundle"] is not None:
+        if servers or facts["token"]:
+            raise UsageError("--bundle asks no server", hint="leave out --server and tokens")
+        return [partial(open_bundle, facts["bundle"], ref, store, facts)]
     if servers:
         return [partial(open_remote, url, facts) for url in servers]
     if not ref.host:
@@ -175,6 +181,21 @@ def _pull_from_any(
                 raise
             state.console.warn(f"{exc.message} [{exc.code}], asking the next server")
     raise AssertionError("unreachable")
+
+
+def open_bundle(path: Path, ref: Reference, store: Store, facts: dict[str, Any]) -> Upstream:
+    """A bundle that brings `ref` to this store; else NotFoundError, and nothing was touched."""
+    from layerkit.edges.bundle import BundleUpstream
+    from layerkit.jobs.bundle import check_usable
+    from layerkit.jobs.pull import host_platform
+
+    upstream = BundleUpstream(path)
+    try:
+        check_usable(upstream, ref, store, facts["platform"] or str(host_platform()))
+    except BaseException:
+        upstream.close()
+        raise
+    return upstream
 
 
 def open_registry(url: str, store: Store, facts: dict[str, Any]) -> Upstream:

@@ -66,6 +66,10 @@ class Remote:
     def chunk_server(self) -> Self:
         return self
 
+    @property
+    def has_layers(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._client.close()
 

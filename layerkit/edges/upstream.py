@@ -9,18 +9,31 @@ enter, the rest by who uses it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Final, Protocol, Self
 
 from layerkit.digest import Digest
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor
 
-__all__ = ["ChunkServer", "Measured", "Resolved", "UpdateBody", "Upstream"]
+__all__ = ["ChunkServer", "Measured", "Resolved", "UpdateBody", "Upstream", "asked_pause"]
 
 FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
 SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the line is
+
+
+def asked_pause(text: str) -> float:
+    """Seconds that a Retry-After asks to wait: a number, or a date (RFC 9110, 10.2.3); 0 for what
+    is neither."""
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 @dataclass(slots=True)
@@ -89,6 +102,11 @@ class Upstream(Protocol):
     def chunk_server(self) -> ChunkServer | None:
         """The same as a chunk server, if it is one. Where it is none, chunks are in packs, or come
         with their layer."""
+
+    @property
+    def has_layers(self) -> bool:
+        """Can each layer be had by itself, too? A bundle has an update, and
+        what that lacks."""
 
     def close(self) -> None: ...
 

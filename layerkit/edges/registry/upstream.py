@@ -27,7 +27,7 @@ from layerkit.formats.storedupdate import StoredUpdate, choose_update, find_upda
 __all__ = ["Facts", "RegistryUpstream", "open_upstream"]
 
 MAX_READ_SIZE: Final = 4 << 30  # bytes
-DOCKER_HUB: Final = "docker.io"
+DOCKER_HUB: Final = "registry-1.docker.io"
 _TAG_ONLY: Final = "fallback tag"
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,10 @@ class RegistryUpstream:
     def chunk_server(self) -> None:
         return None
 
+    @property
+    def has_layers(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._registry.transport.session.close()
 
@@ -103,6 +107,10 @@ class RegistryUpstream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def authorize(self, name: str, tag: str) -> str:
+        """The Authorization header that the registry wants for a look at a tag; "" for none."""
+        return self._registry.transport.authorize(self._home(name), tag)
 
     # --- what every image needs ----------------------------------------------------------------
 

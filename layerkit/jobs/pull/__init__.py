@@ -135,6 +135,7 @@ def pull(
     platform: oci.Platform | None = None,
     dry_run: bool = False,
     fewest_bytes: bool = False,
+    keeps_version: bool = False,
     progress: Progress | None = None,
     check: Check | None = None,
     now: Callable[[], float] = time.monotonic,
@@ -143,7 +144,9 @@ def pull(
     `limits` and `rights` are those of the file tree, and a spare tree of `spares` becomes its lower
     part (`PullResult.wants_spare`: there is none for the next one, see `make_spare`). With
     `fewest_bytes` the time that bytes take to unpack does not count. `check` (`make_check`) raises
-    unless what the reference names may be used: asked before anything is, also of what is held."""
+    unless what the reference names may be used: asked before anything is, also of what is held.
+    With `keeps_version` the store knows the image by its digest, too (`name:tag@digest`), so that
+    it stays when the tag moves on."""
     started = now()
     image = WantedImage(ref.tagged, remote, store, platform or host_platform(), check=check)
     disk = disk or Disk()
@@ -158,6 +161,7 @@ def pull(
         Stopwatch(store, remote),
         output=Output(disk) if dry_run else target,
         fewest_bytes=fewest_bytes,
+        keeps_version=keeps_version,
     )
     with store.session(), contextlib.closing(run):
         try:
@@ -176,6 +180,13 @@ def pull(
         planned_size=planned_size,
         seconds=now() - started,
     )
+
+
+def _name_manifest(want: LayerWant) -> Digest | None:
+    """The digest of the layer's chunk manifest."""
+    if want.chunk_manifest is None:
+        return None
+    return sha256_digest(serialize_chunk_manifest(want.chunk_manifest))
 
 
 def make_spare(
@@ -226,6 +237,7 @@ class _Pull:
     watch: Stopwatch
     output: Output
     fewest_bytes: bool = False
+    keeps_version: bool = False
     wants: list[LayerWant] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
     plain_count: int = 0
@@ -322,7 +334,7 @@ class _Pull:
     def _choose_way(self) -> str:
         """One request for an update, the documents and then layer by layer, or the plain blobs: by
         what the versions held here suggest. Nothing is known of the new one yet."""
-        if self.fewest_bytes:
+        if self.fewest_bytes or not self.remote.has_layers:
             return UPDATE
         rates = self.watch.rates()
         versions = held.list_versions(self.store, self.image.ref)
@@ -481,9 +493,11 @@ class _Pull:
         return plain
 
     def _check_layers(self) -> None:
-        """Every layer's tar; one that its chunks do not give after all is pulled plainly."""
+        """Every layer's tar; one that its chunks do not give after all is pulled plainly. Not read
+        again is what a whole image has by the same chunk manifest: that was proven when it came."""
+        proven = held.list_proven(self.store, self.image.ref)
         for index, want in enumerate(self.wants):
-            if want.diff_id in self._verified:
+            if want.diff_id in self._verified or _name_manifest(want) in proven:
                 continue
             try:
                 self.assemble(want)
@@ -503,7 +517,8 @@ class _Pull:
             for digest, (_, kind) in list(image.blobs.items()):
                 if kind == ARTIFACT_KIND:
                     del image.blobs[digest]
-        self.store.commit_image(str(image.ref), image.top, image.blobs, image.blobs)
+        others = [str(replace(image.ref, digest=image.top))] if self.keeps_version else []
+        self.store.commit_image(str(image.ref), image.top, image.blobs, image.blobs, others)
 
     def _is_plain(self, want: LayerWant) -> bool:
         """Is the layer here as its tar, though another form may have been published?"""

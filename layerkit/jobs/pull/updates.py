@@ -76,7 +76,7 @@ def try_update(
     plan."""
     if image.ref.digest is not None and image.store.is_complete(image.ref.digest):
         return False
-    if _is_started(image):
+    if image.remote.has_layers and _is_started(image):
         _log.info("going on with %s chunk by chunk", image.ref)
         return False
     have = held.list_held(image.store, image.ref)
