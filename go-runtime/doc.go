@@ -5,6 +5,9 @@
 //	serve     an HTTP handler with probes and a graceful drain
 //	task      a job that runs once, a worker that answers lines
 //	warm      values made at the first request, or before it by a probe
+//	hugepool  tables outside of the heap, on huge pages
+//	portrait  how each handler does: a page, Prometheus text, traces, profile labels
+//	breaker   turns requests away while a handler is ill
 //	memlimit  the memory limit alone
 //	gctune    the tuner alone
 //
