@@ -151,10 +151,11 @@ class UnauthorizedError(RemoteDeniedError):
 
 
 class BusyError(RemoteError):
-    """Who asks has used up what they may ask for; later it works."""
+    """Who asks has used up what they may ask for; after `seconds` (0: not said) it works."""
 
     code = "TOOMANYREQUESTS"
     http_status = 429
+    seconds = 0.0
 
 
 class RemoteLimitError(RemoteError):

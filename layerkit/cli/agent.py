@@ -67,7 +67,7 @@ def add_agent_verbs(group: click.Group) -> None:
     "servers",
     multiple=True,
     metavar="URL",
-    help="A chunk server or registry; with several, the next one is asked when one fails.",
+    help="A chunk server, the next one if one fails.  [default: the registries of the names]",
 )
 @socket_option
 @option(
@@ -99,6 +99,14 @@ def add_agent_verbs(group: click.Group) -> None:
     metavar="KEY.pub",
     help="Take only images that this public key signed (layerkit or cosign); of several, any.",
 )
+@option(
+    "--poll",
+    "poll_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="How often a registry is asked for news.  [default: 30]",
+)
+@option("--token-realm", "token_realms", multiple=True, help="A registry's token service, by host.")
 @option("--metrics", metavar="ADDR", help="Show metrics for Prometheus at this address, too.")
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
 @option("--once", is_flag=True, help="Pull each watched name once, then end.")
@@ -106,21 +114,25 @@ def add_agent_verbs(group: click.Group) -> None:
 def agent(context: click.Context, /, once: bool, **options: Any) -> None:
     """Keep a node's images at their newest versions, as a daemon.
 
-    Watches names on the servers, pulls what changes, keeps the last versions as folders with a link
-    to the current one, and answers on a unix socket. Logs are JSON on stderr. SIGTERM ends it well,
-    SIGHUP reads --config again.
+    Watches names on servers or registries (with docker's logins), pulls what changes, keeps the
+    last versions as folders with a link to the current one, and answers on a unix socket. Logs are
+    JSON on stderr. SIGTERM ends it well, SIGHUP reads --config again.
     """
     if context.invoked_subcommand is not None:
         context.obj = state_of(context)
         context.meta["layerkit.socket"] = options["socket"]
         return
+    from dataclasses import replace
+
     from layerkit.jobs.agent import Settings, load_settings
+
+    docker = os.environ.get("DOCKER_CONFIG")
 
     def load() -> Settings:
         found = load_settings(options, default_store())
+        if docker and found.docker_config is None:
+            found = replace(found, docker_config=Path(docker) / "config.json")
         if found.socket is None and not once:
-            from dataclasses import replace
-
             place = default_socket()
             place.parent.mkdir(parents=True, exist_ok=True)
             found = replace(found, socket=place)

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,7 +29,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from layerkit.edges.upstream import Measured
+from layerkit.edges.upstream import Measured, asked_pause
 from layerkit.errors import (
     FormatError,
     NotFoundError,
@@ -285,7 +284,7 @@ class Client:
                     response.drain_conn()
                 return Answer(response.status, response.headers, response)
             error = self._status_error(response, path)
-            asked = _retry_after(response.headers.get("retry-after", ""))
+            asked = asked_pause(response.headers.get("retry-after", ""))
             if pause is None or not error.retriable or response.status < 429 or asked > MAX_PAUSE:
                 raise error
             self._sleep(max(pause, asked))
@@ -427,13 +426,3 @@ def _begins_at(answer: Answer, start: int) -> bool:
     """Is it the range that was asked for? A server that does not say so is believed."""
     said = answer.headers.get("content-range", "")
     return not said or said.startswith(f"bytes {start}-")
-
-
-def _retry_after(text: str) -> float:
-    """Seconds that a server asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

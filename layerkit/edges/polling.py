@@ -14,15 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
 from layerkit.digest import Digest
+from layerkit.edges.upstream import asked_pause
 from layerkit.errors import (
+    BusyError,
     FormatError,
     NotFoundError,
     RemoteDeniedError,
     RemoteError,
+    UnauthorizedError,
     UsageError,
 )
 from layerkit.formats.oci import INDEX_TYPES, MANIFEST_TYPES
@@ -107,12 +112,15 @@ class Poller:
         return Answer(status == 200, digest, True, waited, update)
 
     async def look(self, url: str, token: str, question: Question) -> Answer:
-        """Ask any registry what the tag names now. Raises RemoteError, NotFoundError."""
+        """Ask any registry what the tag names now; `token` may be a whole Authorization header.
+        Goes through the proxy that the environment names. Raises UnauthorizedError where the
+        header is refused, BusyError where one is to wait, RemoteError, NotFoundError."""
         accept = {"accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}
         if question.have:
             accept["if-none-match"] = f'"{question.have[0]}"'
         path = f"/v2/{question.name}/manifests/{question.ref}"
-        status, headers, _ = await self._ask("HEAD", url, path, token, accept, 0.0)
+        proxy = _find_proxy(url)
+        status, headers, _ = await self._ask("HEAD", url, path, token, accept, 0.0, proxy)
         if status == 404:
             raise NotFoundError(f"{url}{path} does not exist")
         digest = _digest(headers, "docker-content-digest") or _digest(headers, "etag")
@@ -127,17 +135,24 @@ class Poller:
         token: str,
         headers: Mapping[str, str],
         wait: float,
+        proxy: str | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers, and a body that is an update and not too large."""
         if token:
-            headers = {**headers, "authorization": f"Bearer {token}"}
+            header = token if " " in token else f"Bearer {token}"
+            headers = {**headers, "authorization": header}
         where = url + path.partition("?")[0]
         timeout = aiohttp.ClientTimeout(
             total=wait + ANSWER_SECONDS + CONNECT_SECONDS, sock_connect=CONNECT_SECONDS
         )
         try:
             async with self._session.request(
-                method, url + path, headers=headers, timeout=timeout, allow_redirects=False
+                method,
+                url + path,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+                proxy=proxy,
             ) as response:
                 status, body = response.status, b""
                 if method == "GET" and status == 200:
@@ -146,11 +161,29 @@ class Poller:
             raise RemoteError(
                 f"cannot ask {where}", cause=(str(exc) or type(exc).__name__)[:300]
             ) from exc
-        if status in (401, 403):
-            raise RemoteDeniedError(f"{where} refuses access: got status {status}")
-        if status not in (200, 304, 404):
-            raise RemoteError(f"{where}: got status {status}")
+        _check_status(status, response.headers.get("retry-after", ""), where)
         return status, response.headers, body
+
+
+def _check_status(status: int, pause: str, where: str) -> None:
+    if status == 401:
+        raise UnauthorizedError(f"{where} wants other credentials: got status 401")
+    if status == 403:
+        raise RemoteDeniedError(f"{where} refuses access: got status 403")
+    if status in (429, 503):
+        busy = BusyError(f"{where} is busy: got status {status}")
+        busy.seconds = asked_pause(pause.strip())
+        raise busy
+    if status not in (200, 304, 404):
+        raise RemoteError(f"{where}: got status {status}")
+
+
+def _find_proxy(url: str) -> str | None:
+    """The proxy for `url` by the environment's `https_proxy` and its kin; None: none."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def _read_update(response: aiohttp.ClientResponse) -> bytes:

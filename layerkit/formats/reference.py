@@ -24,6 +24,7 @@ _REPOSITORY: Final = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?")
+_DOCKER_HUB: Final = ("docker.io", "index.docker.io")
 _HINT: Final = "write [host/]name[:tag][@sha256:digest], as in hello:v1"
 
 
@@ -71,12 +72,20 @@ class Reference:
     @property
     def registry_url(self) -> str:
         """The registry that the reference names; "" without a host. On this machine it speaks plain
-        HTTP, as docker has it."""
+        HTTP, as docker has it; docker's own is at another address than it is named by."""
         if not self.host:
             return ""
+        if self.host in _DOCKER_HUB:
+            return "https://registry-1.docker.io"
         name = urlsplit(f"//{self.host}").hostname or ""
         is_local = name in ("localhost", "::1") or name.startswith("127.")
         return f"{'http' if is_local else 'https'}://{self.host}"
+
+    @property
+    def registry_name(self) -> str:
+        """The repository as its registry knows it: docker's own images are in `library`."""
+        is_short = self.host in _DOCKER_HUB and "/" not in self.repository
+        return f"library/{self.repository}" if is_short else self.repository
 
     @property
     def full_name(self) -> str:

@@ -463,12 +463,11 @@ def test_names_that_fail_together_count_as_one_failure() -> None:
     clock = [0.0]
     health = Health(lambda: clock[0], dice=lambda: 1.0)
     one, two = Server("http://one"), Server("http://two")
-    health.use((one, two))
     for _ in range(100):
         health.failed(one)
-    assert health.list_usable() == (two,)
+    assert health.list_usable((one, two)) == (two,)
     clock[0] = 1.01
-    assert health.list_usable() == (one, two)
+    assert health.list_usable((one, two)) == (one, two)
 
 
 # --- settings ------------------------------------------------------------------------------------

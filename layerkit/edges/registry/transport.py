@@ -11,7 +11,6 @@ as requests has it; .netrc is not read. Safe for threads.
 
 from __future__ import annotations
 
-import email.utils
 import json
 import logging
 import random
@@ -29,6 +28,7 @@ import oras.provider
 import requests
 
 from layerkit.edges.registry.traffic import BrokenError, Traffic
+from layerkit.edges.upstream import asked_pause
 from layerkit.errors import (
     FormatError,
     LayerkitError,
@@ -180,7 +180,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
                 answer = call()
                 if answer.status_code not in RETRIED:
                     return answer
-                pause = _asked_pause(answer) or pause
+                pause = asked_pause(answer.headers.get("Retry-After", "").strip()) or pause
                 failure = self.error_of(answer)
             except BrokenError as exc:
                 failure = RemoteError(f"cannot reach {self.host}", cause=exc.cause)
@@ -226,6 +226,14 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         with self._lock:
             self._headers.pop(key, None)
         raise refused
+
+    def authorize(self, name: str, tag: str) -> str:
+        """The Authorization header that reads this tag of repository `name`; "" where none is
+        wanted. Raises RemoteDeniedError."""
+        url = f"{self.base}/v2/{name}/manifests/{tag}"
+        self.send("HEAD", url, scope=name).close()
+        with self._lock:
+            return self._headers.get((name, "pull"), "")
 
     def _follow(
         self, method: str, url: str, headers: dict[str, str], body: Body | None, header: str
@@ -369,17 +377,6 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         if status == 413:
             return RemoteLimitError(f"{self.host} finds it too large", cause=cause)
         return RemoteError(f"{self.host} failed", cause=cause)
-
-
-def _asked_pause(answer: requests.Response) -> float:
-    """Seconds that a Retry-After asks for, a number or a date; 0 without one."""
-    raw = answer.headers.get("Retry-After", "").strip()
-    if raw.isascii() and raw.isdigit():
-        return float(raw[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(raw).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
 
 
 def _read_problem(raw: bytes) -> str:

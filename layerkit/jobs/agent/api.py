@@ -99,7 +99,8 @@ def make_handlers(
 def describe_agent(keeper: Keeper, started: float) -> Document:
     """The whole state, for people and for monitors."""
     node = keeper.node
-    usable = node.health.list_usable()
+    places = node.list_places()
+    usable = node.health.list_usable(places)
     settings = node.settings
     names = sorted(keeper.names, key=lambda name: str(name.ref))
     return {
@@ -109,7 +110,7 @@ def describe_agent(keeper: Keeper, started: float) -> Document:
         "store": str(settings.store),
         "store_size": node.store_size,
         "keep": settings.keep,
-        "servers": [{"url": one.url, "usable": one in usable} for one in settings.servers],
+        "servers": [{"url": one.url, "usable": one in usable} for one in places],
         "engines": [
             {"kind": kind, "last_error": node.engine_errors.get(kind)} for kind in settings.load
         ],

@@ -156,7 +156,7 @@ class Chores:
         """Hand what engines lack to them; after a failure the seconds to wait, else None."""
         for name in self.list_unhanded():
             version = name.versions[0]
-            servers, digest = self._node.list_servers(), version.digest
+            servers, digest = self._node.list_servers(name.ref), version.digest
             try:
                 async with self._node.slots:
                     answer = await self._node.run(
@@ -183,7 +183,7 @@ class Chores:
                 do, (ref, server) = "rebuild", self._plain.popitem()
             if self._node.names.find(ref) is not None:
                 async with self._node.slots:
-                    await self._node.run(do, ref=ref, servers=self._node.list_servers(server))
+                    await self._node.run(do, ref=ref, servers=self._node.list_servers(ref, server))
 
     async def make_room(self) -> bool:
         """Old versions leave the store, the least recently used first, whichever name's they are.

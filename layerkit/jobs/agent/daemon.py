@@ -99,6 +99,8 @@ class _Daemon:
         program = WORKER.format(lock=str(settings.store / JOBS_LOCK))
         if settings.verify:  # loaded once, not by each job
             program = f"import layerkit.edges.signing; {program}"
+        if not settings.servers:
+            program = f"import layerkit.edges.registry.upstream; {program}"
         self._forker = Forker(program, env)
         folder = settings.store / FOLDER_NAME
         self._node = Node(
@@ -168,7 +170,8 @@ class _Daemon:
                 self._start(self._feed_watchdog())
             watching.follow()
             self._notifier.tell("READY=1", f"STATUS=watching {len(settings.watch)} names")
-            _log.info("watching %d names on %d servers", len(settings.watch), len(settings.servers))
+            places = len(self._node.list_places())
+            _log.info("watching %d names at %d places", len(settings.watch), places)
             ready(str(settings.socket or ""))
             await self._stop.wait()
             self._notifier.tell("STOPPING=1")

@@ -129,7 +129,7 @@ class Keeper:
 
     async def _pull_once(self, name: Name, server: str, update: bytes) -> dict[str, Any]:
         raw = base64.b64encode(update).decode()
-        listed = self.node.list_servers(server)
+        listed = self.node.list_servers(name.ref, server)
         return await self.node.run("pull", ref=name.ref, link=name.link, servers=listed, update=raw)
 
     async def _take(self, name: Name, answer: dict[str, Any]) -> Document:

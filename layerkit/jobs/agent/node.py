@@ -6,13 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from layerkit.edges.agentmetrics import AgentMetrics
 from layerkit.edges.disk import Disk
 from layerkit.edges.forked import error_document
-from layerkit.errors import LayerkitError
+from layerkit.errors import LayerkitError, UsageError
+from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.names import (
     RECORD_NAME,
     Name,
@@ -22,7 +24,7 @@ from layerkit.jobs.agent.names import (
     serialize_record,
 )
 from layerkit.jobs.agent.pauses import Health
-from layerkit.jobs.agent.settings import Settings
+from layerkit.jobs.agent.settings import Server, Settings
 from layerkit.jobs.agent.work import Place
 
 __all__ = ["Jobs", "Node"]
@@ -52,7 +54,6 @@ class Node:
         self.settings = settings
         self.metrics = AgentMetrics()
         self.health = Health(time.monotonic)
-        self.health.use(settings.servers)
         self.now = now
         self.platform = settings.platform
         self.unsure: set[str] = set()  # names that must be pulled, whatever the record says
@@ -88,13 +89,31 @@ class Node:
     def use(self, settings: Settings) -> None:
         """Take what may change at run time."""
         self.settings = settings
-        self.health.use(settings.servers)
         self.names.configure(settings.watch)
 
-    def list_servers(self, first: str = "") -> list[dict[str, str]]:
-        """As a job takes them: `first`, then those that answer, then the others."""
-        listed = sorted(self.health.list_all(), key=lambda server: server.url != first)
-        return [{"url": server.url, "token": server.token} for server in listed]
+    def servers_of(self, ref: str) -> tuple[Server, ...]:
+        """Where a name comes from: the configured servers, without any its own registry."""
+        if self.settings.servers:
+            return self.settings.servers
+        url = Reference.parse(ref).registry_url
+        if not url:
+            raise UsageError(
+                f"{ref} names no registry, and this agent has no server",
+                hint="name it with its registry, or give the agent a --server",
+            )
+        return (Server(url, is_registry=True),)
+
+    def list_places(self) -> list[Server]:
+        """All servers, or registries of names."""
+        if self.settings.servers:
+            return list(self.settings.servers)
+        urls = {name.reference.registry_url for name in self.names} - {""}
+        return [Server(url, is_registry=True) for url in sorted(urls)]
+
+    def list_servers(self, ref: str, first: str = "") -> list[dict[str, object]]:
+        """Those of a name as a job takes them: `first`, then those that answer, then the others."""
+        listed = self.health.list_all(self.servers_of(ref))
+        return [asdict(one) for one in sorted(listed, key=lambda server: server.url != first)]
 
     # --- what happened -----------------------------------------------------------------------
 

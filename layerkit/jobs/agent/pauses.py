@@ -4,7 +4,7 @@ that are passed in."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +14,7 @@ __all__ = ["Health", "Pause"]
 
 FIRST_SECONDS: Final = 1.0
 MOST_SECONDS: Final = 300.0
+MOST_ASKED: Final = 3600.0  # that a server may ask to be left alone
 Dice = Callable[[], float]  # from 0 to 1
 
 
@@ -49,35 +50,33 @@ class Health:
 
     now: Callable[[], float]
     dice: Dice = random.random
-    servers: tuple[Server, ...] = ()
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
-    def use(self, servers: Iterable[Server]) -> None:
-        self.servers = tuple(servers)
-
-    def list_usable(self) -> tuple[Server, ...]:
-        """Servers to ask, in the order of the configuration; those that failed are left out."""
+    def list_usable(self, servers: Iterable[Server]) -> tuple[Server, ...]:
+        """Those of `servers` to ask, in their order; those that failed are left out."""
         now = self.now()
-        return tuple(server for server in self.servers if self._until(server) <= now)
+        return tuple(server for server in servers if self._until(server) <= now)
 
-    def list_all(self) -> tuple[Server, ...]:
-        """All servers, those that failed last."""
-        usable = self.list_usable()
-        return (*usable, *(server for server in self.servers if server not in usable))
+    def list_all(self, servers: Sequence[Server]) -> tuple[Server, ...]:
+        """All of them, those that failed last."""
+        usable = self.list_usable(servers)
+        return (*usable, *(server for server in servers if server not in usable))
 
-    def seconds_left(self) -> float:
-        """Until a server is usable again."""
-        ends = [self._until(server) for server in self.servers]
+    def seconds_left(self, servers: Iterable[Server]) -> float:
+        """Until one of them is usable again."""
+        ends = [self._until(server) for server in servers]
         return max(0.0, min(ends, default=0.0) - self.now())
 
     def worked(self, server: Server) -> None:
         self._seen.pop(server.url, None)
 
-    def failed(self, server: Server) -> None:
-        """Unless it is left alone already: what failed at the same time is one failure."""
+    def failed(self, server: Server, asked: float = 0.0) -> None:
+        """Unless it is left alone already: what failed at the same time is one failure. `asked`:
+        seconds that it asks for itself."""
         seen = self._seen.setdefault(server.url, _Seen(Pause(dice=self.dice, most=60.0)))
         if seen.until <= self.now():
-            seen.until = self.now() + seen.pause.next()
+            pause = max(seen.pause.next(), min(asked, MOST_ASKED) * (1.0 + 0.1 * self.dice()))
+            seen.until = self.now() + pause
 
     def _until(self, server: Server) -> float:
         seen = self._seen.get(server.url)

@@ -34,10 +34,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A chunk server or a registry; the token is shown to it alone."""
+    """A chunk server, the token is shown to it alone; or a registry, which has docker's logins."""
 
     url: str
     token: str = field(default="", repr=False)
+    is_registry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Settings:
     client_cert: Path | None = None
     client_key: Path | None = None
     verify: tuple[Path, ...] = ()  # public keys, one of which must have signed an image
+    token_realms: tuple[str, ...] = ()  # hosts of token services that get a registry's credentials
+    docker_config: Path | None = None  # docker's config.json, if not the usual one
     docker: str = ""
     containerd: str = ""
     containerd_namespace: str = ""
@@ -103,8 +106,17 @@ def load_settings(options: Mapping[str, Any], default_store: Path) -> Settings:
         made[key] = _PARSERS[key](key, value)
     if made.get("rootfs") and made.get("layouts"):
         raise UsageError("an agent writes a rootfs or layouts, not both")
-    if not made["servers"]:
-        raise UsageError("an agent needs a server", hint="name one with --server URL")
+    for ref in () if made["servers"] else made.get("watch", ()):
+        if not Reference.parse(ref).host:
+            raise UsageError(
+                f"{ref} names no registry",
+                hint="write registry.example/name:tag, or name a chunk server with --server URL",
+            )
+    if token and not made["servers"]:
+        raise UsageError(
+            "a token is for chunk servers, and none is named",
+            hint="log in to a registry with 'docker login', or name a --server",
+        )
     return Settings(**made)
 
 
@@ -250,6 +262,8 @@ _PARSERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "client_cert": _file,
     "client_key": _file,
     "verify": _files,
+    "token_realms": _texts,
+    "docker_config": _path,
     "watch": _refs,
     "keep": _count(1),
     "pulls": _count(1),

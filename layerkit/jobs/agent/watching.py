@@ -2,8 +2,9 @@
 
 A chunk server holds each question until there is news; with more names than connections the
 questions are shorter, so that each name has its turn within a minute. Any other registry is asked
-now and then. A version that does not come whole is tried again with growing pauses; meanwhile the
-server is asked for the one after it, so that a mended image is not waited for.
+now and then, over few connections. A version that does not come whole is tried again with growing
+pauses; meanwhile the server is asked for the one after it, so that a mended image is not waited
+for.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from layerkit.digest import Digest
 from layerkit.edges.polling import Answer, Poller, Question
-from layerkit.errors import LayerkitError, NotFoundError, RemoteDeniedError, RemoteError
+from layerkit.errors import (
+    BusyError,
+    LayerkitError,
+    NotFoundError,
+    RemoteDeniedError,
+    RemoteError,
+    UnauthorizedError,
+)
+from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.keeper import Keeper
 from layerkit.jobs.agent.names import Name
 from layerkit.jobs.agent.pauses import Pause
@@ -27,6 +36,7 @@ from layerkit.jobs.agent.settings import Server
 __all__ = ["Watching"]
 
 WAIT_SECONDS: Final = 50.0  # that a server holds a question; it and balancers allow 60
+LOOKS: Final = 4  # connections to one registry: its answers take no time
 PLAIN_SECONDS: Final = 300.0  # until a server without long polls is asked for one again
 _log = logging.getLogger(__name__)
 
@@ -54,7 +64,8 @@ class Watching:
     dice: Callable[[], float] = random.random
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _plain: dict[str, float] = field(default_factory=dict)  # server -> no long poll until
-    _polls: asyncio.Semaphore | None = None
+    _polls: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    _headers: dict[tuple[str, str], str] = field(default_factory=dict)  # that registries accept
 
     def follow(self) -> None:
         """Start and stop tasks, so that what is watched is watched."""
@@ -139,9 +150,9 @@ class Watching:
 
     async def _ask(self, sight: _Sight) -> tuple[str, Answer]:
         """The first server that answers, and what; RemoteError when none does."""
-        health = self.keeper.node.health
-        while not (servers := health.list_usable()):
-            await asyncio.sleep(health.seconds_left() + self.dice())
+        health, places = self.keeper.node.health, self.keeper.node.servers_of(sight.name.ref)
+        while not (servers := health.list_usable(places)):
+            await asyncio.sleep(health.seconds_left(places) + self.dice())
         have, wait = sight.name.list_have(), self._wait_seconds()
         if sight.refused is not None:  # is there something after it?
             have = (sight.refused, *(one for one in have if one != sight.refused))
@@ -149,18 +160,19 @@ class Watching:
         reference = sight.name.reference
         question = Question(reference.repository, reference.tag, have, self.platform)
         failure: LayerkitError | None = None
-        if self._polls is None:
-            self._polls = asyncio.Semaphore(self.keeper.node.settings.polls)
-        async with self._polls:
+        async with self._slots(servers[0]):
             for server in servers:
                 try:
-                    answer = await self._ask_one(server, question, wait)
+                    if server.is_registry:
+                        answer = await self._look(server, reference, question)
+                    else:
+                        answer = await self._ask_one(server, question, wait)
                     health.worked(server)
                     return server.url, answer
                 except (RemoteDeniedError, NotFoundError) as exc:
                     failure = exc  # it answers: other names may be there
                 except RemoteError as exc:
-                    health.failed(server)
+                    health.failed(server, exc.seconds if isinstance(exc, BusyError) else 0.0)
                     failure = exc
         assert failure is not None
         raise failure
@@ -175,6 +187,28 @@ class Watching:
                 self._plain[server.url] = self.now() + PLAIN_SECONDS
             return answer
         return await self.poller.look(server.url, server.token, question)
+
+    def _slots(self, server: Server) -> asyncio.Semaphore:
+        """Connections that may be in use at once: of all chunk servers, or of one registry."""
+        count = LOOKS if server.is_registry else self.keeper.node.settings.polls
+        key = server.url if server.is_registry else ""
+        return self._polls.setdefault(key, asyncio.Semaphore(count))
+
+    async def _look(self, server: Server, ref: Reference, question: Question) -> Answer:
+        """Ask a registry what the tag names. What it wants to be shown for that a job finds out,
+        which may ask a token service or a credential helper; it holds for some minutes."""
+        question = replace(question, name=ref.registry_name)
+        key = (server.url, question.name)
+        try:
+            return await self.poller.look(server.url, self._headers.get(key, ""), question)
+        except UnauthorizedError:
+            self._headers.pop(key, None)
+            found = await self.keeper.node.run("authorize", ref=str(ref), servers=[asdict(server)])
+            if not found["header"]:
+                raise
+            answer = await self.poller.look(server.url, found["header"], question)
+            self._headers[key] = found["header"]
+            return answer
 
     def _wait_seconds(self) -> float:
         """So that each name is asked for within WAIT_SECONDS, with `polls` connections."""

@@ -40,6 +40,8 @@ class Place:
     client_cert: str = ""
     client_key: str = ""
     verify: tuple[str, ...] = ()  # files of public keys
+    token_realms: tuple[str, ...] = ()
+    docker_config: str = ""
 
     @classmethod
     def of(cls, settings: Settings, path: str) -> Place:
@@ -61,6 +63,8 @@ class Place:
             client_cert=str(settings.client_cert or ""),
             client_key=str(settings.client_key or ""),
             verify=tuple(map(str, settings.verify)),
+            token_realms=settings.token_realms,
+            docker_config=str(settings.docker_config or ""),
         )
 
     @classmethod
@@ -72,7 +76,7 @@ class Place:
         return asdict(self)
 
 
-def parse_servers(documents: list[dict[str, str]]) -> tuple[Server, ...]:
+def parse_servers(documents: list[dict[str, Any]]) -> tuple[Server, ...]:
     return tuple(Server(**entry) for entry in documents)
 
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from layerkit.digest import Digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
@@ -29,6 +29,7 @@ from layerkit.edges.remote import Remote
 from layerkit.edges.spares import VERSIONS_NAME, Spares
 from layerkit.edges.store import Store
 from layerkit.edges.tools import Tools
+from layerkit.edges.upstream import Upstream
 from layerkit.edges.versions import VersionFolders
 from layerkit.errors import (
     FormatError,
@@ -52,6 +53,9 @@ from layerkit.jobs.pull import (
     rebuild_forms,
 )
 from layerkit.jobs.pull.signatures import Keys, is_signed
+
+if TYPE_CHECKING:
+    from layerkit.edges.registry.upstream import RegistryUpstream
 
 __all__ = ["STAGING_NAME", "main", "run_job"]
 
@@ -88,11 +92,29 @@ class _Bench:
 
         return Verifier.load(map(Path, self.place.verify))
 
-    def open_remote(self, server: Server) -> Remote:
-        """A client of one server, with its token and what the place says of certificates."""
+    @property
+    def tls(self) -> Tls:
         names = self.place.ca, self.place.client_cert, self.place.client_key
-        tls = Tls(*(Path(name) if name else None for name in names))
-        return Remote(server.url, token=server.token, tls=tls)
+        return Tls(*(Path(name) if name else None for name in names))
+
+    def open_upstream(self, server: Server) -> Upstream:
+        """A client of one server, with its token, or of a registry, with docker's logins."""
+        if server.is_registry:
+            return self.open_registry(server)
+        return Remote(server.url, token=server.token, tls=self.tls)
+
+    def open_registry(self, server: Server) -> RegistryUpstream:
+        from layerkit.edges.registry.upstream import open_upstream  # `daemon` has it loaded
+
+        return open_upstream(
+            server.url,
+            self.store,
+            config=Path(self.place.docker_config) if self.place.docker_config else None,
+            ca=self.tls.ca,
+            client_cert=self.tls.client_cert,
+            client_key=self.tls.client_key,
+            realms=self.place.token_realms,
+        )
 
 
 def run_job(job: Mapping[str, object], disk: Disk | None = None) -> Mapping[str, object]:
@@ -152,8 +174,8 @@ def _pull_from_any(
     failure: LayerkitError | None = None
     for server in servers:
         try:
-            with bench.open_remote(server) as remote:
-                if update:
+            with bench.open_upstream(server) as remote:
+                if update and isinstance(remote, Remote):
                     remote.offer_update(ref.repository, ref.tag, update)
                 found = pull(
                     ref,
@@ -178,11 +200,18 @@ def _pull_from_any(
     raise failure
 
 
+def _authorize(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
+    """The Authorization header that a registry wants for a look at `ref`; "" for none."""
+    ref = Reference.parse(job["ref"]).tagged
+    with bench.open_registry(parse_servers(job["servers"])[0]) as upstream:
+        return {"header": upstream.authorize(ref.repository, ref.tag)}
+
+
 def _make_spare(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     """The tree of all layers of the current version but the highest, for the next version."""
     ref = Reference.parse(job["ref"]).tagged
     server = parse_servers(job["servers"])[0]  # not asked: the store has all
-    with bench.open_remote(server) as remote:
+    with bench.open_upstream(server) as remote:
         made = make_spare(
             ref, remote, bench.store, bench.spares, disk=bench.disk, platform=bench.platform
         )
@@ -194,7 +223,7 @@ def _rebuild(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
     ref = Reference.parse(job["ref"]).tagged
     for server in parse_servers(job["servers"]):
         try:
-            with bench.open_remote(server) as remote:
+            with bench.open_upstream(server) as remote:
                 count = rebuild_forms(ref, remote, bench.store, platform=bench.platform)
                 return {"count": count}
         except NEXT_SERVER as exc:
@@ -363,6 +392,7 @@ def _list(bench: _Bench, _: Mapping[str, Any]) -> dict[str, object]:
 
 _JOBS: Final = {
     "pull": _pull,
+    "authorize": _authorize,
     "rebuild": _rebuild,
     "spare": _make_spare,
     "remove": _remove,
