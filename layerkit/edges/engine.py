@@ -179,6 +179,10 @@ class Containerd:
         return True  # its name moved on; containerd itself drops what no name leads to
 
     def _ctr(self, seconds: float, *argv: str) -> str:
+        if not Path(self._address).exists():  # ctr would wait for it for ten seconds
+            raise ToolError(
+                f"containerd at {self._address} cannot {argv[1]}", cause="there is no such socket"
+            )
         where = ("-a", self._address, "-n", self._namespace)
         env = {"PATH": self._tools.env.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
         done = self._tools.run(("ctr", *where, *argv), env=env, timeout=seconds)
