@@ -268,6 +268,21 @@ def _shelf_entry() -> Pieces:
     ]
 
 
+def _bundle() -> Pieces:
+    index, blob = b'{"schemaVersion":2,"manifests":[]}', b"a blob"
+    return [
+        (b"LKBN", "magic"),
+        (b"\1\0\x0c\0", "major, minor, header size"),
+        (b"\2\0\0\0", "count of parts"),
+        (sha256_digest(index).raw, "SHA-256 of the first part"),
+        (bytes((len(index),)) + bytes(7), "its size"),
+        (sha256_digest(blob).raw, "SHA-256 of the second part"),
+        (bytes((len(blob),)) + bytes(7), "its size"),
+        (index, "the first part: an OCI index"),
+        (blob, "the second"),
+    ]
+
+
 def cases() -> Iterator[Case]:
     forms = (
         ("addressfree/minimal.txt", "a function, a string, two references", "Address-free form",
@@ -276,6 +291,7 @@ def cases() -> Iterator[Case]:
         ("layerform/two-parts.txt", "a raw run and a binary", "Layer form", _layer_form(), 4),
         ("update/parts.txt", "documents and three parts", "Update", _update(), 4),
         ("labels/raw.txt", "the labels of a raw binary", "Labels of a layer", _labels(), 4),
+        ("bundle/two-parts.txt", "an index and a blob", "Bundle", _bundle(), 4),
         ("shelf/entry.txt", "five bytes under a key", "Shelf entry", _shelf_entry(), 4),
     )  # fmt: skip
     for path, name, spec, pieces, major_at in forms:

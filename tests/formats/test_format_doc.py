@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerkit.formats import (
+    bundle,
     chunkmanifest,
     chunksync,
     delta,
@@ -17,11 +18,13 @@ from layerkit.formats import (
     layerform,
     protocol,
     shelf,
+    signature,
     tokens,
     update,
 )
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.chunker import MAX_CHUNK_SIZE, PROFILES
+from layerkit.jobs.pull import signatures
 
 DOC = (Path(__file__).parent.parent.parent / "docs/format.md").read_text()
 STRUCTS = {
@@ -31,6 +34,8 @@ STRUCTS = {
     ("Chunk manifest change", "Header"): chunksync.HEADER,
     ("Chunk batch", "Header"): protocol.BATCH_HEADER,
     ("Update", "Header"): update.HEADER,
+    ("Bundle", "Header"): bundle.HEADER,
+    ("Bundle", "Row"): bundle.ROW,
     ("Shelf entry", ""): shelf.HEADER,
     ("Labels of a layer", ""): layerform.LABELS_HEADER,
 }
@@ -80,6 +85,7 @@ def test_limits_are_the_codes() -> None:
         f"{protocol.MAX_REQUEST_COUNT:,}",
         f"{protocol.MAX_WINDOW_SIZE >> 20} MiB",
         f"{protocol.MAX_ERRORS_SIZE >> 10} KiB",
+        f"{signature.MAX_BUNDLE_SIZE >> 10} KiB; {signatures.MAX_COUNT} are looked at",
     ]
 
 

@@ -31,7 +31,7 @@ from vector_cases import (
 )
 
 from layerkit.errors import VersionError
-from layerkit.formats import addressfree, delta, layerform, shelf, update
+from layerkit.formats import addressfree, bundle, delta, layerform, shelf, update
 from layerkit.formats.addressfree import wire
 from layerkit.formats.delta.covers import Cover, write_covers
 from layerkit.formats.delta.far import write_far
@@ -39,6 +39,7 @@ from layerkit.formats.delta.far import write_far
 CASES = {case.path: case for case in cases()}
 READ: dict[str, Callable[[bytes], object]] = {
     "addressfree": addressfree.decode,
+    "bundle": lambda data: bundle.parse_head(data, len(data)),
     "delta": lambda data: delta.patch([OLD], data),
     "labels": lambda data: layerform.rebuild_layer(RAW_RUN + HELD, data),
     "layerform": layerform.decode_layer,
@@ -48,6 +49,7 @@ READ: dict[str, Callable[[bytes], object]] = {
 # SHA-256 of each vector's bytes, versions 0.0
 FROZEN = {
     "addressfree/minimal.txt": "e6d86a0293785f09b27fb393fdb79036446e147f65fb5aa3f12d25c3196be4a7",
+    "bundle/two-parts.txt": "8a1acd2988159ebd443eb06b2feddd393848197b0cfaa65316b68ac1233b7e93",
     "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
     "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
     "labels/raw.txt": "1aeaafeb51cb90599547f997255f9089cedf1c7a3d2756e9f472b046eab61bac",

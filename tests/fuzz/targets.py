@@ -28,12 +28,14 @@ from layerkit.digest import raw_chunk_id, sha256_digest
 from layerkit.errors import FormatError, IntegrityError
 from layerkit.formats import (
     addressfree,
+    bundle,
     chunkmanifest,
     chunksync,
     delta,
     formpack,
     kernel,
     layerform,
+    signature,
     update,
 )
 from layerkit.formats.addressfree import model, rewriting, wire
@@ -519,6 +521,59 @@ def seeds_packed_form() -> list[bytes]:
     return found
 
 
+# --- bundles and signatures
+
+
+def run_bundle(data: bytes) -> None:
+    """0: a head and the file's size behind it; else a file. What is parsed serializes to the head."""
+    size = len(data)
+    if data[:1] == b"\0":
+        size, data = int.from_bytes(data[1:7], "little"), data[7:]
+    with contextlib.suppress(FormatError):
+        parts = bundle.parse_head(data, size)
+        made = bundle.serialize_head([(part.digest, part.size) for part in parts])
+        assert parts[-1].offset + parts[-1].size == size
+        assert made[bundle.HEADER.size :] in data
+
+
+def seeds_bundle() -> list[bytes]:
+    listed = [(sha256_digest(bytes((at,))), at + 1) for at in range(3)]
+    head = bundle.serialize_head(listed)
+    size = len(head) + sum(size for _, size in listed)
+    return [head + bytes(6), b"\0" + size.to_bytes(6, "little") + head]
+
+
+def run_signature(data: bytes) -> None:
+    """0: a sigstore bundle; 1: one around the statement that follows; 2: a simple signing."""
+    kind, rest = data[:1], data[1:]
+    with contextlib.suppress(FormatError):
+        if kind == b"\1":
+            claim = signature.parse_bundle(signature.make_bundle(rest, b"x", ""))
+            assert claim.signed == signature.signed_bytes(rest)
+        elif kind == b"\2":
+            claim = signature.parse_simple(rest, "eA==")
+            assert claim.signed == rest and len(claim.images) == 1
+        else:
+            claim = signature.parse_bundle(rest)
+        assert all(image.algorithm == "sha256" for image in claim.images)
+
+
+def seeds_signature() -> list[bytes]:
+    image = sha256_digest(b"")
+    statement = signature.make_statement(image)
+    simple = (
+        b'{"critical":{"identity":{"docker-reference":"a/b"},"image":{"docker-manifest-digest":'
+    )
+    simple += (
+        b'"%s"},"type":"cosign container image signature"},"optional":null}' % str(image).encode()
+    )
+    return [
+        b"\0" + signature.make_bundle(statement, b"signature", "key"),
+        b"\1" + statement,
+        b"\2" + simple,
+    ]
+
+
 TARGETS = {
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
@@ -532,4 +587,6 @@ TARGETS = {
     "layer-form": Target(run_layer_form, seeds_layer_form, 8192),
     "layer-labels": Target(run_layer_labels, seeds_layer_labels, 2048),
     "update": Target(run_update, seeds_update, 2048),
+    "bundle": Target(run_bundle, seeds_bundle, 2048),
+    "signature": Target(run_signature, seeds_signature, 2048),
 }
