@@ -41,6 +41,7 @@ _DISTROLESS: Final = re.compile(r"var/lib/dpkg/status\.d/[^/]+\.md5sums")
 _APK: Final = "lib/apk/db/installed"
 _PYTHON: Final = frozenset(("site-packages", "dist-packages"))
 _NODE: Final = frozenset(("node_modules", ".yarn", ".pnpm-store"))
+_SYSTEM_NODE: Final = re.compile(r"usr/(?:local/)?(?:lib|share)/")  # npm comes with node
 _JAR_FOLDERS: Final = frozenset(("lib", "libs", "ext-lib", "dependency", "dependencies"))
 _JAVA_APPS: Final = frozenset(("BOOT-INF", "WEB-INF"))
 _SPRING_LOADER: Final = "org/springframework/boot/loader/"
@@ -178,11 +179,11 @@ def _by_language(path: str, node: Node, *, is_app: bool) -> int | None:
     folders = parts[:-1] if node.kind != FOLDER else parts
     if not _PYTHON.isdisjoint(folders):
         return _DEPS
-    is_systems = parts[0] == "usr" and not is_app  # npm comes with node, some jars with a JDK
     if not _NODE.isdisjoint(folders) or parts[-1] in (".pnp.cjs", ".pnp.loader.mjs"):
-        return _BASE if is_systems else _DEPS
+        return _BASE if _SYSTEM_NODE.match(path) and not is_app else _DEPS
     if parts[-1].endswith(".jar") and not _JAR_FOLDERS.isdisjoint(folders):
-        return _BASE if is_systems and _JAVA_APPS.isdisjoint(folders) else _DEPS
+        is_systems = parts[0] == "usr" and not is_app and _JAVA_APPS.isdisjoint(folders)
+        return _BASE if is_systems else _DEPS  # some come with a JDK or a server
     if _SPRING_LOADER in path:
         return _DEPS
     if folders and folders[0] not in SYSTEM and not _JAVA_APPS.isdisjoint(folders):
