@@ -113,9 +113,12 @@ class Index:
         self._db.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; the commit is one step of the disk."""
+    def transaction(self, *, is_hint: bool = False) -> Iterator[sqlite3.Connection]:
+        """All or nothing; the commit is one step of the disk. `is_hint`: a power cut may undo it,
+        with all hints after it, for nobody is wrong without it; the next real commit makes it
+        durable, too."""
         with _mapped(self.path):
+            self._db.execute(f"PRAGMA synchronous={'NORMAL' if is_hint else 'FULL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

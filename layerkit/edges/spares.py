@@ -26,12 +26,10 @@ from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.errors import LayerkitError
 
-__all__ = ["MAX_COUNT", "STORE_COUNT", "STORE_NAME", "VERSIONS_NAME", "Spares"]
+__all__ = ["MAX_COUNT", "VERSIONS_NAME", "Spares"]
 
 VERSIONS_NAME: Final = f"{TEMP_PREFIX}spares"  # beside an agent's versions
-STORE_NAME: Final = "spares"  # in a store
 MAX_COUNT: Final = 8  # each takes what the lower layers of an image take
-STORE_COUNT: Final = 2  # of a store: for who pulls now and then
 TAKEN_SECONDS: Final = 3600.0  # after which what was taken, and not used, is what a crash left
 
 

@@ -30,9 +30,11 @@ __all__ = [
     "batch_chunks",
     "choose_method",
     "crossing_bandwidth",
+    "guess_bandwidth",
     "plan_pull",
     "prefers_documents",
     "prefers_plain",
+    "prefers_unpacked",
     "replan",
 ]
 
@@ -43,7 +45,10 @@ PLAIN_PART: Final = 2.5  # plain bytes of a byte of a layer blob, where one of t
 MARGIN: Final = 0.05  # seconds that fewer bytes may cost: nobody notices, and the line is shared
 UPDATE_MARGIN: Final = 0.25  # seconds that an update may take longer: it leaves no form to be made
 TYPICAL_SIZES: Final = (2_400_000, 6_000_000)  # bytes of a function's code layer: blob, plain
+TYPICAL_FORM: Final = 1_670_000  # bytes of its form
 TYPICAL_PACKED: Final = 1_400_000  # bytes of its packed form
+NEAR_ROUND_TRIP: Final = 0.01  # seconds of a first answer, connection included: one network
+NEAR_BANDWIDTH: Final = 60e6  # bytes a second that a near server is taken for: half of 1 Gbit/s
 PLAIN_TRIPS: Final = 2  # round trips of a plain pull before its layers: manifest and config
 BLOB, FORM, PACKED, CHUNKS, UPDATE = "blob", "form", "packed", "chunks", "update"
 METHODS: Final = (BLOB, FORM, PACKED, CHUNKS, UPDATE)
@@ -219,6 +224,19 @@ def prefers_documents(rates: Rates) -> bool:
     first update, which brings packed forms?"""
     size, plain_size = TYPICAL_SIZES
     return choose_method({BLOB: size, PACKED: TYPICAL_PACKED}, plain_size, rates) == BLOB
+
+
+def prefers_unpacked(rates: Rates) -> bool:
+    """Does a packed form take longer to unpack than its bytes save?"""
+    plain_size = TYPICAL_SIZES[1]
+    packed = rates.seconds(PACKED, TYPICAL_PACKED, plain_size)
+    return rates.seconds(FORM, TYPICAL_FORM, plain_size) <= packed
+
+
+def guess_bandwidth(round_trip: float) -> float:
+    """Bytes a second of a line of which only the time of an answer was seen, in seconds; 0: not
+    even that. A server that is near is on the same network, as a rule."""
+    return NEAR_BANDWIDTH if 0 < round_trip <= NEAR_ROUND_TRIP else Rates().bandwidth
 
 
 def replan(layer: LayerPlan, rates: Rates) -> LayerPlan:

@@ -190,9 +190,9 @@ class Store:
         new: Mapping[Digest, tuple[bytes, str]] | None = None,
         others: Sequence[str] = (),
     ) -> None:
-        """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks, and
-        so do `others`, in the same step. `new` are blobs with data and kind, put in the same step. StoreChangedError, and nothing is
-        committed, when something of it has gone meanwhile: pull again."""
+        """The one commit point: `ref` now names `digest`, which needs `blobs` and their chunks; so
+        do `others`. `new` are blobs with data and kind, put in the same step. StoreChangedError,
+        and nothing is committed, when something of it has gone meanwhile: pull again."""
         used_at = int(self._now())
         session = self._sessions.token
         self._images.commit(ref, digest, blobs, new or {}, used_at, session, others)

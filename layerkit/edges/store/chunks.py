@@ -11,13 +11,13 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from layerkit.digest import Digest, check_digest, chunk_id, sha256_digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.index import REPAIR_HINT, Index, as_bytes, as_int
 from layerkit.edges.pack import PACK_RECORD, PACK_START, PackReader
-from layerkit.errors import ChunkDigestError, FormatError, NotFoundError
+from layerkit.errors import ChunkDigestError, FormatError, NotFoundError, StoreError
 from layerkit.formats.chunker import MAX_CHUNK_SIZE
 
 __all__ = ["Chunks"]
@@ -44,21 +44,26 @@ class Chunks:
 
     def has_raw(self, raw_ids: Iterable[bytes]) -> set[bytes]:
         """Those of the ids that are held."""
-        return set(self._find(set(raw_ids)))
+        return {as_bytes(row[0]) for row in self._list_rows("id", raw_ids)}
 
     def _find(self, raw_ids: set[bytes]) -> dict[bytes, tuple[str, int, int]]:
         """Where chunks lie: pack, offset, size."""
-        wanted = sorted(raw_ids)  # in the index's own order
-        found: dict[bytes, tuple[str, int, int]] = {}
+        rows: list[Any] = self._list_rows("id, pack, offset, size", raw_ids)
+        kinds = [set(map(type, column)) for column in zip(*rows, strict=True)]
+        if rows and kinds != [{bytes}, {int}, {int}, {int}]:  # by columns: 2 us a row otherwise
+            raise StoreError("index holds a value of the wrong type", hint=REPAIR_HINT)
         names = {row[0]: str(row[1]) for row in self._index.query("SELECT pack, name FROM packs")}
+        return {raw: (names.get(pack, ""), at, size) for raw, pack, at, size in rows}
+
+    def _list_rows(self, columns: str, raw_ids: Iterable[bytes]) -> list[tuple[object, ...]]:
+        """These columns of the chunks that are held."""
+        wanted = sorted(set(raw_ids))  # in the index's own order
+        rows: list[tuple[object, ...]] = []
         for start in range(0, len(wanted), QUERY_COUNT):
-            raw = wanted[start : start + QUERY_COUNT]
-            marks = ",".join("?" * len(raw))
-            for name, pack, offset, size in self._index.query(
-                f"SELECT id, pack, offset, size FROM chunks WHERE id IN ({marks})", raw
-            ):
-                found[as_bytes(name)] = (names.get(pack, ""), as_int(offset), as_int(size))
-        return found
+            some = wanted[start : start + QUERY_COUNT]
+            marks = ",".join("?" * len(some))
+            rows += self._index.query(f"SELECT {columns} FROM chunks WHERE id IN ({marks})", some)
+        return rows
 
     def get_all(self, raw_ids: Sequence[bytes], want: Digest, what: str) -> bytes:
         """Chunks joined, verified as a whole by `want`; when it does not match, one by one, so that

@@ -8,7 +8,7 @@ believed. A commit checks, in its own transaction, that all that the image needs
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,9 +111,11 @@ class Images:
         new: Mapping[Digest, tuple[bytes, str]],
         used_at: int,
         session: str,
+        others: Sequence[str] = (),
     ) -> None:
-        """The one commit point: `ref` names `digest`, which needs `blobs` (what it held before,
-        too) and the chunks of the chunk manifests among them. StoreChangedError if any is gone."""
+        """The one commit point: `ref` (and `others`) names `digest`, which needs `blobs` (what it
+        held before, too) and the chunks of the chunk manifests among them. StoreChangedError if any
+        is gone."""
         owner, blobs = str(digest), list(blobs)
         with self._index.transaction() as db:
             for each, (data, kind) in new.items():
@@ -125,10 +127,10 @@ class Images:
             _forget_lost(db, owner, set(map(str, blobs)))
             held = _holds(db, owner)
             _check_whole(db, held)
-            db.execute(
+            db.executemany(
                 "INSERT OR REPLACE INTO images (ref, digest, complete, used_at, seal)"
                 " VALUES (?, ?, 1, ?, ?)",
-                (ref, owner, used_at, _seal(ref, owner, held)),
+                [(name, owner, used_at, _seal(name, owner, held)) for name in (ref, *others)],
             )
             _seal_others(db, owner, held, ref)
 
@@ -216,7 +218,7 @@ class Images:
 
     def touch(self, digest: Digest, used_at: int) -> None:
         """The image was used."""
-        with self._index.transaction() as db:
+        with self._index.transaction(is_hint=True) as db:
             db.execute("UPDATE images SET used_at = ? WHERE digest = ?", (used_at, str(digest)))
 
     def remove(self, ref: str) -> bool:
@@ -290,7 +292,7 @@ class Images:
     def put_fact(self, name: str, value: str) -> None:
         if len(value) > MAX_FACT_SIZE:
             raise StoreError(f"fact {name} of {len(value)} characters is over {MAX_FACT_SIZE}")
-        with self._index.transaction() as db:
+        with self._index.transaction(is_hint=True) as db:
             db.execute(
                 "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)",
                 (name, _seal_fact(name, value)),

@@ -99,7 +99,7 @@ class Sessions:
             return
         held = self._index.query("SELECT 1 FROM claims UNION SELECT 1 FROM uses LIMIT 1")
         if held:
-            with self._index.transaction() as db:
+            with self._index.transaction(is_hint=True) as db:
                 db.executemany("DELETE FROM claims WHERE session = ?", rows)
                 db.executemany("DELETE FROM uses WHERE session = ?", rows)
 
@@ -112,7 +112,7 @@ class Sessions:
             raise AssertionError("a claim needs a session")
         wanted = set(raw_ids)
         others: set[bytes] = set()
-        with self._index.transaction() as db:
+        with self._index.transaction(is_hint=True) as db:
             taken = db.execute("SELECT id, session FROM claims").fetchall()
             live = {token for token in {str(row[1]) for row in taken} if self.is_live(token)}
             others = {
@@ -128,7 +128,7 @@ class Sessions:
 
     def release(self, raw_ids: Iterable[bytes]) -> None:
         """Give claims back, fetched or not."""
-        with self._index.transaction() as db:
+        with self._index.transaction(is_hint=True) as db:
             db.executemany(
                 "DELETE FROM claims WHERE id = ? AND session = ?",
                 ((raw, self.token) for raw in raw_ids),
@@ -170,12 +170,12 @@ class Sessions:
     def use(self, digest: Digest) -> Iterator[None]:
         """Image `digest` is being read: it is not evicted meanwhile."""
         with self.open() as token:
-            with self._index.transaction() as db:
+            with self._index.transaction(is_hint=True) as db:
                 db.execute("INSERT OR IGNORE INTO uses VALUES (?, ?)", (token, str(digest)))
             try:
                 yield
             finally:
-                with contextlib.suppress(StoreError), self._index.transaction() as db:
+                with contextlib.suppress(StoreError), self._index.transaction(is_hint=True) as db:
                     db.execute(
                         "DELETE FROM uses WHERE session = ? AND digest = ?", (token, str(digest))
                     )

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from layerkit.edges.upstream import Upstream
-from layerkit.formats.plan import METHODS, Rates
+from layerkit.formats.plan import METHODS, Rates, guess_bandwidth
 
 __all__ = ["Facts", "Stopwatch", "load_rates"]
 
@@ -46,11 +46,9 @@ def load_rates(facts: Facts, url: str) -> Rates:
     shares = [rate / getattr(start, name) for name, rate in known.items() if rate]
     usual = math.prod(shares) ** (1 / len(shares)) if shares else 1.0
     works = {name: rate or usual * getattr(start, name) for name, rate in known.items()}
-    return Rates(
-        _read(facts, _line_key(url, "round-trip"), start.round_trip),
-        _read(facts, _line_key(url, "bandwidth"), start.bandwidth),
-        **works,
-    )
+    round_trip = _read(facts, _line_key(url, "round-trip"), 0.0)
+    bandwidth = _read(facts, _line_key(url, "bandwidth"), 0.0)
+    return Rates(round_trip or start.round_trip, bandwidth or guess_bandwidth(round_trip), **works)
 
 
 @dataclass(slots=True)
@@ -76,6 +74,11 @@ class Stopwatch:
         """What is known by now, this pull included."""
         self._keep_line()
         return load_rates(self.facts, self.remote.url)
+
+    def knows_line(self) -> bool:
+        """Was it ever seen how fast bodies come from this server?"""
+        self._keep_line()
+        return _read(self.facts, _line_key(self.remote.url, "bandwidth"), 0.0) > 0
 
     def keep(self) -> None:
         """Keep what was seen."""

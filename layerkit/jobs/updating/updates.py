@@ -115,14 +115,15 @@ class Updates:
         within: float,
     ) -> Update:
         """The update to image `top` of repository `name` for who holds the images `have`, of
-        whichever repositories; none where the image has documents that no update can carry."""
+        whichever repositories; none where the image has documents that no update can carry. Who
+        waits for nothing (`within` 0) has a quick line, and gets no packed forms."""
         holders = [(old, self._library.find_holder(name, old, caller)) for old in have]
         images = [(old, holder) for old, holder in holders if holder is not None]
         images.sort(key=lambda image: image[1] != name)  # its own first, each as it was named
         known, is_sure = self._find_route(name, top, platform, tuple(images))
         if known is None:
             return Update(None, None, (), 0, is_sure)
-        wanted = _Wanted(self._library, name, known, caller, is_sure)
+        wanted = _Wanted(self._library, name, known, caller, is_sure, is_quick=within <= 0)
         wanted.make_parts(time.monotonic() + within)
         raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
         lacking = [one.layer for one in known.route.lacking]
@@ -219,8 +220,15 @@ class _Wanted:
     """One answer as it is made."""
 
     def __init__(
-        self, library: Library, name: str, known: _Known, caller: Caller, is_final: bool
+        self,
+        library: Library,
+        name: str,
+        known: _Known,
+        caller: Caller,
+        is_final: bool,
+        is_quick: bool = False,
     ) -> None:
+        self._is_quick = is_quick  # the line: a packed form would cost more than it saves
         self.parts: list[Part] = []
         self.is_final = is_final  # False: asked again, there may be a smaller one
         self._library = library
@@ -263,14 +271,16 @@ class _Wanted:
         are less."""
         layer, form = lacking.layer, pair[1]
         options = [_Option(form.size, FORM, partial(self._read, form))]
-        if layer.packed is not None:
+        if self._is_quick:
+            pass
+        elif layer.packed is not None:
             options.append(_Option(layer.packed.size, PACKED, partial(self._read, layer.packed)))
         elif packed := self._library.find_packed(form.digest):
             options.append(_Option(len(packed), PACKED, lambda: packed))
         if made is not None:
             options.append(_Option(len(made), DELTA, lambda: made))
         best = min(options, key=lambda option: (option.size, option.kind))
-        if best.kind == FORM and self._library.is_packing(form):
+        if best.kind == FORM and not self._is_quick and self._library.is_packing(form):
             self.is_final = False
         if best.size > CERTAIN_SIZE and self._estimate(pair) < best.size:
             chunks = self._make_chunks(lacking, pair)
