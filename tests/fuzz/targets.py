@@ -525,7 +525,7 @@ def seeds_packed_form() -> list[bytes]:
 
 
 def run_bundle(data: bytes) -> None:
-    """0: a head and the file's size behind it; else a file. What is parsed serializes to the head."""
+    """0: a file's size, then its head; else a file. What is parsed serializes to the same rows."""
     size = len(data)
     if data[:1] == b"\0":
         size, data = int.from_bytes(data[1:7], "little"), data[7:]
