@@ -29,6 +29,7 @@ from layerkit.formats.oci import (
     CHUNKS_ARTIFACT,
     INDEX_TYPES,
     MAX_ITEMS,
+    UPDATE_ARTIFACT,
     WAS_ARTIFACT,
     Descriptor,
     Index,
@@ -127,7 +128,13 @@ class RegistryOrigin:
             if top is not None
         ]
         listed = pool.map(lambda image: self._list_referrers(name, image), sorted(images))
-        referrers = {entry.digest: entry for group in listed for entry in group}
+        named = {image.digest for top in found.values() for image in self._images(name, top)}
+        referrers = {
+            entry.digest: entry
+            for image, group in zip(sorted(images), listed, strict=True)
+            for entry in group
+            if image in named or entry.artifact_type != UPDATE_ARTIFACT  # who goes to an old one?
+        }
         for digest in referrers:
             self._homes.setdefault(digest, set()).add(name)
         return entries + [referrers[digest] for digest in sorted(referrers)]
