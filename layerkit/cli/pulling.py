@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from layerkit.formats.reference import Reference
     from layerkit.jobs.pull import PullResult
 
-    Source = Callable[[], Upstream]
+    Source = Callable[[Store], Upstream]
 
 __all__ = ["add_pull_verb", "open_remote", "read_token", "trust_options"]
 
@@ -132,29 +132,27 @@ def pull(context: click.Context, /, ref: str, servers: tuple[str, ...], **facts:
         raise UsageError("--load and --dry-run exclude each other")
     facts["token"] = read_token(facts["token"], facts["token_file"])
     facts["check"] = load_check(facts["keys"])
+    sources = _list_sources(servers, parsed, facts)
     with Store(facts["store"], Disk(), facts["quota"]) as store, contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder()) if facts["load"] else None
         if scratch is not None:
             facts["output"] = facts["output"] or scratch / "layout"
-        sources = _list_sources(servers, parsed, store, facts)
         source, found = _pull_from_any(sources, parsed, store, state, facts)
         _show(found, parsed, state, _load(parsed, facts, scratch) if scratch else None)
         if found.plain_count:
             sys.stdout.flush()
-            with source() as remote:
+            with source(store) as remote:
                 _rebuild(parsed, remote, store, state, facts)
 
 
-def _list_sources(
-    servers: tuple[str, ...], ref: Reference, store: Store, facts: dict[str, Any]
-) -> list[Source]:
+def _list_sources(servers: tuple[str, ...], ref: Reference, facts: dict[str, Any]) -> list[Source]:
     """What opens each place that the image may come from."""
     if facts["bundle"] is not None:
         if servers or facts["token"]:
             raise UsageError("--bundle asks no server", hint="leave out --server and tokens")
-        return [partial(open_bundle, facts["bundle"], ref, store, facts)]
+        return [partial(open_bundle, facts["bundle"], ref, facts)]
     if servers:
-        return [partial(open_remote, url, facts) for url in servers]
+        return [partial(_open_server, url, facts) for url in servers]
     if not ref.host:
         raise UsageError(
             f"{ref} names no registry",
@@ -165,7 +163,7 @@ def _list_sources(
             "a token is for chunk servers, and none is named",
             hint=f"run 'docker login {ref.host}', or name one with --server URL",
         )
-    return [partial(open_registry, ref.registry_url, store, facts)]
+    return [partial(open_registry, ref.registry_url, facts)]
 
 
 def _pull_from_any(
@@ -174,7 +172,7 @@ def _pull_from_any(
     """Ask one after the other; what one has sent is not asked for again."""
     for at, source in enumerate(sources, 1):
         try:
-            with source() as remote:
+            with source(store) as remote:
                 return source, _pull_from(remote, ref, store, state, facts)
         except (RemoteError, IntegrityError, SignatureError) as exc:
             if at == len(sources):
@@ -183,7 +181,7 @@ def _pull_from_any(
     raise AssertionError("unreachable")
 
 
-def open_bundle(path: Path, ref: Reference, store: Store, facts: dict[str, Any]) -> Upstream:
+def open_bundle(path: Path, ref: Reference, facts: dict[str, Any], store: Store) -> Upstream:
     """A bundle that brings `ref` to this store; else NotFoundError, and nothing was touched."""
     from layerkit.edges.bundle import BundleUpstream
     from layerkit.jobs.bundle import check_usable
@@ -198,7 +196,7 @@ def open_bundle(path: Path, ref: Reference, store: Store, facts: dict[str, Any])
     return upstream
 
 
-def open_registry(url: str, store: Store, facts: dict[str, Any]) -> Upstream:
+def open_registry(url: str, facts: dict[str, Any], store: Store) -> Upstream:
     """The registry at `url`; what is found out about it is kept in the store."""
     from layerkit.edges.registry.upstream import open_upstream
 
@@ -212,6 +210,10 @@ def open_registry(url: str, store: Store, facts: dict[str, Any]) -> Upstream:
         client_key=facts["client_key"],
         realms=facts["realms"],
     )
+
+
+def _open_server(url: str, facts: dict[str, Any], store: Store) -> Upstream:
+    return open_remote(url, facts)
 
 
 def open_remote(url: str, facts: dict[str, Any]) -> Remote:

@@ -21,6 +21,7 @@ from layerkit.errors import (
     RemoteError,
     StoreFullError,
     ToolError,
+    UnauthorizedError,
     UsageError,
 )
 from layerkit.jobs.agent.api import make_handlers
@@ -32,6 +33,7 @@ from layerkit.jobs.agent.settings import Server, Settings, load_settings, parse_
 from layerkit.jobs.agent.watching import Watching
 
 HELLO = "hello:latest"
+FAR = "registry.example/hello:latest"
 ONE, TWO, THREE, FOUR = (sha256_digest(b"%d" % number) for number in range(4))
 
 
@@ -47,6 +49,7 @@ class PlayedJobs:
         self.engines: dict[str, Any] = {}
         self.pinned: set[str] = set()
         self.evictable: list[str] = []
+        self.header = "Bearer one"
 
     async def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         self.done.append(job)
@@ -94,6 +97,10 @@ class PlayedJobs:
         removed, self.evictable = self.evictable, []
         self.failures.clear()
         return {"removed": removed}
+
+    async def _authorize(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        assert job["servers"][0]["is_registry"]
+        return {"header": self.header}
 
     async def _gc(self, job: Mapping[str, Any]) -> dict[str, Any]:
         return {"chunk_count": 1, "freed_size": 2, "store_size": 3}
@@ -346,6 +353,7 @@ class PlayedPoller:
     def __init__(self, *answers: Answer | Exception | None) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, str, Question, float]] = []
+        self.shown: list[str] = []
         self.empty = asyncio.Event()
 
     async def wait_for_update(
@@ -354,6 +362,7 @@ class PlayedPoller:
         return await self._next("updates", url, question, wait)
 
     async def look(self, url: str, token: str, question: Question) -> Answer:
+        self.shown.append(token)
         found = await self._next("manifests", url, question, 0.0)
         assert found is not None
         return found
@@ -451,6 +460,96 @@ def test_with_more_names_than_connections_questions_are_shorter(tmp_path: Path) 
         await watching.stop()
 
     run(tmp_path, body, watch=tuple(f"n{at}:latest" for at in range(20)), polls=2)
+
+
+def look_at_registry(
+    folder: Path, *answers: Answer | Exception, **facts: Any
+) -> tuple[PlayedPoller, PlayedJobs]:
+    """Watch a name of a registry until the answers are used up."""
+    kept: list[Any] = []
+
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        jobs.served[FAR] = ONE
+        await keeper.pull(FAR)
+        jobs.header = facts.pop("header", jobs.header)
+        played = PlayedPoller(*answers)
+        kept.extend((played, jobs))
+        watching = Watching(keeper, played, "linux/amd64", dice=lambda: 0.0)  # type: ignore[arg-type]
+        watching.follow()
+        await asyncio.wait_for(played.empty.wait(), 10)
+        await watching.stop()
+
+    run(folder, body, servers=(), watch=(FAR,), poll_seconds=0.1)
+    return kept[0], kept[1]
+
+
+def test_a_registry_is_only_looked_at_and_shown_what_it_accepted(tmp_path: Path) -> None:
+    answers = [
+        UnauthorizedError("who?"),
+        Answer(False, ONE),
+        Answer(False, ONE),
+        Answer(False, ONE),
+    ]
+    poller, jobs = look_at_registry(tmp_path, *answers)
+    assert {what for what, *_ in poller.asked} == {"manifests"}
+    assert {url for _, url, _, _ in poller.asked} == {"https://registry.example"}
+    assert poller.shown == ["", *["Bearer one"] * 4]
+    assert len(jobs.list_done("authorize")) == 1
+    assert jobs.list_done("pull")[0]["servers"][0]["is_registry"]
+
+
+def test_a_token_that_has_ended_is_replaced(tmp_path: Path) -> None:
+    ended = UnauthorizedError("it has ended")
+    answers = [ended, Answer(False, ONE), ended, Answer(False, ONE)]
+    _, jobs = look_at_registry(tmp_path, *answers)
+    assert len(jobs.list_done("authorize")) == 2
+
+
+def test_a_registry_that_lets_nobody_in_is_told_of_and_not_asked_in_a_loop(tmp_path: Path) -> None:
+    poller, jobs = look_at_registry(tmp_path, UnauthorizedError("who?"), header="")
+    assert len(jobs.list_done("authorize")) == 1
+    assert len(poller.asked) == 2  # again after a pause
+
+
+def test_a_registry_that_is_busy_is_left_alone_as_long_as_it_asks() -> None:
+    clock = [0.0]
+    health = Health(lambda: clock[0], dice=lambda: 0.0)
+    one = Server("https://registry.example", is_registry=True)
+    health.failed(one, asked=20.0)
+    clock[0] = 19.9
+    assert not health.list_usable((one,))
+    clock[0] = 20.1
+    assert health.list_usable((one,)) == (one,)
+
+
+def test_many_names_of_a_registry_share_few_connections(tmp_path: Path) -> None:
+    refs = tuple(f"registry.example/n{at}:latest" for at in range(20))
+
+    async def body(keeper: Keeper, jobs: PlayedJobs) -> None:
+        for name in keeper.names:
+            name.add(str(ONE), 0.0)
+            keeper.node.unsure.discard(name.ref)
+        poller, running, most = PlayedPoller(), 0, 0
+
+        async def look(url: str, token: str, question: Question) -> Answer:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.005)
+            running -= 1
+            poller.asked.append(("manifests", url, question, 0.0))
+            return Answer(False, ONE)
+
+        poller.look = look  # type: ignore[method-assign]
+        watching = Watching(keeper, poller, "linux/amd64")  # type: ignore[arg-type]
+        watching.follow()
+        while len(poller.asked) < 20:
+            await asyncio.sleep(0.005)
+        assert len({question.name for _, _, question, _ in poller.asked[:20]}) == 20
+        assert most <= 4
+        await watching.stop()
+
+    run(tmp_path, body, servers=(), watch=refs)
 
 
 def test_pauses_double_by_half_at_random_and_end() -> None:
