@@ -248,6 +248,8 @@ def split(
         return
     for each in found.images:
         state.console.say(_describe_split(each))
+    for platform in found.left_out:
+        state.console.warn(f"{platform} is left out: only images for linux can be cut")
     state.console.result(found.reference)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges.layout import Layout
-from layerkit.errors import FormatError, NotFoundError
+from layerkit.errors import FormatError, NotFoundError, UsageError
 from layerkit.formats import oci
 from layerkit.formats.addressfree import Hints, read_hints
 from layerkit.formats.deflate import Compression, decompress
@@ -77,7 +77,8 @@ class SplitImage:
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """What was cut; `reference` is ``name@digest``. With `dry_run` nothing was written."""
+    """What was cut; `reference` is ``name@digest``. With `dry_run` nothing was written. `left_out`:
+    platforms of the index that are not linux, whose files are more than a tree says."""
 
     reference: str
     tag: str
@@ -85,6 +86,7 @@ class SplitResult:
     layout: str
     dry_run: bool
     images: tuple[SplitImage, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def split(
@@ -105,7 +107,7 @@ def split(
     Raises FormatError where a layer is no tar, or the new layers would not make the same files.
     """
     cut = _Cut(source, rules, recipe, packs, None if dry_run else layout)
-    entries, annotations = _list_images(source, top, platforms)
+    entries, left_out, annotations = _list_images(source, top, platforms)
     with contextlib.nullcontext() if dry_run else layout.batch():
         for entry in entries:
             cut.add(entry)
@@ -122,6 +124,7 @@ def split(
         str(layout.path),
         dry_run,
         tuple(cut.facts),
+        left_out,
     )
 
 
@@ -159,26 +162,34 @@ class _Cut:
 
 def _list_images(
     source: Source, top: oci.Descriptor, platforms: Sequence[oci.Platform]
-) -> tuple[list[oci.Descriptor], dict[str, str]]:
-    """The image, or the wanted ones of an index, and the index's annotations; attestations beside
-    them stay behind: they are about other bytes."""
+) -> tuple[list[oci.Descriptor], tuple[str, ...], dict[str, str]]:
+    """The image, or the wanted ones of an index; the platforms that are left out; the index's
+    annotations. Attestations beside images stay behind: they are about other bytes."""
     if top.media_type not in oci.INDEX_TYPES:
         index = oci.Index((replace(top, platform=_platform_of(source, top)),))
     else:
         index = oci.parse_index(source.read_blob(top))
-    images = [
-        entry
+    images = {
+        entry: str(entry.platform or _platform_of(source, entry))
         for entry in index.manifests
         if entry.media_type in oci.MANIFEST_TYPES
         and not (entry.platform and entry.platform.os == "unknown")
+    }
+    wanted = {str(platform) for platform in platforms}
+    found = [
+        entry
+        for entry, platform in images.items()
+        if (platform in wanted if wanted else platform.startswith("linux/"))
     ]
-    have = ", ".join(str(entry.platform) for entry in images) or "none"
-    found = [entry for entry in images if not platforms or entry.platform in platforms]
-    missing = [str(one) for one in platforms if one not in [entry.platform for entry in found]]
+    missing = ", ".join(sorted(wanted - {images[entry] for entry in found}))
     if missing or not found:
-        what = f"no image for {', '.join(missing)}" if missing else "no image"
-        raise NotFoundError(f"image {top.digest.short} has {what}", cause=f"it has {have}")
-    return found, dict(index.annotations)
+        what = f"image for {missing or 'linux'}"
+        have = ", ".join(images.values()) or "none"
+        raise NotFoundError(f"image {top.digest.short} has no {what}", cause=f"it has {have}")
+    if any(not images[entry].startswith("linux/") for entry in found):
+        raise UsageError("only images for linux can be cut")
+    left = sorted(platform for entry, platform in images.items() if entry not in found)
+    return found, tuple(() if wanted else left), dict(index.annotations)
 
 
 def _platform_of(source: Source, image: oci.Descriptor) -> oci.Platform:

@@ -13,7 +13,7 @@ from go_builds import build_go
 
 from layerkit.digest import sha256_digest
 from layerkit.edges.layout import Layout
-from layerkit.errors import FormatError, IntegrityError
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from layerkit.formats import oci, tar
 from layerkit.formats.deflate import compression_by_name, decompress
 from layerkit.formats.layerform import LABELS_TYPE
@@ -154,6 +154,31 @@ def test_every_image_of_an_index_is_cut_and_attestations_stay_behind(tmp_path: P
     found = run(layout, layout.put_blob(raw, oci.INDEX))
     assert [each.platform for each in found.images] == ["linux/amd64", "linux/arm64"]
     assert len(oci.parse_index(layout.read_blob(found.digest)).manifests) == 2
+
+
+def test_platforms_of_an_index_are_chosen_and_only_linux_is_cut(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    top = publish(layout, [write_tar(LOWER), write_tar(UPPER)])
+    names = ("linux/amd64", "linux/arm64", "windows/amd64")
+    entries = tuple(
+        oci.Descriptor(top.media_type, top.digest, top.size, platform=oci.parse_platform(name))
+        for name in names
+    )
+    raw = oci.serialize_index(oci.Index(entries, {"made.by": "somebody"}))
+    index = layout.put_blob(raw, oci.INDEX)
+    found = run(layout, index)
+    assert [each.platform for each in found.images] == ["linux/amd64", "linux/arm64"]
+    assert found.left_out == ("windows/amd64",)
+    made = oci.parse_index(layout.read_blob(found.digest))
+    assert made.annotations["made.by"] == "somebody"
+    assert made.annotations["dev.layerkit.split-from"] == str(index.digest)
+    one = run(layout, index, platforms=[oci.parse_platform("linux/arm64")])
+    assert [each.platform for each in one.images] == ["linux/arm64"]
+    assert one.left_out == ()
+    with pytest.raises(NotFoundError, match="s390x"):
+        run(layout, index, platforms=[oci.parse_platform("linux/s390x")])
+    with pytest.raises(UsageError, match="linux"):
+        run(layout, index, platforms=[oci.parse_platform("windows/amd64")])
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
