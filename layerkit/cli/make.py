@@ -249,7 +249,7 @@ def split(
     for each in found.images:
         state.console.say(_describe_split(each))
     for platform in found.left_out:
-        state.console.warn(f"{platform} is left out: only images for linux can be cut")
+        state.console.warn(f"{platform} is left out: it is not there, or not linux")
     state.console.result(found.reference)
 
 

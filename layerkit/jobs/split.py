@@ -78,7 +78,8 @@ class SplitImage:
 @dataclass(frozen=True, slots=True)
 class SplitResult:
     """What was cut; `reference` is ``name@digest``. With `dry_run` nothing was written. `left_out`:
-    platforms of the index that are not linux, whose files are more than a tree says."""
+    platforms of the index that nobody asked for by name and that are not linux (their files are
+    more than a tree says), or are not there, as in what docker saves of an index."""
 
     reference: str
     tag: str
@@ -179,7 +180,7 @@ def _list_images(
     found = [
         entry
         for entry, platform in images.items()
-        if (platform in wanted if wanted else platform.startswith("linux/"))
+        if (platform in wanted if wanted else _can_be_cut(source, entry, platform))
     ]
     missing = ", ".join(sorted(wanted - {images[entry] for entry in found}))
     if missing or not found:
@@ -190,6 +191,16 @@ def _list_images(
         raise UsageError("only images for linux can be cut")
     left = sorted(platform for entry, platform in images.items() if entry not in found)
     return found, tuple(() if wanted else left), dict(index.annotations)
+
+
+def _can_be_cut(source: Source, entry: oci.Descriptor, platform: str) -> bool:
+    if not platform.startswith("linux/"):
+        return False
+    try:
+        source.read_blob(oci.parse_manifest(source.read_blob(entry)).config)
+    except NotFoundError:
+        return False
+    return True
 
 
 def _platform_of(source: Source, image: oci.Descriptor) -> oci.Platform:

@@ -164,11 +164,15 @@ def test_platforms_of_an_index_are_chosen_and_only_linux_is_cut(tmp_path: Path) 
         oci.Descriptor(top.media_type, top.digest, top.size, platform=oci.parse_platform(name))
         for name in names
     )
+    absent = sha256_digest(b"absent")  # what docker saves of an index names what is not there
+    entries += (
+        oci.Descriptor(oci.MANIFEST, absent, 1, platform=oci.parse_platform("linux/arm/v7")),
+    )
     raw = oci.serialize_index(oci.Index(entries, {"made.by": "somebody"}))
     index = layout.put_blob(raw, oci.INDEX)
     found = run(layout, index)
     assert [each.platform for each in found.images] == ["linux/amd64", "linux/arm64"]
-    assert found.left_out == ("windows/amd64",)
+    assert found.left_out == ("linux/arm/v7", "windows/amd64")
     made = oci.parse_index(layout.read_blob(found.digest))
     assert made.annotations["made.by"] == "somebody"
     assert made.annotations["dev.layerkit.split-from"] == str(index.digest)
