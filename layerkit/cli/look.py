@@ -40,7 +40,7 @@ layout_option = option(
 @click.pass_context
 def inspect(context: click.Context, subject: str, layout: Path | None) -> None:
     """Describe an image (LAYOUT:REF, or REF with --layout) or a FILE: binary, form, delta, chunk
-    manifest, OCI document, tar layer. Go binaries and their chunks by role."""
+    manifest, bundle, OCI document, tar layer. Go binaries and their chunks by role."""
     from layerkit.edges.subject import find_subject
     from layerkit.jobs.inspect import inspect as run_inspect
 

@@ -1,18 +1,21 @@
 """`layerkit inspect`: what a file or an image is, as one document.
 
-A file is told by its first bytes: binary, form, layer form, delta, chunk manifest, OCI manifest,
-index or config, plain tar layer. An image is read from its layout, digests checked. Go binaries,
-their forms and the chunks of those are told by role (`formats.roles` says what is exact). Changes
-nothing.
+A file is told by its first bytes: binary, form, layer form, delta, chunk manifest, bundle, OCI
+manifest, index or config, plain tar layer. An image is read from its layout, digests checked. Go
+binaries, their forms and the chunks of those are told by role (`formats.roles` says what is exact).
+Changes nothing.
 """
 
 from __future__ import annotations
 
-from layerkit.digest import sha256_digest
+from collections.abc import Mapping
+from dataclasses import replace
+
+from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges.layout import Layout
 from layerkit.edges.subject import Subject
 from layerkit.errors import FormatError
-from layerkit.formats import addressfree, chunkmanifest, delta, oci
+from layerkit.formats import addressfree, bundle, chunkmanifest, delta, oci
 from layerkit.formats.addressfree.wire import MAGIC as FORM_MAGIC
 from layerkit.formats.buildinfo import BuildInfo, Module, read_build_info
 from layerkit.formats.chunker import DEFAULT_PROFILE, cut
@@ -23,6 +26,7 @@ from layerkit.formats.layerform import PART_BINARY, decode_layer, is_layer_form
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.ranges import RoleRanges, chunk_roles, one_role
 from layerkit.formats.roles import binary_roles, form_roles, layer_parts, layer_roles
+from layerkit.formats.storedupdate import NOTHING, find_updates
 from layerkit.formats.tar import read_tar
 
 __all__ = ["inspect", "inspect_file", "inspect_image"]
@@ -47,6 +51,8 @@ def inspect_file(raw: bytes, name: str) -> Document:
         return {"kind": "form", **head, **_form_document(raw)}
     if is_layer_form(raw):
         return {"kind": "layer form", **head, **_layer_form_document(raw)}
+    if raw.startswith(bundle.MAGIC):
+        return {"kind": "bundle", **head, **_bundle_document(raw)}
     if raw.startswith(delta.MAGIC):
         return {"kind": "delta", **head, **_delta_document(raw)}
     if raw.startswith(chunkmanifest.MAGIC):
@@ -59,8 +65,8 @@ def inspect_file(raw: bytes, name: str) -> Document:
     raise FormatError(
         f"{name} is nothing that layerkit knows",
         cause=f"first bytes {raw[:8].hex() or 'none'}",
-        hint="name a binary, a form, a delta, a chunk manifest, an OCI document, a tar layer"
-        " or LAYOUT:REF",
+        hint="name a binary, a form, a delta, a chunk manifest, a bundle, an OCI document,"
+        " a tar layer or LAYOUT:REF",
     )
 
 
@@ -154,6 +160,46 @@ def _chunks_document(form: bytes, ranges: RoleRanges, profile: str = DEFAULT_PRO
         found[ROLES[role]]["size"] += size
     by_role: Document = {name: row for name, row in found.items() if row["chunk_count"]}
     return {"profile": profile, "chunk_count": len(sizes)} | by_role
+
+
+def _bundle_document(raw: bytes) -> Document:
+    """What a bundle names, and what of it refers to that; each part is checked."""
+    parts = bundle.parse_head(raw, len(raw))
+    held = {part.digest: raw[part.offset : part.offset + part.size] for part in parts}
+    for digest, data in held.items():
+        check_digest(data, digest, f"part {digest.short}")
+    images, updates, referrers = list[Document](), list[Document](), list[Document]()
+    for entry in oci.parse_index(held[parts[0].digest]).manifests:
+        name = entry.annotations.get(oci.ANNOTATION_REF_NAME, "")
+        manifest = oci.parse_manifest(held[entry.digest]) if _is_referrer(entry, held) else None
+        if manifest is None or manifest.subject is None:
+            images.append({"name": name, **_descriptor_document(entry)})
+            continue
+        kind = manifest.artifact_type or manifest.config.media_type
+        facts = dict(manifest.annotations)
+        listed = replace(entry, artifact_type=kind, annotations=facts)
+        for update in (made := find_updates([listed])):
+            updates.append(
+                {
+                    "old": str(update.old) if update.old != NOTHING else "",
+                    "old_name": entry.annotations.get(oci.ANNOTATION_WAS, ""),
+                    "platform": str(update.platform or ""),
+                    "size": update.size,
+                }
+            )
+        if not made:
+            referrers.append({"artifact_type": kind, "subject": str(manifest.subject.digest)})
+    return {
+        "part_count": len(parts),
+        "images": images,
+        "updates": updates,
+        "referrers": referrers,
+    }
+
+
+def _is_referrer(entry: oci.Descriptor, held: Mapping[Digest, bytes]) -> bool:
+    named = oci.ANNOTATION_REF_NAME in entry.annotations
+    return not named and entry.media_type in oci.MANIFEST_TYPES and entry.digest in held
 
 
 def _delta_document(raw: bytes) -> Document:

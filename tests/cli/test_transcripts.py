@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,4 +27,4 @@ def test_transcript(path: Path, tmp_path: Path, request: pytest.FixtureRequest) 
     assert any("issue" in line for line in comments), "a transcript cites its issue"
     if any(NEEDS_GO in line for line in comments):
         request.getfixturevalue("go_toolchain")
-    replay(steps, tmp_path, {"ROOT": str(FOLDER.parent.parent)})
+    replay(steps, tmp_path, {"ROOT": str(FOLDER.parent.parent), "PYTHON": sys.executable})

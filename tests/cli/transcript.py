@@ -30,6 +30,8 @@ FORKS.set_forkserver_preload(
         *(f"layerkit.cli.{name}" for name in ("agent", "keeping", "make", "pulling", "serving")),
         *(f"layerkit.jobs.{name}" for name in ("build", "debug", "diff", "inspect", "publish")),
         *(f"layerkit.jobs.{name}" for name in ("pull", "serve", "split", "verify")),
+        *("layerkit.cli.bundle", "layerkit.jobs.bundle", "layerkit.jobs.sign"),
+        *("layerkit.edges.bundle", "layerkit.edges.signing"),
         *("layerkit.edges.registry", "layerkit.edges.storage", "layerkit.edges.http"),
         *("rich.console", "rich.table", "cyclonedx.output.json"),
     ]
