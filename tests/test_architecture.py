@@ -33,6 +33,7 @@ FORMATS = {
     "notifications": ("reference", ""),
     "update": ("cursor digest", "zstandard"),
     "shelf": ("digest", ""),
+    "chunkpack": ("chunkmanifest cursor digest protocol", ""),
     "storedupdate": ("digest oci update", ""),
     "updateparts": (
         "chunker chunkmanifest chunksync cursor delta digest formpack oci protocol update",

@@ -17,6 +17,7 @@ from layerkit.digest import raw_chunk_id, sha256_digest
 from layerkit.formats import addressfree, delta, layerform, shelf, update
 from layerkit.formats.addressfree import model, wire
 from layerkit.formats.addressfree.model import Kind, Labels, Measure, Pattern, Region
+from layerkit.formats.chunkmanifest import ChunkManifest
 from layerkit.formats.cursor import Writer, zigzag
 from layerkit.formats.sites import AMD64
 
@@ -283,6 +284,26 @@ def _bundle() -> Pieces:
     ]
 
 
+PACKED_LIST = ChunkManifest(
+    "raw", "cdc-v1", sha256_digest(b""), 5, sha256_digest(b""), 5, (1,) * 5,
+    b"".join(raw_chunk_id(bytes((at,))) for at in range(5)),
+)  # fmt: skip
+
+
+def _chunk_pack_index() -> Pieces:
+    return [
+        (b"LKPX", "magic"),
+        (b"\0\0\x10\0", "major, minor, header size"),
+        (b"\4\0\0\0", "count of chunks"),
+        (b"\2\0\0\0", "count of frames"),
+        (b"\2", "count of stretches"),
+        (bytes((zigzag(3), 2)), "places 3 and 4: the young ones"),
+        (bytes((zigzag(-5), 2)), "places 0 and 1; 2 is the same chunk as another"),
+        (b"\1\x09", "a frame of one chunk, 9 bytes"),
+        (b"\3\x0b", "a frame of three, 11 bytes"),
+    ]
+
+
 def cases() -> Iterator[Case]:
     forms = (
         ("addressfree/minimal.txt", "a function, a string, two references", "Address-free form",
@@ -292,6 +313,7 @@ def cases() -> Iterator[Case]:
         ("update/parts.txt", "documents and three parts", "Update", _update(), 4),
         ("labels/raw.txt", "the labels of a raw binary", "Labels of a layer", _labels(), 4),
         ("bundle/two-parts.txt", "an index and a blob", "Bundle", _bundle(), 4),
+        ("chunkpack/index.txt", "four of five chunks", "Chunk pack", _chunk_pack_index(), 4),
         ("shelf/entry.txt", "five bytes under a key", "Shelf entry", _shelf_entry(), 4),
     )  # fmt: skip
     for path, name, spec, pieces, major_at in forms:

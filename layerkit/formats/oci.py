@@ -48,6 +48,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_TYPES",
     "MAX_DOCUMENT_SIZE",
+    "PACKS_ARTIFACT",
     "UPDATE_ARTIFACT",
     "WAS_ARTIFACT",
     "Descriptor",
@@ -89,6 +90,8 @@ FORM_ZSTD: Final = "application/vnd.layerkit.form.v0+zstd"
 WAS_ARTIFACT: Final = "application/vnd.layerkit.was.v0"
 # a referrer whose one layer is an update to the subject from one old image (formats.storedupdate)
 UPDATE_ARTIFACT: Final = "application/vnd.layerkit.update.v1"
+# a referrer with chunk packs of an image's layers, each behind its index (formats.chunkpack)
+PACKS_ARTIFACT: Final = "application/vnd.layerkit.packs.v0"
 
 ANNOTATION_ROLE: Final = "dev.layerkit.role"
 ANNOTATION_COMPRESSION: Final = "dev.layerkit.compression"

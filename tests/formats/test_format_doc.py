@@ -12,6 +12,7 @@ import pytest
 from layerkit.formats import (
     bundle,
     chunkmanifest,
+    chunkpack,
     chunksync,
     delta,
     formpack,
@@ -36,6 +37,7 @@ STRUCTS = {
     ("Update", "Header"): update.HEADER,
     ("Bundle", "Header"): bundle.HEADER,
     ("Bundle", "Row"): bundle.ROW,
+    ("Chunk pack", "Index"): chunkpack.HEADER,
     ("Shelf entry", ""): shelf.HEADER,
     ("Labels of a layer", ""): layerform.LABELS_HEADER,
 }
@@ -101,6 +103,7 @@ def test_magics_and_constants_of_the_form_are_the_codes() -> None:
         ("Delta", delta.MAGIC),
         ("Update", update.MAGIC),
         ("Packed form", formpack.MAGIC),
+        ("Chunk pack", chunkpack.MAGIC),
         ("Shelf entry", shelf.MAGIC),
         ("Labels of a layer", layerform.LABELS_MAGIC),
     ):

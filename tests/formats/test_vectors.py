@@ -21,6 +21,7 @@ from vector_cases import (
     OLD,
     OLD_DOCUMENTS,
     OLD_IMAGE,
+    PACKED_LIST,
     RAW_RUN,
     UPDATE_PARTS,
     Case,
@@ -31,8 +32,9 @@ from vector_cases import (
 )
 
 from layerkit.errors import VersionError
-from layerkit.formats import addressfree, bundle, delta, layerform, shelf, update
+from layerkit.formats import addressfree, bundle, chunkpack, delta, layerform, shelf, update
 from layerkit.formats.addressfree import wire
+from layerkit.formats.chunkpack import Frame
 from layerkit.formats.delta.covers import Cover, write_covers
 from layerkit.formats.delta.far import write_far
 
@@ -40,6 +42,7 @@ CASES = {case.path: case for case in cases()}
 READ: dict[str, Callable[[bytes], object]] = {
     "addressfree": addressfree.decode,
     "bundle": lambda data: bundle.parse_head(data, len(data)),
+    "chunkpack": lambda data: chunkpack.parse_pack_index(data, PACKED_LIST),
     "delta": lambda data: delta.patch([OLD], data),
     "labels": lambda data: layerform.rebuild_layer(RAW_RUN + HELD, data),
     "layerform": layerform.decode_layer,
@@ -50,6 +53,7 @@ READ: dict[str, Callable[[bytes], object]] = {
 FROZEN = {
     "addressfree/minimal.txt": "e6d86a0293785f09b27fb393fdb79036446e147f65fb5aa3f12d25c3196be4a7",
     "bundle/two-parts.txt": "8a1acd2988159ebd443eb06b2feddd393848197b0cfaa65316b68ac1233b7e93",
+    "chunkpack/index.txt": "8544216e99daf050702aa37991bd55765e24aa67202595e688241316c13254d4",
     "delta/primed.txt": "e71f7ff29aa354c9b5368054eebe42ea2186d38ef9ba5f42200250218ecfde2a",
     "delta/one-cover.txt": "db7b59f1f4050a358fdc089d5ad868efbabb56390f544d3ba2914d44c1034c9b",
     "labels/raw.txt": "1aeaafeb51cb90599547f997255f9089cedf1c7a3d2756e9f472b046eab61bac",
@@ -118,6 +122,12 @@ def read_update(data: bytes) -> tuple[update.Documents, tuple[update.Part, ...]]
     documents = reader.read_documents(OLD_DOCUMENTS)
     parts = reader.read_parts()
     return documents, tuple(update.Part(row.layer, row.kind, raw) for row, raw in parts)
+
+
+def test_the_pack_index_parses() -> None:
+    index = chunkpack.parse_pack_index(read_vector("chunkpack/index.txt"), PACKED_LIST)
+    assert index.frames == (Frame(0, 9, (3,)), Frame(9, 11, (4, 0, 1)))
+    assert chunkpack._serialize_index(index.frames) == read_vector("chunkpack/index.txt")
 
 
 def test_the_update_parses() -> None:

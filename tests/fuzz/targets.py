@@ -30,6 +30,7 @@ from layerkit.formats import (
     addressfree,
     bundle,
     chunkmanifest,
+    chunkpack,
     chunksync,
     delta,
     formpack,
@@ -40,6 +41,7 @@ from layerkit.formats import (
 )
 from layerkit.formats.addressfree import model, rewriting, wire
 from layerkit.formats.buildinfo import read_build_info
+from layerkit.formats.chunkmanifest import build_chunk_manifest
 from layerkit.formats.cursor import Writer
 from layerkit.formats.elf import parse_elf, strip_symbols
 from layerkit.formats.layer import Entry, build_tar
@@ -574,7 +576,29 @@ def seeds_signature() -> list[bytes]:
     ]
 
 
+_PACKED = build_chunk_manifest(
+    bytes(range(256)) * 64, "raw", sha256_digest(bytes(range(256)) * 64), 1 << 14, 0
+)
+
+
+def run_chunk_pack(data: bytes) -> None:
+    """0: an index; 1: a frame of all chunks."""
+    with contextlib.suppress(FormatError, IntegrityError):
+        if data[:1] == b"\0":
+            index = chunkpack.parse_pack_index(data[1:], _PACKED)
+            assert len(set(index.list_places())) == len(index.list_places())
+        else:
+            places = tuple(range(len(_PACKED.sizes)))
+            list(chunkpack.read_frame(data[1:], chunkpack.Frame(0, len(data), places), _PACKED))
+
+
+def seeds_chunk_pack() -> list[bytes]:
+    index, pack = chunkpack.make_pack(bytes(range(256)) * 64, _PACKED)
+    return [b"\0" + index, b"\1" + pack]
+
+
 TARGETS = {
+    "chunk-pack": Target(run_chunk_pack, seeds_chunk_pack, 2048),
     "form": Target(run_form, seeds_form, 8192),
     "labels": Target(run_labels, seeds_labels, 2048),
     "rebuild": Target(run_rebuild, seeds_rebuild, 2048),
