@@ -12,7 +12,7 @@ Spec: OCI image-spec 1.1 "Image Layer Filesystem Changeset"; POSIX pax. Raises o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from layerkit.errors import FormatError
@@ -186,7 +186,10 @@ def _node(entry: TarEntry) -> Node:
 def write_layers(tree: Tree, layer_of: Mapping[str, int], count: int) -> list[bytes]:
     """`count` plain tars, lowest first; each path goes to the layer that `layer_of` names, a folder
     also to each layer that has something below it, so that a layer applied on another leaves its
-    times and rights as they are. All names of a file must be of one layer."""
+    times and rights as they are. The time of a folder, which a change of anything in it changes,
+    stands in the highest of these layers only, which is applied last: a change of code leaves the
+    layers below it as they are. All names of a file must be of one layer. A layer that no path is
+    there for is an empty tar."""
     paths: list[set[str]] = [set() for _ in range(count)]
     for path in tree.nodes:
         at = layer_of[path]
@@ -194,9 +197,14 @@ def write_layers(tree: Tree, layer_of: Mapping[str, int], count: int) -> list[by
         paths[at].update(parent for parent in parents(path) if parent in tree.nodes)
     if "" in tree.nodes:
         for each in paths:
-            each.add("")
+            if each:
+                each.add("")
+    highest = {path: at for at, each in enumerate(paths) for path in each}
     groups = tree.linked()
-    return [write_tar(_entries(tree, sorted(each, key=_order), groups)) for each in paths]
+    return [
+        write_tar(_entries(tree, sorted(each, key=_order), groups, highest, at))
+        for at, each in enumerate(paths)
+    ]
 
 
 def _order(path: str) -> list[str]:
@@ -204,12 +212,18 @@ def _order(path: str) -> list[str]:
 
 
 def _entries(
-    tree: Tree, paths: Iterable[str], groups: Mapping[int, list[str]]
+    tree: Tree,
+    paths: Iterable[str],
+    groups: Mapping[int, list[str]],
+    highest: Mapping[str, int],
+    at: int,
 ) -> Iterator[TarEntry]:
-    """Entries in order; of a file with several names the first one is the file."""
+    """Entries of layer `at` in order; of a file with several names the first one is the file."""
     first: dict[int, str] = {}
     for path in paths:
         node = tree.nodes[path]
+        if highest[path] != at:
+            node = replace(node, mtime=0, nanoseconds=0)
         owner = (node.mode, node.uid, node.gid, node.mtime)
         if id(node) in groups and first.setdefault(id(node), path) != path:
             yield TarEntry(path, HARDLINK, *owner, first[id(node)], nanoseconds=node.nanoseconds)

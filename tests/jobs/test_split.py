@@ -133,6 +133,24 @@ def test_a_change_of_code_leaves_the_other_layers(tmp_path: Path) -> None:
     assert old[2] != new[2]
 
 
+def test_a_folder_that_code_touches_leaves_the_layers_below(tmp_path: Path) -> None:
+    """A new file changes the times of its folders, and these lead to dependencies, too."""
+
+    def cut(when: int) -> list[str]:
+        layout = Layout(tmp_path / str(when))
+        folders = [TarEntry(path, tar.FOLDER, 0o755, mtime=when) for path in ("", "app")]
+        deps = TarEntry("app/node_modules/a.js", tar.FILE, data=b"dep")
+        code = TarEntry("app/index.js", tar.FILE, data=b"code", mtime=when)
+        top = publish(layout, [write_tar(LOWER), write_tar([*folders, deps, code])])
+        found = run(layout, top)
+        assert same_trees(tree_of(layout, top.digest), tree_of(layout, found.digest)) == ""
+        return [str(layer.diff_id) for layer in found.images[0].layers]
+
+    old, new = cut(100), cut(200)
+    assert old[:2] == new[:2]
+    assert old[2] != new[2]
+
+
 def test_rules_and_empty_roles(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "l")
     top = publish(layout, [write_tar(LOWER)])
