@@ -2,8 +2,9 @@
 application, each in two versions that differ by one string in the code.
 
 What they need comes through ordinary clients (pip, npm, apt-get) or is made here (javac, go), once,
-under bench/work. Two layouts of each: `deps first`, as its ecosystem advises, and `one copy`, where
-dependencies and code come in one layer.
+under bench/work. Three layouts of each: `deps first`, as its ecosystem advises; `one copy`, where
+dependencies and code come in one layer; and `anew`, the same by a machine that has no cache, so
+that all files have new times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parent / "work" / "foreign"
-LAYOUTS = ("deps first", "one copy")
+LAYOUTS = ("deps first", "one copy", "anew")
+BUILT = 1_700_000_000  # seconds since 1970: when the first version was installed
 GREETING = {1: "good morning", 2: "good evening"}
 BASE = """FROM scratch
 COPY busybox /bin/busybox
@@ -164,7 +166,11 @@ def make_context(
         for name, data in binaries.items():
             (app / "bin" / name).write_bytes(data)
             (app / "bin" / name).chmod(0o755)
-    steps = APPS[kind](app, GREETING[version])[LAYOUTS.index(layout)]
+    steps = APPS[kind](app, GREETING[version])[layout != LAYOUTS[0]]
+    if layout == "anew":
+        for index, path in enumerate(sorted(app.rglob("*"), reverse=True)):
+            when = BUILT + version * 86_400 + index // 20
+            os.utime(path, (when, when), follow_symlinks=False)
     busybox = _cached("busybox", _deb("busybox-static")) / "root" / "bin" / "busybox"
     shutil.copy(busybox, folder / "busybox")
     (folder / "etc").mkdir()
