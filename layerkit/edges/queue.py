@@ -158,18 +158,33 @@ class WorkQueue:
         now = self._now()
         db.execute(
             "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 0, 1, 0, '')"
-            " ON CONFLICT DO UPDATE SET turn=turn+1, due_at=min(due_at, excluded.due_at)",
+            " ON CONFLICT DO UPDATE SET turn=turn+1, tries=0, put_at=excluded.put_at,"
+            " due_at=min(due_at, excluded.due_at)",
             (kind, name, tag, digest, now, now),
         )
 
-    def saw(self, task: Task, digest: str, following: str) -> None:
-        """The tag of `task` names `digest`: kept as its newest version, with a task `following` for
-        it. In the same step `task` is finished."""
+    def saw(self, task: Task, digest: str, following: str, again: float | None) -> bool:
+        """The tag of `task` names `digest` ("": nothing). What is news is kept as its newest
+        version, with a task `following` for it; the first look has one in any case. In the same
+        step `task` is finished, or due in `again` seconds. Was it news?"""
         with self._transaction() as db:
-            if self._versions(db, task.name, task.tag)[:1] != [digest]:
+            is_news = bool(digest) and self._versions(db, task.name, task.tag)[:1] != [digest]
+            if is_news:
                 self._add_version(db, task.name, task.tag, digest)
-            self._put(db, following, task.name, task.tag, digest)
-            self._finish(db, task)
+            if is_news or (digest and task.tries == 1):
+                self._put(db, following, task.name, task.tag, digest)
+            if again is None:
+                self._finish(db, task)
+            else:
+                db.execute(
+                    f"UPDATE tasks SET taken=0, due_at=?, why='' WHERE {_KEY} AND turn=?",
+                    (self._now() + again, *task.key, task.turn),
+                )
+                db.execute(  # it was put again meanwhile
+                    f"UPDATE tasks SET taken=0, due_at=? WHERE {_KEY} AND turn<>?",
+                    (self._now(), *task.key, task.turn),
+                )
+            return is_news
 
     def note(self, name: str, tag: str, digest: str, kind: str) -> bool:
         """What a tag names, seen without being told: its first version is only kept, news are a

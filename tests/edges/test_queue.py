@@ -84,13 +84,27 @@ def test_news_end_the_wait(queue: WorkQueue) -> None:
     queue.put("look", [("fn", "v1")])
     queue.try_again(take(queue), 300, "down")
     queue.put("look", [("fn", "v1")])
-    assert take(queue).tries == 2
+    assert take(queue).tries == 1
+
+
+def test_looks_again(queue: WorkQueue, clock: Clock) -> None:
+    """A registry tells before the tag moves: news may come with any look."""
+    queue.put("look", [("fn", "v1")])
+    assert not queue.saw(take(queue), "", "make", 1.0)
+    clock.now += 1
+    assert queue.saw(take(queue), A, "make", 1.0)
+    assert take(queue, "make").digest == A and queue.take("look") is None
+    clock.now += 1
+    second = take(queue)
+    queue.put("look", [("fn", "v1")])  # a push while it looks: at once, and from the start
+    assert second.tries == 3 and not queue.saw(second, A, "make", 1.0)
+    assert take(queue).tries == 1
 
 
 def test_what_a_tag_names_is_kept_with_the_task_for_it(queue: WorkQueue) -> None:
     for digest in (A, B, A):
         queue.put("look", [("fn", "v1")])
-        queue.saw(take(queue), digest, "make")
+        queue.saw(take(queue), digest, "make", None)
     assert queue.list_versions("fn", "v1") == [A, B]
     assert {take(queue, "make").digest, take(queue, "make").digest} == {A, B}
     assert queue.take("look") is None
@@ -106,7 +120,7 @@ def test_a_first_version_that_was_not_told_is_no_news(queue: WorkQueue) -> None:
 def test_versions_are_bounded(queue: WorkQueue) -> None:
     for number in range(MAX_VERSION_COUNT + 5):
         queue.put("look", [("fn", "v1")])
-        queue.saw(take(queue), f"sha256:{number:064}", "make")
+        queue.saw(take(queue), f"sha256:{number:064}", "make", None)
         queue.finish(take(queue, "make"))
     versions = queue.list_versions("fn", "v1")
     assert len(versions) == MAX_VERSION_COUNT
@@ -177,7 +191,7 @@ def test_a_crash_at_any_step_loses_nothing_that_was_answered(tmp_path: Path, sto
             queue.put("look", [("fn", f"v{number}")])
             told += 1
         while (task := queue.take("look")) is not None:
-            queue.saw(task, A, "make")
+            queue.saw(task, A, "make", None)
             seen += 1
     except CrashError:
         pass

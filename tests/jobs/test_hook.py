@@ -44,6 +44,7 @@ CODE = bytearray(noise(40_000))
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.002)
     monkeypatch.setattr("layerkit.jobs.hook.working.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("layerkit.jobs.hook.working.LOOK_PAUSES", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -164,11 +165,11 @@ def test_an_image_of_another_tool_gets_chunks_and_stays_as_it_is(fake: FakeRegis
 
 
 def test_the_next_image_gets_updates_from_the_last_ones(fake: FakeRegistry) -> None:
-    tops = [put_image(fake, seed) for seed in range(5)]
-    made = make(fake, tops[4], *reversed(tops[:4]))
-    assert (made.chunks_count, made.update_count) == (4, 3)
-    stored = find_updates(listed(fake, tops[4], oci.UPDATE_ARTIFACT))
-    assert [str(one.old) for one in stored] == [one["digest"] for one in reversed(tops[1:4])]
+    tops = [put_image(fake, seed) for seed in range(4)]
+    made = make(fake, tops[3], *reversed(tops[:3]), count=2)
+    assert (made.chunks_count, made.update_count) == (3, 2)
+    stored = find_updates(listed(fake, tops[3], oci.UPDATE_ARTIFACT))
+    assert [str(one.old) for one in stored] == [one["digest"] for one in reversed(tops[1:3])]
     for one in stored:
         raw = fake.blobs[NAME][str(one.blob)]
         assert len(raw) == one.size < 2000
@@ -384,6 +385,21 @@ def test_no_version_is_lost_while_a_job_runs(fake: FakeRegistry, tmp_path: Path)
     assert seen == {top: tops[:at][::-1] for at, top in enumerate(tops)}
 
 
+def test_a_registry_tells_before_the_tag_moves(
+    fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As distribution does: what is seen first is what the tag named before, or nothing."""
+    monkeypatch.setattr("layerkit.jobs.hook.working.LOOK_PAUSES", (0.2, 0.2))
+    with Running(fake, tmp_path) as running:
+        tops = []
+        for seed in range(2):
+            running.work.take_in([FN])
+            until(lambda seed=seed: running.tally.ends.count(("look", "done")) > 3 * seed)
+            tops.append(put_image(fake, seed))
+            running.wait()
+    assert len(find_updates(listed(fake, tops[1], oci.UPDATE_ARTIFACT))) == 1
+
+
 @pytest.mark.parametrize("tag", ["sha256-" + "0" * 64, "sha256-" + "0" * 64 + ".sig"])
 def test_what_it_pushes_itself_is_no_news(fake: FakeRegistry, tmp_path: Path, tag: str) -> None:
     with Running(fake, tmp_path) as running:
@@ -445,8 +461,7 @@ def test_a_bug_ends_no_other_task(fake: FakeRegistry, tmp_path: Path) -> None:
         running.wait(failures=1)
         running.forker.fail = lambda: None
         running.work.take_in([FN])
-        running.wait(failures=1)
-        assert running.tally.ends[-2:] == [("look", "done"), ("make", "done")]
+        until(lambda: running.tally.ends[-2:] == [("look", "done"), ("make", "done")])
 
 
 def test_a_new_process_goes_on(fake: FakeRegistry, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A hook's work: from tags that were told to jobs that are done, through the queue on disk.
 
-Two kinds of task. LOOK asks the registry what a tag names now, at once, so that no version between
-two pushes is lost while something takes long; MAKE is a job for what it named (`making`), run in a
-process of its own, a few at a time. A third loop looks at all tags now and then, for what was not
-told: a registry keeps its notifications in memory.
+Two kinds of task. LOOK asks the registry what a tag names now, at once and some times more, so that
+no version between two pushes is lost while something takes long. MAKE is a job for what it named
+(`making`), run in a process of its own, a few at a time. A third loop looks at all tags now and
+then, for what was not told: a registry keeps its notifications in memory.
 
 What fails because the registry is down is tried again for GIVE_UP_SECONDS, with pauses that double
 up to MAX_PAUSE; what fails for another reason that may pass, MAX_TRIES times; the rest is given up,
@@ -41,6 +41,7 @@ __all__ = ["LOOK", "MAKE", "Tally", "Work"]
 
 LOOK: Final = "look"
 MAKE: Final = "make"
+LOOK_PAUSES: Final = (0.2, 1.0, 5.0, 20.0)  # seconds between looks at what a tag names
 FIRST_PAUSE: Final = 1.0  # seconds after the first failure; doubles, up to
 MAX_PAUSE: Final = 300.0
 GIVE_UP_SECONDS: Final = 86_400.0  # of a registry, or a disk, that fails
@@ -90,6 +91,7 @@ class Work:
         if tags:
             self._queue.put(LOOK, tags)
             self._tell(LOOK)
+            _log.info("pushed: %s", ", ".join(f"{name}:{tag}" for name, tag in tags))
         return len(tags)
 
     def check_ready(self) -> None:
@@ -203,16 +205,17 @@ class Work:
     # --- the tasks -------------------------------------------------------------------------------
 
     async def _look(self, task: Task) -> None:
-        """What does the tag name?"""
+        """What does the tag name? Asked some times: a registry tells of a push before it moves the
+        tag (distribution's registry/handlers/manifests.go, v3.1: Put, which tells, then Tag)."""
         try:
             top = await asyncio.to_thread(self._registry.resolve, task.name, task.tag)
         except FormatError as exc:  # schema 1, say
             _log.info("%s is left alone: %s", task, exc.message)
             top = None
-        if top is None:
-            await asyncio.to_thread(self._queue.finish, task)
-            return
-        await asyncio.to_thread(self._queue.saw, task, str(top.digest), MAKE)
+        digest = "" if top is None else str(top.digest)
+        again = LOOK_PAUSES[task.tries - 1] if task.tries <= len(LOOK_PAUSES) else None
+        if await asyncio.to_thread(self._queue.saw, task, digest, MAKE, again):
+            _log.info("%s names %s now", task, digest[:19])
         self._news[MAKE].set()
 
     async def _make(self, task: Task) -> None:
