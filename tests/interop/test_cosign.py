@@ -148,6 +148,12 @@ def test_what_cosign_signed_verifies(
         pull_verified(registry, "fn:v1", cosign.public, tmp_path)
     cosign.sign(f"{registry}/fn@{digest}", *style)
     assert pull_verified(registry, "fn:v1", cosign.public, tmp_path) == digest
+    pull_straight = ("pull", f"{registry}/fn:v1", "--store", str(tmp_path / "straight"))
+    assert layerkit(*pull_straight, "--verify", str(cosign.public)).strip().endswith(str(digest))
+    made = ("bundle", f"{registry}/fn:v1", "-o", str(tmp_path / "fn.lkb"))
+    layerkit(*made)
+    pull_file = ("pull", "fn:v1", "--bundle", str(tmp_path / "fn.lkb"), "--store")
+    layerkit(*pull_file, str(tmp_path / "offline"), "--verify", str(cosign.public))
 
 
 def test_cosign_verifies_through_our_server(cosign: Cosign, tmp_path: Path) -> None:
