@@ -1,13 +1,14 @@
 """Go's build info in a linked binary: release, main package, its module, the other modules.
 
 What `go version -m` prints; stripped binaries keep it. Go up to 1.17 stored it by pointers: read as
-absent. Build settings are not kept.
+absent.
 Sources: src/debug/buildinfo/buildinfo.go, src/runtime/debug/mod.go ParseBuildInfo, go1.18 to
 go1.27. Limits: INFO_LIMIT.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,12 +42,14 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """`path` is the main package's import path; `main` is None for a build without modules."""
+    """`path` is the main package's import path; `main` is None for a build without modules;
+    `settings` are those of the build (GOARCH, -ldflags), as they stand there."""
 
     release: str
     path: str = ""
     main: Module | None = None
     deps: tuple[Module, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def read_build_info(elf: Elf) -> BuildInfo:
@@ -65,14 +68,18 @@ def read_build_info(elf: Elf) -> BuildInfo:
 
 
 def parse_build_info(release: str, text: str) -> BuildInfo:
-    """Parse the lines `path`, `mod`, `dep` and `=>`; others are of no use here."""
+    """Parse the lines `path`, `mod`, `dep`, `=>` and `build`; others are of no use here."""
     path, main = "", None
     deps: list[Module] = []
+    settings: list[tuple[str, str]] = []
     replaces_main = False
     for line in text.splitlines():
         word, *columns = line.split("\t")
         if word == "path":
             path = columns[0] if columns else ""
+        elif word == "build" and columns:
+            key, _, value = columns[0].partition("=")
+            settings.append((_unquoted(key), _unquoted(value)))
         elif word in ("mod", "dep"):
             if len(columns) not in (2, 3):
                 raise FormatError(f"build info: {len(columns)} columns of a module, want 2 or 3")
@@ -86,12 +93,23 @@ def parse_build_info(release: str, text: str) -> BuildInfo:
             deps[-1] = _replaced(deps[-1], columns)
         elif word == "=>" and columns and main is not None:
             main = _replaced(main, columns)
-    return BuildInfo(release, path, main, tuple(deps))
+    return BuildInfo(release, path, main, tuple(deps), tuple(settings))
 
 
 def _replaced(module: Module, columns: list[str]) -> Module:
     path, version, checksum = [*columns, "", ""][:3]
     return Module(module.path, module.version, path, checksum, version)
+
+
+def _unquoted(text: str) -> str:
+    """Go quotes what has spaces or quotes in it, as JSON does but for rare escapes, which stay."""
+    if text.startswith('"'):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return text
+        return found if isinstance(found, str) else text
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "`" else text
 
 
 def _text(raw: bytes) -> str:

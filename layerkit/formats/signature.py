@@ -32,10 +32,12 @@ from layerkit.formats.oci import (
     describe,
     serialize_manifest,
 )
+from layerkit.formats.statement import PROVENANCE_TYPE, STATEMENT
 
 __all__ = [
     "BUNDLE_TYPE",
     "MAX_BUNDLE_SIZE",
+    "PREDICATE",
     "SIGNATURE_TYPES",
     "Claim",
     "Signature",
@@ -55,8 +57,6 @@ BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 SIMPLE_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIMPLE_ARTIFACT: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
 SIGNATURE_TYPES: Final = (BUNDLE_TYPE, SIMPLE_ARTIFACT)  # artifact types of referrers
-STATEMENT: Final = "https://in-toto.io/Statement/v1"
-STATEMENT_TYPE: Final = "application/vnd.in-toto+json"
 PREDICATE: Final = "https://sigstore.dev/cosign/sign/v1"
 SIMPLE_KINDS: Final = ("cosign container image signature", "atomic container signature", PREDICATE)
 ANNOTATION_SIMPLE: Final = "dev.cosignproject.cosign/signature"
@@ -102,7 +102,7 @@ def make_statement(image: Digest) -> bytes:
     return json.dumps(statement, separators=(",", ":")).encode()
 
 
-def signed_bytes(payload: bytes, payload_type: str = STATEMENT_TYPE) -> bytes:
+def signed_bytes(payload: bytes, payload_type: str = PROVENANCE_TYPE) -> bytes:
     """What a DSSE signature is over: DSSE's pre-authentication encoding."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
@@ -112,7 +112,7 @@ def make_bundle(payload: bytes, signature: bytes, hint: str) -> bytes:
     """A sigstore bundle of a statement and its signature; `hint` says which key."""
     envelope = {
         "payload": _text_of(payload),
-        "payloadType": STATEMENT_TYPE,
+        "payloadType": PROVENANCE_TYPE,
         "signatures": [{"sig": _text_of(signature)}],
     }
     bundle = {
@@ -123,11 +123,14 @@ def make_bundle(payload: bytes, signature: bytes, hint: str) -> bytes:
     return json.dumps(bundle, separators=(",", ":")).encode()
 
 
-def make_signature_artifact(top: Descriptor, bundle: bytes) -> tuple[Descriptor, bytes, Descriptor]:
+def make_signature_artifact(
+    top: Descriptor, bundle: bytes, predicate: str = PREDICATE
+) -> tuple[Descriptor, bytes, Descriptor]:
     """The referrer of image `top` that carries a bundle: its descriptor and bytes, and the bundle's
-    descriptor. Its config is the empty one. cosign also writes a time; this has none."""
+    descriptor. Its config is the empty one. cosign also writes a time; this has none. `predicate`
+    says what the statement in it is: a signature, or an attestation, which is none."""
     blob = describe(bundle, BUNDLE_TYPE)
-    annotations = {ANNOTATION_CONTENT: "dsse-envelope", ANNOTATION_PREDICATE: PREDICATE}
+    annotations = {ANNOTATION_CONTENT: "dsse-envelope", ANNOTATION_PREDICATE: predicate}
     subject = Descriptor(top.media_type, top.digest, top.size)
     raw = serialize_manifest(
         Manifest(EMPTY_DESCRIPTOR, (blob,), annotations, BUNDLE_TYPE, subject, MANIFEST)
@@ -175,8 +178,8 @@ def parse_bundle(raw: bytes) -> Claim:
     if bundle.get("mediaType") != BUNDLE_TYPE:
         raise FormatError(f"{what}: media type is not {BUNDLE_TYPE}")
     envelope = _object(bundle.get("dsseEnvelope"), f"{what}: dsseEnvelope")
-    if envelope.get("payloadType") != STATEMENT_TYPE:
-        raise FormatError(f"{what}: payload type is not {STATEMENT_TYPE}")
+    if envelope.get("payloadType") != PROVENANCE_TYPE:
+        raise FormatError(f"{what}: payload type is not {PROVENANCE_TYPE}")
     signatures = envelope.get("signatures")
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise FormatError(f"{what}: there is not one signature")

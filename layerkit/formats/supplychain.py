@@ -2,7 +2,8 @@
 
 Both say what Go's build info and the build's settings say, no more: no path, user, host or time of
 the machine, so the same sources give the same documents. They are published as referrers of the
-image and decide nothing. The provenance is not signed here.
+image and decide nothing. The provenance names the SBOM by its digest, so that who signs the one
+(`jobs/sign`) vouches for both.
 
 Specs: CycloneDX 1.6 (by its own library); in-toto Statement v1; SLSA provenance v1; purl.
 """
@@ -17,24 +18,20 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import NAMESPACE_URL, uuid5
 
-from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from layerkit.digest import Digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.formats.buildinfo import BuildInfo
 from layerkit.formats.oci import serialize_json
+from layerkit.formats.statement import BUILDER, PROVENANCE, SBOM_TYPE, STATEMENT
 
-__all__ = ["PROVENANCE_TYPE", "SBOM_TYPE", "Built", "make_provenance", "make_sbom"]
+__all__ = ["Built", "make_provenance", "make_sbom"]
 
-SBOM_TYPE: Final = "application/vnd.cyclonedx+json"
-PROVENANCE_TYPE: Final = "application/vnd.in-toto+json"
-STATEMENT: Final = "https://in-toto.io/Statement/v1"
-PREDICATE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "https://layerkit.dev/build/v1"
-BUILDER: Final = "https://layerkit.dev/builder"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # there is no clock in a build
 
 
@@ -61,6 +58,7 @@ def make_sbom(built: Built) -> bytes:
         version=main.version if main and main.version != "(devel)" else "",
         bom_ref=str(built.image),
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=built.binary_digest.hex)],
+        properties=[Property(name=name, value=value) for name, value in _properties(built)],
     )
     parts = [
         Component(
@@ -80,8 +78,15 @@ def make_sbom(built: Built) -> bytes:
     return JsonV1Dot6(bom).output_as_string().encode("utf-8")
 
 
-def make_provenance(built: Built) -> bytes:
-    """An in-toto statement about the image, with SLSA provenance."""
+def _properties(built: Built) -> list[tuple[str, str]]:
+    """Facts of the build that CycloneDX has no field for."""
+    found = [("layerkit:binary", built.binary), ("layerkit:platform", built.platform)]
+    settings = [(f"layerkit:go:build:{key}", value) for key, value in built.info.settings]
+    return [pair for pair in (*found, *settings) if pair[1]]
+
+
+def make_provenance(built: Built, sbom: bytes) -> bytes:
+    """An in-toto statement about the image, with SLSA provenance; `sbom` is its SBOM."""
     materials = [
         {"uri": url.to_string()} | ({"digest": {"dirHash": digest}} if digest else {})
         for _, _, url, digest in _parts(built)
@@ -89,19 +94,28 @@ def make_provenance(built: Built) -> bytes:
     definition = {
         "buildType": BUILD_TYPE,
         "externalParameters": {"platform": built.platform, **built.settings},
-        "internalParameters": {"package": built.info.path},
+        "internalParameters": {
+            "package": built.info.path,
+            "go": built.info.release,
+            "settings": dict(built.info.settings),
+        },
         "resolvedDependencies": materials,
     }
     statement = {
         "_type": STATEMENT,
         "subject": [{"name": built.name, "digest": {"sha256": built.image.hex}}],
-        "predicateType": PREDICATE,
+        "predicateType": PROVENANCE,
         "predicate": {
             "buildDefinition": definition,
             "runDetails": {
                 "builder": {"id": BUILDER},
                 "byproducts": [
-                    {"name": built.binary, "digest": {"sha256": built.binary_digest.hex}}
+                    {"name": built.binary, "digest": {"sha256": built.binary_digest.hex}},
+                    {
+                        "name": "sbom.cdx.json",
+                        "digest": {"sha256": sha256_digest(sbom).hex},
+                        "mediaType": SBOM_TYPE,
+                    },
                 ],
             },
         },

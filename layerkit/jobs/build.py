@@ -37,6 +37,7 @@ from layerkit.formats.buildconfig import FILE_NAME, BuildSettings, parse_setting
 from layerkit.formats.buildinfo import read_build_info
 from layerkit.formats.elf import parse_elf, strip_symbols
 from layerkit.formats.reference import Reference
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 
 __all__ = [
     "DEFAULT_PLATFORM",
@@ -483,11 +484,11 @@ def _describe_supply(
             "go": source.go.release,
         },
     )
+    sbom = supplychain.make_sbom(built)
+    provenance = supplychain.make_provenance(built, sbom)
     return [
-        image.pack_referrer(subject, supplychain.SBOM_TYPE, supplychain.make_sbom(built)),
-        image.pack_referrer(
-            subject, supplychain.PROVENANCE_TYPE, supplychain.make_provenance(built)
-        ),
+        image.pack_referrer(subject, SBOM_TYPE, sbom),
+        image.pack_referrer(subject, PROVENANCE_TYPE, provenance),
     ]
 
 

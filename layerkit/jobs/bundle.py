@@ -40,8 +40,8 @@ from layerkit.formats.oci import (
 )
 from layerkit.formats.reference import Reference
 from layerkit.formats.signature import SIGNATURE_TYPES, signature_tag
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.formats.storedupdate import NOTHING, make_update_artifact
-from layerkit.formats.supplychain import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.formats.update import UPDATE_TYPE
 from layerkit.jobs.updating.stored import Image, MadeUpdate, make_updates, make_whole
 

@@ -32,6 +32,7 @@ WANTED = BuildInfo(
         Module("github.com/a/b/v2", "v2.1.0", sum="h1:abc="),
         Module("example.com/lib", "v0.0.0", "../lib", replaced_version="(devel)"),
     ),
+    (("-trimpath", "true"),),
 )
 # src/cmd/go/internal/modload/build.go infoStart, infoEnd
 START = bytes.fromhex("3077af0c9274080241e1c107e6d618e6")

@@ -20,6 +20,7 @@ TEXT = (
     "dep\texample.com/lib\tv0.0.0\n=>\t../lib\t(devel)\t\n"
     f"dep\texample.com/old\tv1.0.0\n=>\tgithub.com/fork/old\tv1.0.1\t{SUM}\n"
     "dep\texample.com/odd\tv1.0.0\th1:notbase64\n"
+    'build\tGOARCH=amd64\nbuild\t-ldflags="-X main.v=\\"a b\\""\n'
 )
 BUILT = Built(
     "team/app",
@@ -31,6 +32,7 @@ BUILT = Built(
     (("certifi", "2026.1.4"),),
     {"tags": ["netgo"]},
 )
+SBOM = make_sbom(BUILT)
 
 
 def test_the_sbom_names_every_module_by_its_package_url() -> None:
@@ -47,6 +49,9 @@ def test_the_sbom_names_every_module_by_its_package_url() -> None:
         key=lambda url: next(c["name"] for c in bom["components"] if c["purl"] == url),
     )
     root = bom["metadata"]["component"]
+    properties = {entry["name"]: entry["value"] for entry in root["properties"]}
+    assert properties["layerkit:go:build:GOARCH"] == "amd64"
+    assert properties["layerkit:go:build:-ldflags"] == '-X main.v="a b"'
     assert (root["name"], root["version"]) == ("example.com/app", "v1.4.0")
     hashes = {part["name"]: part.get("hashes") for part in bom["components"]}
     assert hashes["github.com/a/b/v2"] == [{"alg": "SHA-256", "content": HEX}]
@@ -64,11 +69,17 @@ def test_the_sbom_is_valid() -> None:
 
 
 def test_provenance_is_a_statement_about_the_image() -> None:
-    statement = json.loads(make_provenance(BUILT))
+    statement = json.loads(make_provenance(BUILT, SBOM))
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     assert statement["subject"] == [{"name": "team/app", "digest": {"sha256": BUILT.image.hex}}]
     definition = statement["predicate"]["buildDefinition"]
     assert definition["externalParameters"] == {"platform": "linux/amd64", "tags": ["netgo"]}
+    inside = definition["internalParameters"]
+    assert inside["go"] == "go1.26.8" and inside["settings"]["GOARCH"] == "amd64"
+    byproducts = {
+        one["name"]: one["digest"] for one in statement["predicate"]["runDetails"]["byproducts"]
+    }
+    assert byproducts["sbom.cdx.json"] == {"sha256": sha256_digest(SBOM).hex}
     found = {entry["uri"]: entry.get("digest") for entry in definition["resolvedDependencies"]}
     assert found["pkg:golang/github.com/fork/old@v1.0.1"] == {"dirHash": HEX}
     assert found["pkg:golang/example.com/lib@v0.0.0"] is None
@@ -76,7 +87,7 @@ def test_provenance_is_a_statement_about_the_image() -> None:
 
 def test_both_are_the_same_every_time() -> None:
     assert make_sbom(BUILT) == make_sbom(BUILT)
-    assert make_provenance(BUILT) == make_provenance(BUILT)
+    assert make_provenance(BUILT, SBOM) == make_provenance(BUILT, SBOM)
 
 
 def test_a_build_without_modules_is_described_too() -> None:
@@ -84,4 +95,4 @@ def test_a_build_without_modules_is_described_too() -> None:
         "a", BUILT.image, "linux/arm64", "app", BUILT.binary_digest, parse_build_info("", "")
     )
     assert json.loads(make_sbom(bare))["metadata"]["component"]["name"] == "app"
-    assert json.loads(make_provenance(bare))["subject"][0]["name"] == "a"
+    assert json.loads(make_provenance(bare, b""))["subject"][0]["name"] == "a"

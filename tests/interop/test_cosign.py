@@ -13,15 +13,22 @@ import pytest
 from builders import LayoutSource, hello_files, noise, publish_image
 from registry_servers import find_tool, free_port, running, write_config
 
-from layerkit.digest import Digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.http import start_server
+from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.signing import Verifier
 from layerkit.edges.storage import open_storage
 from layerkit.edges.store import Store
 from layerkit.errors import SignatureError
+from layerkit.formats import oci
+from layerkit.formats.buildinfo import BuildInfo
+from layerkit.formats.image import pack_referrer
 from layerkit.formats.reference import Reference
+from layerkit.formats.signature import BUNDLE_TYPE
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
+from layerkit.formats.supplychain import Built, make_provenance, make_sbom
 from layerkit.jobs.pull import make_check, pull
 from layerkit.jobs.serve import SourceOptions, StorageSource, make_app
 
@@ -154,6 +161,43 @@ def test_what_cosign_signed_verifies(
     layerkit(*made)
     pull_file = ("pull", "fn:v1", "--bundle", str(tmp_path / "fn.lkb"), "--store")
     layerkit(*pull_file, str(tmp_path / "offline"), "--verify", str(cosign.public))
+
+
+def describe(layout: Path, image: oci.Descriptor, digest: Digest) -> None:
+    """SBOM and provenance beside an image, as `build` writes them."""
+    made = Built(
+        "fn", digest, "linux/amd64", "fn", sha256_digest(b""), BuildInfo("go1.26.8", "a.example/fn")
+    )
+    sbom = make_sbom(made)
+    held = Layout(layout)
+    listed = []
+    with held.batch():
+        for kind, raw in ((SBOM_TYPE, sbom), (PROVENANCE_TYPE, make_provenance(made, sbom))):
+            for blob in pack_referrer(image, kind, raw):
+                item = held.put_blob(blob.data, blob.descriptor.media_type)
+            listed.append(item)
+        held.add_referrers(listed)
+
+
+def test_cosign_verifies_the_provenance(cosign: Cosign, registry: str, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    top = publish_image(layout, f"{registry}/fn:v1", hello_files(noise(40_000)))
+    describe(layout, top, top.digest)
+    push = ("push", f"{registry}/fn:v1", "--from", str(layout), "--sign", str(cosign.key))
+    ref = layerkit(*push).strip()
+    kind = ("--type", "slsaprovenance1", "--key", str(cosign.public))
+    offline = ("--insecure-ignore-tlog", "--allow-http-registry")
+    said = cosign.run("verify-attestation", *kind, *offline, ref)
+    assert "verified against the specified public key" in said
+    cosign.verify(ref)
+    found = subprocess.run(
+        [find_tool("oras"), "discover", "--plain-http", "--format", "json", ref],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    for name in (SBOM_TYPE, PROVENANCE_TYPE, BUNDLE_TYPE):
+        assert name in found
 
 
 def test_cosign_verifies_through_our_server(cosign: Cosign, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from layerkit.edges.registry.transport import Transport
 from layerkit.edges.storage import open_storage
 from layerkit.formats import oci
 from layerkit.formats.reference import Reference
-from layerkit.formats.supplychain import PROVENANCE_TYPE, SBOM_TYPE
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.jobs.serve import SourceOptions, StorageSource, make_app
 
 HELLO = Path(__file__).parent.parent.parent / "examples" / "hello"

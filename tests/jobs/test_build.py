@@ -31,7 +31,7 @@ from layerkit.formats.deflate import compress, decompress
 from layerkit.formats.formpack import PACKED_TYPE, unpack
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
-from layerkit.formats.supplychain import PROVENANCE_TYPE, SBOM_TYPE
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.formats.tar import read_tar
 from layerkit.jobs.build import BuildResult, build
 

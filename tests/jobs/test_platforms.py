@@ -20,7 +20,7 @@ from layerkit.errors import NotFoundError
 from layerkit.formats import oci
 from layerkit.formats.deflate import compression_by_name
 from layerkit.formats.reference import Reference
-from layerkit.formats.supplychain import PROVENANCE_TYPE, SBOM_TYPE
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.jobs.build import BuildResult, build
 from layerkit.jobs.publish import publish
 from layerkit.jobs.pull import pull
