@@ -82,6 +82,9 @@ class Signer:
         except TypeError as exc:
             raise UsageError(f"{path} is encrypted", hint=PASSWORD_HINT) from exc
         except (ValueError, UnsupportedAlgorithm) as exc:
+            if kind == "ENCRYPTED PRIVATE KEY" and "password" in str(exc):
+                what = f"the password does not open {path}"
+                raise UsageError(what, hint=PASSWORD_HINT) from exc
             raise FormatError(f"{path} does not hold a private key", cause=str(exc)[:200]) from exc
         if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
             return cls(key)

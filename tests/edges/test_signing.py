@@ -225,6 +225,21 @@ def test_scrypt_may_not_cost_what_a_file_says(tmp_path: Path) -> None:
         Signer.load(path, "pw")
 
 
+def test_an_encrypted_pem_opens_with_its_password_only(tmp_path: Path) -> None:
+    key, path = ec.generate_private_key(ec.SECP256R1()), tmp_path / "key"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"pw"),
+        )
+    )
+    assert Signer.load(path, "pw").hint
+    for password in (None, "", "no"):
+        with pytest.raises(UsageError):
+            Signer.load(path, password)
+
+
 def test_kinds_that_cosign_cannot_verify_do_not_sign(tmp_path: Path) -> None:
     for key in (ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())):
         secret, _ = write_key(tmp_path, key)
