@@ -51,10 +51,11 @@ class Side:
         self.labels, _ = wire.parse_labels(labels, len(body))
         self.masked = np.frombuffer(body, np.uint8).copy()
         fields = model.expand_fields(self.labels)
-        model.clear(self.masked, fields.pos, 4)
+        model.clear_fields(self.masked, fields.pos)
         words = model.find_tagged_words(self.labels, np.frombuffer(body, np.uint8))
         model.clear(self.masked, words, 8)
-        self.offsets, self.sizes = self.labels.offsets(), model.object_sizes(self.labels)
+        self.offsets = self.labels.offsets()
+        self.sizes = model.object_sizes(self.labels, np.arange(self.labels.count))
         self.functions = self._functions(names, body)
 
     def thing(self, addr: int) -> tuple[str, bytes]:

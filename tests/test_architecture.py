@@ -18,6 +18,7 @@ FORMATS = {
     "golang": ("cursor elf", "numpy"),
     "kernel": ("native", "ctypes numpy"),
     "packed": ("kernel", "numpy"),
+    "filled": ("", ""),
     "sets": ("kernel", "numpy"),
     "sites": ("kernel packed sets", "numpy iced_x86"),
     "gotypes": ("elf golang", ""),
@@ -49,7 +50,7 @@ FORMATS = {
     "formpack": ("addressfree cursor layerform", "numpy"),
     "chunksync": ("chunkmanifest cursor digest", "zstandard"),
     "oci": ("digest", ""),
-    "deflate": ("", "deflate zstandard"),
+    "deflate": ("filled", "deflate zstandard"),
     "tar": ("", ""),
     "tree": ("tar", ""),
     "imagearchive": ("digest oci reference tar", ""),
@@ -59,9 +60,9 @@ FORMATS = {
     "ecosystems": ("layer tar tree", ""),
     "splitting": ("buildinfo ecosystems elf layer tar tree", ""),
     "layer": ("tar", ""),
-    "layerform": ("cursor digest addressfree elf golang", "zstandard"),
+    "layerform": ("cursor digest addressfree elf filled golang", "zstandard"),
     "plan": ("chunkmanifest digest oci", ""),
-    "protocol": ("cursor digest chunkmanifest", "zstandard"),
+    "protocol": ("cursor digest chunkmanifest filled", "zstandard"),
     "reference": ("digest", ""),
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
@@ -242,7 +243,7 @@ def allowed_inside(module: str) -> set[str] | None:
         own = "addressfree" if parts[1] == "addressfree" else parts[1]
         row = FORMATS.get(own, ("", ""))[0].split()
         if own == "addressfree":
-            row = ["cursor", "digest", "elf", "golang", "gotypes"]
+            row = ["cursor", "digest", "elf", "filled", "golang", "gotypes"]
             row += ["kernel", "packed", "sets", "sites"]
         return WORDS & ({"errors"} | set(row)) | {
             f"formats.{name}" for name in row if name not in WORDS

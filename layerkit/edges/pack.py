@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -71,14 +72,14 @@ class PackReader:
     def read_all(self, places: Sequence[tuple[str, int, int]]) -> bytes | None:
         """The bytes at all places (name, offset, size), joined; neighbours by one read. None when
         some are not there. Measured: 10,000 chunks of 512 bytes in 6 ms, one by one in 600."""
-        parts: list[bytes] = []
+        whole = BytesIO()  # gives its buffer away: the bytes are in memory once
         for name, offset, end, wanted in _neighbours(places):
             data = self.read(name, offset, end - offset)
             if data is None or len(data) < end - offset:
                 return None
-            # joined at once: chunks kept one by one would leave the heap full of holes
-            parts.append(b"".join([data[at - offset : at - offset + n] for at, n in wanted]))
-        return b"".join(parts)
+            view = memoryview(data)
+            whole.writelines(view[at - offset : at - offset + size] for at, size in wanted)
+        return whole.getvalue()
 
 
 def _neighbours(

@@ -10,6 +10,7 @@ does not need the pinned libraries' versions. Spec: docs/design.md "Layers"; RFC
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ import deflate
 import zstandard
 
 from layerkit.errors import FormatError, UsageError, VersionError
+from layerkit.formats.filled import join_bytes
 
 __all__ = [
     "DEFAULT_COMPRESSION",
@@ -33,6 +35,7 @@ __all__ = [
 GZIP_LEVEL: Final = 6
 ZSTD_LEVEL: Final = 9  # 0.13 s and 5 % smaller than gzip; level 19 takes 1.8 s
 MAX_WINDOW_SIZE: Final = 1 << 27  # bytes of memory that a zstd frame may ask for
+GZIP_FEED_SIZE: Final = 1 << 16
 FEED_SIZE: Final = 1 << 10  # bytes a step: 256 blocks of four bytes, 32 MiB, if it is a bomb
 _LIBRARIES: Final = {"gzip": "deflate", "zstd": "zstandard"}
 _LEVELS: Final = {"gzip": range(1, 13), "zstd": range(1, 23)}
@@ -120,48 +123,58 @@ def decompress(blob: bytes | memoryview, media_type: str, limit: int) -> bytes:
 
 
 def _gunzip(blob: bytes | memoryview, limit: int) -> bytes:
-    """All members of a gzip file; memory is bounded by `limit` and the blob."""
-    out = bytearray()
-    rest = bytes(blob)
-    while rest:
+    """All members of a gzip file. Memory: what comes out, at most `limit` and one step."""
+    return join_bytes(_gunzip_parts(memoryview(blob), limit))
+
+
+def _gunzip_parts(blob: memoryview, limit: int) -> Iterator[bytes]:
+    at, left = 0, limit
+    while True:
         member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        try:
-            out += member.decompress(rest, limit - len(out) + 1)
-        except zlib.error as exc:
-            raise FormatError("layer is not gzip", cause=str(exc)) from exc
-        if len(out) > limit:
-            raise _over(limit)
-        if not member.eof:
-            raise FormatError("gzip layer ends early", offset=len(blob))
-        rest = member.unused_data
-        if not rest.strip(b"\0"):  # padding after the last member, as in tar files
-            break
-    if not out and not blob:
-        raise FormatError("gzip layer is empty")
-    return bytes(out)
+        while not member.eof:
+            if at == len(blob):
+                what = "ends early" if at else "is empty"
+                raise FormatError(f"gzip layer {what}", offset=at)
+            fed = blob[at : at + GZIP_FEED_SIZE]
+            try:
+                part = member.decompress(fed, left + 1)
+            except zlib.error as exc:
+                raise FormatError("layer is not gzip", cause=str(exc)) from exc
+            at += len(fed) - len(member.unused_data) - len(member.unconsumed_tail)
+            left -= len(part)
+            if left < 0:
+                raise _over(limit)
+            yield part
+        if not bytes(blob[at:]).strip(b"\0"):  # padding after the last member, as in tar files
+            return
 
 
 def _unzstd(blob: bytes | memoryview, limit: int) -> bytes:
-    """All frames of a zstd file; memory is bounded by `limit` and MAX_WINDOW_SIZE."""
-    out = bytearray()
-    rest = bytes(blob)
+    """All frames of a zstd file. Memory: what comes out, at most `limit` and one step, and
+    MAX_WINDOW_SIZE."""
+    return join_bytes(_unzstd_parts(memoryview(blob), limit))
+
+
+def _unzstd_parts(blob: memoryview, limit: int) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_SIZE)
+    at, left = 0, limit
     while True:
         frame = decompressor.decompressobj(write_size=1 << 20)
-        try:
-            for start in range(0, len(rest), FEED_SIZE):
-                out += frame.decompress(rest[start : start + FEED_SIZE])
-                if len(out) > limit:
-                    raise _over(limit)
-                if frame.eof:
-                    rest = frame.unused_data + rest[start + FEED_SIZE :]
-                    break
-        except zstandard.ZstdError as exc:
-            raise FormatError("layer is not zstd", cause=str(exc)) from exc
-        if not frame.eof:
-            raise FormatError("zstd layer ends early", offset=len(blob))
-        if not rest:
-            return bytes(out)
+        while not frame.eof:
+            if at == len(blob):
+                raise FormatError("zstd layer ends early", offset=at)
+            fed = blob[at : at + FEED_SIZE]
+            try:
+                part = frame.decompress(fed)
+            except zstandard.ZstdError as exc:
+                raise FormatError("layer is not zstd", cause=str(exc)) from exc
+            at += len(fed) - len(frame.unused_data)
+            left -= len(part)
+            if left < 0:
+                raise _over(limit)
+            yield part
+        if at == len(blob):
+            return
 
 
 def _over(limit: int) -> FormatError:

@@ -19,27 +19,37 @@ import numpy.typing as npt
 from layerkit import native
 
 __all__ = [
+    "Counters",
     "Table",
     "amd64_fields",
     "clear",
+    "clear_fields",
+    "copy_numbers",
     "count_nonzero",
     "distinct",
     "expand_fields",
     "find_candidates",
     "find_labels",
     "find_tagged",
+    "find_targets",
+    "find_words",
     "hash_runs",
     "is_in",
     "is_loaded",
+    "leaving_sites",
     "make_table",
+    "name_fields",
+    "place_fields",
+    "read_fields",
     "read_targets",
     "read_values",
     "read_varints",
     "read_words",
-    "resolve_new",
     "restore_sites",
+    "rewrite_sites",
     "table_ends",
     "text_hits",
+    "write_ids",
     "write_targets",
     "write_values",
     "write_varints",
@@ -123,6 +133,10 @@ def _i64(values: Array) -> Int64s:
     return np.ascontiguousarray(values, np.int64)
 
 
+def _i32(values: Array) -> Int32s:
+    return np.ascontiguousarray(values, np.int32)
+
+
 def _is_plain(data: Bytes8) -> bool:
     return data.dtype == np.uint8 and data.ndim == 1 and data.flags.c_contiguous
 
@@ -145,21 +159,78 @@ def hash_runs(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s | None:
 
 
 def expand_fields(
-    offsets: Int64s, size: Int64s, pattern: Int64s, rows: Int64s, offset: Int64s, kind: Uint16s,
+    offsets: Int64s, size: Int64s, pattern: Int32s, rows: Int64s, offset: Int64s, kind: Uint16s,
     room: int,
-) -> tuple[Int64s, Uint16s] | int | None:  # fmt: skip
+) -> tuple[Int32s, Uint16s] | int | None:  # fmt: skip
     """Twin of `model.expand_fields`; NO_ROOM when there are more fields than `room`. A row is a
     pattern's start, stride, and its two runs in `offset` and `kind`."""
     if _LIBRARY is None:
         return None
-    labels = (_i64(offsets), _i64(size), _i64(pattern), len(offsets))
+    labels = (_i64(offsets), _i64(size), _i32(pattern), len(offsets))
     shape = (rows, len(rows), offset)
     count = _call("lk_count_fields", *labels, *shape, len(offset), room)
     if count < 0:
         return NO_ROOM if count == NO_ROOM else None
-    pos, kinds = np.empty(count, np.int64), np.empty(count, np.uint16)
+    pos, kinds = np.empty(count, np.int32), np.empty(count, np.uint16)
     made = _call("lk_expand_fields", *labels, *shape, kind, len(offset), pos, kinds, count)
     return (pos, kinds) if made == count else None
+
+
+def read_fields(data: Bytes8, pos: Int32s) -> Uint32s | None:
+    """Twin of `model.read_fields`."""
+    if _LIBRARY is None or not _is_plain(data):
+        return None
+    out = np.empty(len(pos), np.uint32)
+    return out if _call("lk_read_fields", data, len(data), _i32(pos), len(pos), out) == 0 else None
+
+
+def clear_fields(data: Bytes8, pos: Int32s) -> bool:
+    """Twin of `model.clear_fields`."""
+    if _LIBRARY is None or not _is_target(data):
+        return False
+    return _call("lk_clear_fields", data, len(data), _i32(pos), len(pos)) == 0
+
+
+def copy_numbers(source: Bytes8, out: Bytes8, pos: Int32s, target: Int32s) -> bool:
+    """Twin of `model.copy_numbers`."""
+    if _LIBRARY is None or not _is_plain(source) or not _is_target(out):
+        return False
+    if len(source) != len(out) or len(pos) != len(target):
+        return False
+    arrays = (_i32(pos), _i32(target), len(pos))
+    return _call("lk_copy_numbers", source, out, len(out), *arrays) == 0
+
+
+def place_fields(
+    out: Bytes8, pos: Int32s, kind: Uint16s, value: Uint32s, target: Int32s, *,
+    start: Int64s, base: Int64s, shift: Int64s,
+) -> bool:  # fmt: skip
+    """Write into each field the place of the label that it names, by `base` and `shift` of its
+    kind, or its value. When refused, some may be written: all of those the plain way writes."""
+    if _LIBRARY is None or not _is_target(out) or not _are_fields(pos, kind, value, target):
+        return False
+    fields = (_i32(pos), kind, value, _i32(target), len(pos))
+    rest = (_i64(start), len(start), _i64(base), _i64(shift), len(base))
+    return _call("lk_place_fields", out, len(out), *fields, *rest) == 0
+
+
+def write_ids(
+    out: Bytes8, pos: Int32s, target: Int32s, ids: Int64s, ready: npt.NDArray[np.bool_]
+) -> bool:
+    """Put the id of its label into each field whose label is ready. When refused, some may be
+    written: all of those the plain way writes."""
+    if _LIBRARY is None or not _is_target(out) or len(pos) != len(target):
+        return False
+    labels = (_i64(ids), np.ascontiguousarray(ready, np.bool_), len(ids))
+    if len(ids) != len(ready):
+        return False
+    return _call("lk_write_ids", out, len(out), _i32(pos), _i32(target), len(pos), *labels) == 0
+
+
+def _are_fields(pos: Int32s, kind: Uint16s, value: Uint32s, target: Int32s) -> bool:
+    known = kind.dtype == np.uint16 and value.dtype == np.uint32
+    plain = kind.flags.c_contiguous and value.flags.c_contiguous
+    return known and plain and len(pos) == len(kind) == len(value) == len(target)
 
 
 def read_words(data: Bytes8, pos: Int64s, width: int) -> Int64s | None:
@@ -266,23 +337,68 @@ def find_labels(table: Table, value: Int64s) -> Int64s | None:
     return label if done == 0 else None
 
 
-def resolve_new(
-    region_of: Int64s, pattern_of: Int64s, zone: int, zone_pattern: int, *,
-    kind: Uint16s, value: Int64s, target: Int64s, member: Bytes8, new_value: int,
-) -> int | None:  # fmt: skip
-    """Write into `target` what the NEW fields of one counter name (see `decoder.field_labels`);
-    PAST_ZONE where one names nothing. `member` says of each kind whether it counts."""
-    if _LIBRARY is None or kind.dtype != np.uint16 or not target.flags.c_contiguous:
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The NEW counters of a form: region and pattern (-1: all) of each one's zone, and which
+    counter each kind shares (-1: none)."""
+
+    region_of: Int32s  # of the labels
+    pattern_of: Int32s
+    zones: Int64s  # n x 2
+    counter_of: Int64s
+
+    def _arguments(self) -> tuple[Array | int, ...]:
+        """As the C functions begin, room for work included."""
+        count = len(self.region_of)
+        return (
+            _i32(self.region_of), _i32(self.pattern_of), count,
+            np.empty(count, np.int32), np.empty(count, np.int32),
+            _i64(self.zones), len(self.zones), _i64(self.counter_of), len(self.counter_of),
+        )  # fmt: skip
+
+
+def name_fields(
+    counters: Counters, kind: Uint16s, value: Uint32s, table: Table, new_value: int
+) -> Int32s | int | None:
+    """Twin of `decoder.field_labels`; PAST_ZONE where a NEW field names nothing."""
+    target = np.empty(len(kind), np.int32)
+    if _LIBRARY is None or not _are_fields(target, kind, value, target):
         return None
-    count, labels = len(kind), len(region_of)
-    if len(value) != count or len(target) != count:
+    arguments = (*counters._arguments(), kind, value, len(kind), new_value, table, target)
+    done = _call("lk_name_fields", *arguments)
+    return target if done == 0 else PAST_ZONE if done == PAST_ZONE else None
+
+
+def find_targets(
+    counters: Counters, kind: Uint16s, value: Uint32s, table: Table, origin: int, *,
+    base: Int64s, shift: Int64s, zoned: npt.NDArray[np.bool_],
+) -> tuple[Int32s, npt.NDArray[np.bool_]] | None:  # fmt: skip
+    """Twin of `rewriting.find_targets`."""
+    target, is_new = np.empty(len(kind), np.int32), np.empty(len(kind), np.bool_)
+    if _LIBRARY is None or not _are_fields(target, kind, value, target):
         return None
-    done = _call(
-        "lk_resolve_new", _i64(region_of), _i64(pattern_of), labels, zone, zone_pattern,
-        np.ascontiguousarray(kind), _i64(value), target, count, member, len(member), new_value,
-        np.empty(labels, np.int32), np.empty(labels, np.int32),
-    )  # fmt: skip
-    return None if done == REFUSE else done
+    arguments = (*counters._arguments(), kind, value, len(kind), _i64(base), _i64(shift), zoned)
+    done = _call("lk_find_targets", *arguments, table, origin, target, is_new)
+    return (target, is_new) if done == 0 else None
+
+
+def find_words(
+    data: Bytes8, first: int, count: int, table: Table, origin: int
+) -> tuple[Int64s, Int32s] | None:
+    """Positions of those of `count` 8-byte words from `first` on that hold the address of a label
+    (its id in `table` and `origin`), and the labels."""
+    if _LIBRARY is None or not _is_plain(data):
+        return None
+    pos, label = np.empty(0, np.int64), np.empty(0, np.int32)
+    for _ in range(2):
+        arguments = (data, len(data), first, count, table, origin)
+        found = _call("lk_find_words", *arguments, pos, label, len(pos))
+        if found == len(pos):
+            return pos, label
+        if found < 0:
+            break
+        pos, label = np.empty(found, np.int64), np.empty(found, np.int32)
+    return None
 
 
 # --- sets
@@ -377,6 +493,48 @@ def restore_sites(
         _call(
             "lk_restore_sites", body, out, len(out), offset, size, machine, far, near,
             _i64(skip), len(skip), addr, _i64(label_addr), len(label_addr),
+        ) == 0
+    )  # fmt: skip
+
+
+def leaving_sites(
+    data: Bytes8, offset: int, size: int, machine: int, *,
+    starts: Table, origin: int, addr: int, label_addr: Int64s, head: Int32s,
+) -> Int64s | None:  # fmt: skip
+    """File positions of the sites of a binary's code that leave their function; twin of
+    `rewriting.leaving_sites`."""
+    if _LIBRARY is None or not _is_plain(data) or len(head) != len(label_addr):
+        return None
+    capacity = size // BYTES_A_SITE + 64
+    for _ in range(2):
+        pos = np.empty(capacity, np.int64)
+        found = _call(
+            "lk_leaving_sites", data, len(data), offset, size, machine, starts, origin, addr,
+            _i64(label_addr), _i32(head), len(head), pos, capacity,
+        )  # fmt: skip
+        if 0 <= found <= capacity:
+            return pos[:found].copy()
+        if found < 0:
+            break
+        capacity = found
+    return None
+
+
+def rewrite_sites(
+    data: Bytes8, body: Bytes8, offset: int, size: int, machine: int, *,
+    starts: Table, origin: int, addr: int, label_addr: Int64s, head: Int32s, ids: Int64s,
+    turned: Int64s,
+) -> bool:  # fmt: skip
+    """Put ids into the sites that leave their function, or at `turned` places do not. When
+    refused, some may be written: all of those are among what the plain way writes."""
+    if _LIBRARY is None or not _is_plain(data) or not _is_target(body) or len(data) != len(body):
+        return False
+    if not len(head) == len(label_addr) == len(ids):
+        return False
+    return (
+        _call(
+            "lk_rewrite_sites", data, body, len(data), offset, size, machine, starts, origin,
+            addr, _i64(label_addr), _i32(head), len(head), _i64(ids), _i64(turned), len(turned),
         ) == 0
     )  # fmt: skip
 

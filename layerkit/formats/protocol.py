@@ -20,6 +20,7 @@ from layerkit.digest import SIZE, Digest
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.chunkmanifest import MAX_FORM_SIZE
 from layerkit.formats.cursor import Reader, Writer
+from layerkit.formats.filled import join_bytes
 
 __all__ = [
     "BATCH_TYPE",
@@ -242,7 +243,7 @@ def unpack_form(raw: bytes, form_size: int | None = None, limit: int = MAX_FORM_
         raise FormatError(f"form blob: form size {form_size} is over its limit")
     if declared not in (-1, form_size):
         raise FormatError(f"form blob: frame holds {declared} bytes, want {form_size}")
-    form = b"".join(_unpack_parts((raw,), form_size, "form blob"))
+    form = join_bytes(_unpack_parts((raw,), form_size, "form blob"))
     if len(form) != form_size:
         raise FormatError(f"form blob: got {len(form)} bytes, want {form_size}")
     return form

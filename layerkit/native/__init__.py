@@ -16,7 +16,7 @@ from typing import Final
 __all__ = ["SHARED_OBJECT", "VERSION", "load"]
 
 # Of the functions and their arguments; a shared object of another version is left aside
-VERSION: Final = 3
+VERSION: Final = 4
 SHARED_OBJECT: Final = Path(__file__).parent / "_kernel.so"
 
 

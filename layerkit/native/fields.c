@@ -31,7 +31,7 @@ static int is_small(const PatternRow *row, const int64_t *offset, int64_t field_
 
 /* How many fields there are; NO_ROOM when that is over `room`, which is counted as the reference
  * counts it: fixed fields count even where they do not fit. */
-EXPORT int64_t lk_count_fields(const int64_t *at, const int64_t *size, const int64_t *pattern,
+EXPORT int64_t lk_count_fields(const int64_t *at, const int64_t *size, const int32_t *pattern,
                                int64_t label_count, const PatternRow *rows, int64_t row_count,
                                const int64_t *offset, int64_t field_count, int64_t room) {
     int64_t total = 0;
@@ -56,11 +56,12 @@ EXPORT int64_t lk_count_fields(const int64_t *at, const int64_t *size, const int
 }
 
 /* The fields label by label, in each the fixed ones as listed and then the repeated ones, at most
- * `capacity`. NO_ORDER when the labels are not in file order by themselves. The rows are those that lk_count_fields took. */
-EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const int64_t *pattern,
+ * `capacity`. NO_ORDER when the labels are not in file order by themselves, or lie behind 2 GiB.
+ * The rows are those that lk_count_fields took. */
+EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const int32_t *pattern,
                                 int64_t label_count, const PatternRow *rows, int64_t row_count,
                                 const int64_t *offset, const uint16_t *kind, int64_t field_count,
-                                int64_t *pos, uint16_t *pos_kind, int64_t capacity) {
+                                int32_t *pos, uint16_t *pos_kind, int64_t capacity) {
     int64_t made = 0, end = 0;
     for (int64_t r = 0; r < row_count; r++)
         if (!is_small(&rows[r], offset, field_count)) return REFUSE;
@@ -71,10 +72,11 @@ EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const in
         const PatternRow *row = &rows[pattern[i]];
         if (at[i] < end) return NO_ORDER;
         end = at[i] + size[i];
+        if (end > (int64_t)1 << 31) return NO_ORDER;
         for (int64_t f = row->fixed_low; f < row->fixed_high; f++) {
             if (offset[f] + 4 > size[i]) continue;
             if (made == capacity) return NO_ORDER;
-            pos[made] = at[i] + offset[f];
+            pos[made] = (int32_t)(at[i] + offset[f]);
             pos_kind[made++] = kind[f];
         }
         if (row->stride <= 0) continue;
@@ -83,13 +85,84 @@ EXPORT int64_t lk_expand_fields(const int64_t *at, const int64_t *size, const in
             for (int64_t f = row->repeated_low; f < row->repeated_high; f++) {
                 if (base + offset[f] + 4 > size[i]) continue;
                 if (made == capacity) return NO_ORDER;
-                pos[made] = at[i] + base + offset[f];
+                pos[made] = (int32_t)(at[i] + base + offset[f]);
                 pos_kind[made++] = kind[f];
                 any = 1;
             }
         }
     }
     return made;
+}
+
+/* The 4-byte fields at `pos`. */
+EXPORT int64_t lk_read_fields(const uint8_t *data, int64_t length, const int32_t *pos,
+                              int64_t count, uint32_t *value) {
+    for (int64_t i = 0; i < count; i++) {
+        if (!inside(pos[i], 4, length)) return REFUSE;
+        value[i] = load32(data + pos[i]);
+    }
+    return 0;
+}
+
+EXPORT int64_t lk_clear_fields(uint8_t *data, int64_t length, const int32_t *pos, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (!inside(pos[i], 4, length)) return REFUSE;
+    for (int64_t i = 0; i < count; i++) store32(data + pos[i], 0);
+    return 0;
+}
+
+/* Copy the fields that name nothing. */
+EXPORT int64_t lk_copy_numbers(const uint8_t *from, uint8_t *to, int64_t length,
+                               const int32_t *pos, const int32_t *target, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (target[i] >= 0) continue;
+        if (!inside(pos[i], 4, length)) return REFUSE;
+        store32(to + pos[i], load32(from + pos[i]));
+    }
+    return 0;
+}
+
+/* What a field gets: the place of the label that it names, or its value where it names none. */
+static inline uint32_t placed(uint32_t value, int32_t target, const int64_t *start, int64_t base,
+                              int64_t shift) {
+    if (target < 0) return value;
+    uint64_t distance = (uint64_t)start[target] - (uint64_t)base;
+    return (uint32_t)((int64_t)distance >> shift);
+}
+
+/* Put into each field what it gets. Refuses when fields overlap and differ there: what stands there
+ * then depends on an order that only the reference has; it writes over all that was written here. */
+EXPORT int64_t lk_place_fields(uint8_t *data, int64_t length, const int32_t *pos,
+                               const uint16_t *kind, const uint32_t *value, const int32_t *target,
+                               int64_t count, const int64_t *start, int64_t label_count,
+                               const int64_t *base, const int64_t *shift, int64_t kind_count) {
+    for (int64_t k = 0; k < kind_count; k++)
+        if (shift[k] < 0 || shift[k] > 31) return REFUSE;
+    for (int64_t i = 0; i < count; i++) {
+        if (!inside(pos[i], 4, length)) return REFUSE;
+        if (kind[i] >= kind_count || target[i] >= label_count) return REFUSE;
+    }
+    for (int64_t i = 0; i < count; i++)
+        store32(data + pos[i], placed(value[i], target[i], start, base[kind[i]], shift[kind[i]]));
+    for (int64_t i = 0; i < count; i++)
+        if (load32(data + pos[i]) !=
+            placed(value[i], target[i], start, base[kind[i]], shift[kind[i]]))
+            return REFUSE;
+    return 0;
+}
+
+/* Put into each field the id of the label that it names, if that label is `ready`. Refuses as
+ * lk_place_fields does. */
+EXPORT int64_t lk_write_ids(uint8_t *data, int64_t length, const int32_t *pos,
+                            const int32_t *target, int64_t count, const int64_t *ids,
+                            const uint8_t *ready, int64_t label_count) {
+    for (int64_t i = 0; i < count; i++)
+        if (!inside(pos[i], 4, length) || target[i] < 0 || target[i] >= label_count) return REFUSE;
+    for (int64_t i = 0; i < count; i++)
+        if (ready[target[i]]) store32(data + pos[i], (uint32_t)ids[target[i]]);
+    for (int64_t i = 0; i < count; i++)
+        if (ready[target[i]] && load32(data + pos[i]) != (uint32_t)ids[target[i]]) return REFUSE;
+    return 0;
 }
 
 static int all_inside(const int64_t *pos, int64_t count, int64_t width, int64_t length) {

@@ -155,4 +155,4 @@ EXPORT int64_t lk_hash_runs(const uint8_t *data, int64_t length, const int64_t *
 }
 
 /* VERSION of layerkit/native/__init__.py. */
-EXPORT int64_t lk_version(void) { return 3; }
+EXPORT int64_t lk_version(void) { return 4; }

@@ -205,6 +205,86 @@ EXPORT int64_t lk_restore_sites(const uint8_t *body, uint8_t *out, int64_t lengt
     return 0;
 }
 
+/* Which candidates of a binary's code leave their function, and where they lead. */
+typedef struct {
+    const Lookup *starts;
+    int64_t origin; /* of the lookup's ids */
+    const int64_t *label_addr;
+    const int32_t *head; /* the label that begins the object of each */
+    int64_t label_count, addr;
+    int64_t own; /* the label in which the last candidate stands */
+} Leaving;
+
+/* The next candidate that points to a label, and whether that is of another object than its own
+ * place; -1 at the end, -2 for a candidate or a label that stands in no object. */
+static int next_leaving(const uint8_t *text, int64_t size, int64_t machine, Leaving *state,
+                        int64_t *at, Site *site, int64_t *label) {
+    while (next_site(text, size, machine, at, site)) {
+        uint64_t value = read_value(text + site->pos, site->kind);
+        uint64_t place = target_of_value(site, (uint64_t)state->addr, value);
+        place -= (uint64_t)state->origin;
+        *label = place > UINT32_MAX ? -1 : find_label(state->starts, (uint32_t)place);
+        if (*label < 0) continue;
+        int64_t here = site->pos + state->addr;
+        while (state->own + 1 < state->label_count && state->label_addr[state->own + 1] <= here)
+            state->own++;
+        if (state->own < 0 || *label >= state->label_count) return -2;
+        return state->head[*label] != state->head[state->own];
+    }
+    return -1;
+}
+
+/* File positions of the sites that leave their function. Returns how many there are; only the
+ * first `capacity` are written. */
+EXPORT int64_t lk_leaving_sites(const uint8_t *data, int64_t length, int64_t offset, int64_t size,
+                                int64_t machine, const Lookup *starts, int64_t origin,
+                                int64_t addr, const int64_t *label_addr, const int32_t *head,
+                                int64_t label_count, int64_t *pos, int64_t capacity) {
+    Leaving state = {starts, origin, label_addr, head, label_count, addr, -1};
+    int64_t found = 0, at = first_place(machine), label;
+    Site site;
+    if (!inside(offset, size, length) || starts->shift < 0 || starts->shift > 31) return REFUSE;
+    for (;;) {
+        int leaves = next_leaving(data + offset, size, machine, &state, &at, &site, &label);
+        if (leaves < 0) return leaves == -1 ? found : REFUSE;
+        if (!leaves) continue;
+        if (found < capacity) pos[found] = offset + site.pos;
+        found++;
+    }
+}
+
+static uint64_t branch_value(uint64_t id) {
+    uint64_t value = (id ^ id >> 26) & 0x3FFFFFF;
+    int is_near = ((value + (1 << 19)) & 0x3FFFFFF) < 1 << 20;
+    return is_near && id ? value ^ 0x1000000 : value;
+}
+
+/* Put ids into the sites of `body` that leave their function in `data`; at the `turned` file
+ * positions, ascending, into those that do not. Refuses when fields overlap: the reference then
+ * writes over all that was written here. */
+EXPORT int64_t lk_rewrite_sites(const uint8_t *data, uint8_t *body, int64_t length, int64_t offset,
+                                int64_t size, int64_t machine, const Lookup *starts, int64_t origin,
+                                int64_t addr, const int64_t *label_addr, const int32_t *head,
+                                int64_t label_count, const int64_t *ids, const int64_t *turned,
+                                int64_t turned_count) {
+    Leaving state = {starts, origin, label_addr, head, label_count, addr, -1};
+    int64_t at = first_place(machine), label, passed = 0, end = 0;
+    Site site;
+    if (!inside(offset, size, length) || starts->shift < 0 || starts->shift > 31) return REFUSE;
+    for (;;) {
+        int leaves = next_leaving(data + offset, size, machine, &state, &at, &site, &label);
+        if (leaves < 0) return leaves == -1 ? 0 : REFUSE;
+        while (passed < turned_count && turned[passed] < offset + site.pos) passed++;
+        if (passed < turned_count && turned[passed] == offset + site.pos) leaves = !leaves;
+        if (!leaves) continue;
+        if (site.pos < end || ids[label] < 0) return REFUSE;
+        end = site.pos + field_size(site.kind);
+        uint64_t id = (uint64_t)ids[label];
+        write_value(body + offset + site.pos, site.kind,
+                    site.kind == BRANCH26 ? branch_value(id) : id);
+    }
+}
+
 /* Whether every field lies inside and, if asked for, none overlaps the one before it. */
 static int are_sound(int64_t length, int64_t offset, const int64_t *pos, const uint8_t *kind,
                      int64_t count, int apart) {

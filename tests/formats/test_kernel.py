@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from layerkit.errors import FormatError
 from layerkit.formats import addressfree, kernel, packed, sets, sites
-from layerkit.formats.addressfree import decoder, discover, model
+from layerkit.formats.addressfree import decoder, discover, model, rewriting
 from layerkit.formats.elf import parse_elf
 
 ROOT = Path(__file__).parent.parent.parent
@@ -203,8 +203,9 @@ def random_labels(rng: np.random.Generator, size: int) -> model.Labels:
     start = 0x1000 + np.cumsum(size_array) - size_array
     count = len(sizes)
     return model.Labels(
-        tuple(regions), kinds, tuple(patterns), which, start, size_array,
-        rng.integers(0, len(patterns), count), np.zeros(count, np.int64), np.zeros(0, np.uint32),
+        tuple(regions), kinds, tuple(patterns), which.astype(np.int32), start, size_array,
+        rng.integers(0, len(patterns), count).astype(np.int32), np.zeros(count, np.uint8),
+        np.zeros(0, np.uint32),
     )  # fmt: skip
 
 
@@ -251,12 +252,110 @@ def test_new_fields_are_resolved_alike(seed: int) -> None:
     labels = random_labels(rng, 600)
     ids = rng.integers(1, 1 << 32, labels.count)
     count = int(rng.integers(0, 30))
-    fields = model.Fields(np.arange(count) * 4, rng.integers(0, 3, count).astype(np.uint16))
-    value = np.where(rng.random(count) < 0.4, model.NEW, rng.choice(ids, count))
+    fields = random_fields(rng, count)
+    value = np.where(rng.random(count) < 0.4, model.NEW, rng.choice(ids, count)).astype(np.uint32)
     value[rng.random(count) < 0.2] = 3
     assert_same(
         lambda: decoder.field_labels(labels, fields, value, decoder.make_lookup(ids)),
     )
+
+
+def random_fields(rng: np.random.Generator, count: int) -> model.Fields:
+    """Fields 4 bytes apart, or at random, where they overlap."""
+    pos = np.arange(count) * 4 if rng.random() < 0.5 else rng.integers(0, 500, count)
+    return model.Fields(pos.astype(np.int32), rng.integers(0, 3, count).astype(np.uint16))
+
+
+@given(seeds)
+def test_targets_of_fields_are_found_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, 600)
+    fields = random_fields(rng, int(rng.integers(0, 40)))
+    base, shift = decoder.field_bases(labels)
+    start = rng.choice(labels.start, len(fields.pos))
+    value = (start - base[fields.kind]) >> shift[fields.kind]
+    value[rng.random(len(value)) < 0.2] = rng.choice([0, 3, 0xFFFFFFFF])
+    raw = value.astype(np.uint32)
+
+    def find() -> Any:
+        return rewriting.find_targets(labels, rewriting.find_starts(labels), fields, raw)
+
+    assert_same(find)
+
+
+@given(seeds)
+def test_fields_are_read_cleared_and_written_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, 600)
+    fields = random_fields(rng, int(rng.integers(0, 60)))
+    data, other = (rng.integers(0, 256, 500 + 3 * (seed % 2), np.uint8) for _ in range(2))
+    target = rng.integers(-1, labels.count, len(fields.pos)).astype(np.int32)
+    value = rng.integers(0, 1 << 32, len(fields.pos)).astype(np.uint32)
+
+    def write(put: Callable[..., None], *arguments: Any) -> Any:
+        out = data.copy()
+        put(*arguments, out)
+        return out
+
+    assert_same(lambda: model.read_fields(data, fields.pos))
+    assert_same(lambda: write(lambda pos, out: model.clear_fields(out, pos), fields.pos))
+    assert_same(
+        lambda: write(
+            lambda pos, named, out: model.copy_numbers(other, out, pos, named), fields.pos, target
+        )
+    )
+    assert_same(lambda: write(decoder.place_fields, labels, fields, value, target))
+
+
+@given(seeds)
+def test_words_of_a_binary_are_found_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, 600)
+    words = np.where(
+        rng.random(75) < 0.5, rng.choice(labels.start, 75), rng.integers(-9, 1 << 40, 75)
+    )
+    data = words.astype("<i8").view(np.uint8)
+    assert_same(lambda: rewriting.find_words(labels, data, rewriting.find_starts(labels)))
+
+
+@given(seeds, st.sampled_from(MACHINES))
+def test_sites_of_a_binary_are_rewritten_alike(seed: int, machine: int) -> None:
+    """Code full of sites, in which many point to labels of it."""
+    rng = np.random.default_rng(seed)
+    size = 600
+    code = arm64_noise(rng, size) if machine == sites.ARM64 else noisy(rng, size)
+    labels = text_labels(rng, size, machine)
+    found = sites.find_candidates(code, machine)
+    data = code.copy()
+    sites.write_targets(data, 0, found, TEXT_ADDR, rng.choice(labels.start, len(found.pos)))
+    turned = np.sort(rng.choice(found.pos, min(3, len(found.pos)), replace=False))
+    ids = rng.integers(0, 1 << 26, labels.count) | model.ID_TOP
+    assert_same(lambda: rewriting.leaving_sites(labels, data, rewriting.find_starts(labels)))
+
+    def write() -> Any:
+        body = data.copy()
+        rewriting.write_sites(labels, data, rewriting.find_starts(labels), ids, turned, body)
+        return body
+
+    assert_same(write)
+
+
+TEXT_ADDR = 0x401000
+
+
+def text_labels(rng: np.random.Generator, size: int, machine: int) -> model.Labels:
+    """One region of code, cut into functions and parts that go them on."""
+    cuts = np.unique(np.concatenate(([0], rng.integers(0, size // 4, 12) * 4)))
+    count = len(cuts) + 1
+    start = TEXT_ADDR + np.append(cuts, size)
+    rule = np.where(rng.random(count) < 0.3, model.RULE_CONT, model.RULE_NAME).astype(np.uint8)
+    rule[0], rule[-1] = model.RULE_NAME, model.RULE_END
+    region = model.Region(TEXT_ADDR, 0, size, False, True)
+    zero = np.zeros(count, np.int32)
+    return model.Labels(
+        (region,), (), (model.Pattern(),), zero, start, np.append(np.diff(start), 0), zero, rule,
+        np.zeros(0, np.uint32), machine=machine,
+    )  # fmt: skip
 
 
 @given(seeds)

@@ -22,18 +22,23 @@ import numpy as np
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, encoder, rewriting, wire
+from layerkit.formats.addressfree.model import Bytes8
 from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_AMD64, MACHINE_ARM64, TYPE_EXEC, Elf, parse_elf
+from layerkit.formats.filled import fill_bytes
 
 __all__ = [
     "Encoded",
     "Hints",
     "decode",
-    "decode_view",
+    "decode_into",
+    "decoded_size",
     "encode",
     "labels_size",
     "read_hints",
     "rebuild",
+    "rebuild_into",
+    "rebuilt_size",
 ]
 
 TRIES: Final = 3  # salts: a clash of ids, one in some hundred thousand binaries, needs another
@@ -86,10 +91,10 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
                 made = encoder.encode_binary(elf, hints.symbols if hints else {}, salt)
                 labels = wire.serialize_labels(made.labels, made.skip)
                 blob = wire.serialize_blob(labels, len(binary), made.exceptions)
-                body, found = made.body, made.found
+                body = made.body
                 del made
-                if _comes_back(binary, body, blob, found):
-                    return Encoded(blob, wire.serialize_form(wire.KIND_GO, labels, body))
+                if _comes_back(binary, body, blob):
+                    return Encoded(blob, wire.serialize_form(wire.KIND_GO, labels, body.data))
             why = "does not come back bit for bit"
         except FormatError as exc:
             why = exc.message
@@ -101,17 +106,16 @@ def encode(binary: bytes, hints: Hints | None = None) -> Encoded:
     return Encoded(blob, wire.serialize_form(wire.KIND_RAW, b"", binary), why)
 
 
-def _comes_back(binary: bytes, body: bytes, blob: bytes, found: rewriting.Found) -> bool:
-    """Whether the serialized labels give the body from the binary, and the binary from the body;
-    `found` spares a second look at the binary."""
+def _comes_back(binary: bytes, body: Bytes8, blob: bytes) -> bool:
+    """Whether the serialized labels give the body from the binary, and the binary from the body."""
     labels, _, exceptions = wire.parse_blob(blob)
     table, skip = wire.parse_labels(labels, len(binary))
-    data = np.frombuffer(binary, np.uint8)
-    rebuilt = rewriting.rewrite(table, data, exceptions, found)
-    if not np.array_equal(rebuilt, np.frombuffer(body, np.uint8)):
+    again = np.empty(len(binary), np.uint8)
+    rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions, again)
+    if not np.array_equal(again, body):
         return False
-    del found, rebuilt
-    return decoder.restore(table, body, skip) == binary
+    decoder.restore(table, body.data, skip, again.data)
+    return again.data == binary
 
 
 def labels_size(labels: bytes | memoryview) -> int:
@@ -123,31 +127,60 @@ def rebuild(binary: bytes | memoryview, labels: bytes | memoryview) -> bytes:
     """The form that `encode` made together with this labels blob, byte for byte, whatever hints it
     had. For whoever got the binary by other ways. Raises FormatError where the blob is malformed or
     another binary's; the caller checks the form's digest."""
+    return fill_bytes(rebuilt_size(labels), lambda out: rebuild_into(binary, labels, out))
+
+
+def rebuilt_size(labels: bytes | memoryview) -> int:
+    """Bytes of the form that `rebuild` makes with this labels blob. Raises FormatError."""
+    table, size, _ = wire.parse_blob(labels)
+    return len(_head(table, size)) + size
+
+
+def _head(table: bytes | memoryview, size: int) -> bytes:
+    """A form up to its body."""
+    kind = wire.KIND_GO if len(table) else wire.KIND_RAW
+    return wire.serialize_head(kind, table, size)
+
+
+def rebuild_into(binary: bytes | memoryview, labels: bytes | memoryview, out: memoryview) -> None:
+    """Write the form that `rebuild` makes into `out`, of `rebuilt_size` bytes. Raises FormatError;
+    then `out` holds anything."""
     table_bytes, size, exceptions = wire.parse_blob(labels)
     if size != len(binary):
         raise FormatError(f"labels blob: got a binary of {len(binary)} bytes, want {size}")
+    head = _head(table_bytes, size)
+    out[: len(head)] = head
+    body = out[len(head) :]
     if not len(table_bytes):
-        return wire.serialize_form(wire.KIND_RAW, b"", memoryview(binary))
+        body[:] = binary
+        return
     table, _ = wire.parse_labels(table_bytes, size)
+    data = np.frombuffer(binary, np.uint8)
     try:
-        body = rewriting.rewrite(table, np.frombuffer(binary, np.uint8), exceptions)
+        rewriting.rewrite(table, data, exceptions, np.frombuffer(body, np.uint8))
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("labels blob: it is not of this binary") from exc
-    return wire.serialize_form(wire.KIND_GO, table_bytes, body.data)
 
 
 def decode(form: bytes | memoryview) -> bytes:
     """The binary that a form stands for. Raises only FormatError; the caller checks a digest."""
-    return bytes(decode_view(form))
+    return fill_bytes(decoded_size(form), lambda out: decode_into(form, out))
 
 
-def decode_view(form: bytes | memoryview) -> memoryview:
-    """The same without a last copy; of a raw form it is a part of it."""
+def decoded_size(form: bytes | memoryview) -> int:
+    """Bytes of the binary that a form stands for. Raises FormatError."""
+    return len(wire.parse_form(form)[2])
+
+
+def decode_into(form: bytes | memoryview, out: memoryview) -> None:
+    """Write the binary that a form stands for into `out`, of `decoded_size` bytes. Raises only
+    FormatError; then `out` holds anything."""
     kind, labels, body = wire.parse_form(form)
     if kind == wire.KIND_RAW:
-        return body
+        out[:] = body
+        return
     table, skip = wire.parse_labels(labels, len(body))
     try:
-        return decoder.restore(table, body, skip)
+        decoder.restore(table, body, skip, out)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("form: fields lie outside the file") from exc

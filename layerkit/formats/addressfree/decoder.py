@@ -19,7 +19,15 @@ from layerkit.errors import FormatError
 from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.measures import write_measures
-from layerkit.formats.addressfree.model import Bytes8, Fields, Int64s, Labels, Region
+from layerkit.formats.addressfree.model import (
+    Bytes8,
+    Fields,
+    Int32s,
+    Int64s,
+    Labels,
+    Region,
+    Uint32s,
+)
 from layerkit.formats.sites import (
     ARM64,
     BRANCH26,
@@ -35,9 +43,11 @@ __all__ = [
     "TextHits",
     "counters",
     "derived_bytes",
+    "field_bases",
     "field_labels",
     "function_ids",
     "make_lookup",
+    "place_fields",
     "restore",
     "text_hits",
 ]
@@ -81,50 +91,46 @@ def make_lookup(ids: Int64s) -> Lookup:
     return Lookup(value[keep], label[keep])
 
 
-def field_labels(labels: Labels, fields: Fields, value: Int64s, lookup: Lookup) -> Int64s:
+def field_labels(labels: Labels, fields: Fields, value: Uint32s, lookup: Lookup) -> Int32s:
     """The label that each field of the form names; -1: the value stays as it is."""
-    target = lookup.find(value)
-    for members, zone, pattern in counters(labels):
-        member = np.zeros(len(labels.kinds), np.uint8)
-        member[members] = 1
-        past = kernel.resolve_new(
-            labels.region_of, labels.pattern, zone, pattern, kind=fields.kind, value=value,
-            target=target, member=member, new_value=model.NEW,
-        )  # fmt: skip
-        if past is None:
-            past = _resolve_new(labels, fields, value, target, member, zone, pattern)
-        if past:
-            raise FormatError("form: a field names a label past the end of its zone")
-    return target
+    if lookup.table is not None:
+        done = kernel.name_fields(counters(labels), fields.kind, value, lookup.table, model.NEW)
+        if isinstance(done, int):  # kernel.PAST_ZONE
+            raise FormatError(_PAST_ZONE)
+        if done is not None:
+            return done
+    return _field_labels(labels, fields, value, lookup)
 
 
-def _resolve_new(
-    labels: Labels, fields: Fields, value: Int64s, target: Int64s, member: Bytes8, zone: int,
-    pattern: int,
-) -> bool:  # fmt: skip
-    """Write the targets of one counter's NEW fields; True if one names nothing."""
-    chosen = np.flatnonzero(member[fields.kind])
-    eligible, ordinal_of = zone_ordinals(labels, zone, pattern)
-    named = target[chosen]
-    ordinal = np.where(named >= 0, ordinal_of[named], -1)
-    is_new = value[chosen] == model.NEW
-    resolved = model.resolve_new(is_new, ordinal)
-    news = chosen[is_new]
-    if len(news) and int(resolved[is_new].max()) >= len(eligible):
-        return True
-    target[news] = eligible[resolved[is_new]]
-    return False
+_PAST_ZONE: Final = "form: a field names a label past the end of its zone"
 
 
-def counters(labels: Labels) -> list[tuple[list[int], int, int]]:
-    """For each NEW counter: the kinds that share it, and its zone's region and pattern (those of
-    its first kind)."""
-    found = []
-    for counter in sorted({k.counter for k in labels.kinds if k.counter >= 0}):
-        members = [i for i, k in enumerate(labels.kinds) if k.counter == counter]
-        first = labels.kinds[members[0]]
-        found.append((members, first.zone, first.zone_pattern))
-    return found
+def _field_labels(labels: Labels, fields: Fields, value: Uint32s, lookup: Lookup) -> Int32s:
+    target = lookup.find(value.astype(np.int64))
+    known = counters(labels)
+    for index, (zone, pattern) in enumerate(known.zones.tolist()):
+        chosen = np.flatnonzero((known.counter_of == index)[fields.kind])
+        eligible, ordinal_of = zone_ordinals(labels, zone, pattern)
+        named = target[chosen]
+        ordinal = np.where(named >= 0, ordinal_of[named], -1)
+        is_new = value[chosen] == model.NEW
+        resolved = model.resolve_new(is_new, ordinal)
+        news = chosen[is_new]
+        if len(news) and int(resolved[is_new].max()) >= len(eligible):
+            raise FormatError(_PAST_ZONE)
+        target[news] = eligible[resolved[is_new]]
+    return target.astype(np.int32)
+
+
+def counters(labels: Labels) -> kernel.Counters:
+    """The NEW counters: kinds with the same number share one, and its zone is that of the first of
+    them."""
+    numbers = sorted({k.counter for k in labels.kinds if k.counter >= 0})
+    place = {number: index for index, number in enumerate(numbers)}
+    counter_of = np.array([place.get(k.counter, -1) for k in labels.kinds], np.int64)
+    first = [next(k for k in labels.kinds if k.counter == number) for number in numbers]
+    zones = np.array([(k.zone, k.zone_pattern) for k in first], np.int64).reshape(-1, 2)
+    return kernel.Counters(labels.region_of, labels.pattern, zones, counter_of)
 
 
 def zone_ordinals(labels: Labels, zone: int, pattern: int) -> tuple[Int64s, Int64s]:
@@ -138,7 +144,7 @@ def zone_ordinals(labels: Labels, zone: int, pattern: int) -> tuple[Int64s, Int6
     return eligible, ordinal_of
 
 
-def function_ids(labels: Labels, fields: Fields, value: Int64s, ids: Int64s) -> None:
+def function_ids(labels: Labels, fields: Fields, value: Uint32s, ids: Int64s) -> None:
     """Give the RULE_NAME labels their ids: the k-th name field names the k-th of them."""
     functions = np.flatnonzero(labels.rule == model.RULE_NAME)
     if not len(functions):
@@ -215,10 +221,10 @@ def _region_hits(
     return TextHits(region, found.select(hit), label[hit])
 
 
-def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> memoryview:
-    """The binary that the form stands for. Not copied again: forms are large."""
-    form = np.frombuffer(body, np.uint8)
-    out = form.copy()
+def restore(labels: Labels, body: bytes | memoryview, skip: Int64s, target: memoryview) -> None:
+    """Write the binary that the form stands for into `target`, which is as long as the body."""
+    form, out = np.frombuffer(body, np.uint8), np.frombuffer(target, np.uint8)
+    out[:] = form
     ids = _restore_data(labels, form, out)
     far, near = make_lookup(ids), _near_lookup(labels, ids)
     del ids
@@ -229,35 +235,49 @@ def restore(labels: Labels, body: bytes | memoryview, skip: Int64s) -> memoryvie
     write_measures(labels, out)
     for _, at, found in derived_bytes(labels, out):
         out[at : at + len(found)] = found
-    return out.data
 
 
 def _restore_data(labels: Labels, form: Bytes8, out: Bytes8) -> Int64s:
     """Put addresses into the fields and words of `out`, a copy of the form; returns all ids."""
     fields = model.expand_fields(labels)
-    value = model.read_u32(form, fields.pos)
+    value = model.read_fields(form, fields.pos)
     words = model.find_tagged_words(labels, form)
-    model.clear(out, fields.pos, 4)  # until below, `out` is the content that ids follow from
+    model.clear_fields(out, fields.pos)  # until below, `out` is the content that ids follow from
     model.clear(out, words, 8)
     ids = model.derive_ids(labels, out, form)
     function_ids(labels, fields, value, ids)
     model.continue_ids(labels, ids)
     lookup = make_lookup(ids)
     target = field_labels(labels, fields, value, lookup)
-    known = target >= 0
     word_target = lookup.find(model.read_u32(form, words))
     named = word_target >= 0
-    model.write_u32(out, fields.pos[~known], value[~known])  # what is no id stays as it is
     model.write_u64(out, words[~named], model.read_u64(form, words[~named]))
-    base = np.array(
-        [labels.regions[k.base_region].addr + k.base_delta for k in labels.kinds], np.int64
-    )
-    shift = np.array([k.shift for k in labels.kinds], np.int64)
-    kind = fields.kind[known]
-    place = (labels.start[target[known]] - base[kind]) >> shift[kind]
-    model.write_u32(out, fields.pos[known], place)
+    place_fields(labels, fields, value, target, out)
     model.write_u64(out, words[named], labels.start[word_target[named]])
     return ids
+
+
+def place_fields(
+    labels: Labels, fields: Fields, value: Uint32s, target: Int32s, out: Bytes8
+) -> None:
+    """Put the place of its label into each field; what is no id stays as it is."""
+    base, shift = field_bases(labels)
+    if kernel.place_fields(
+        out, fields.pos, fields.kind, value, target, start=labels.start, base=base, shift=shift
+    ):
+        return
+    known = target >= 0
+    pos = fields.pos.astype(np.int64)
+    model.write_u32(out, pos[~known], value[~known].astype(np.int64))
+    kind = fields.kind[known]
+    place = (labels.start[target[known]] - base[kind]) >> shift[kind]
+    model.write_u32(out, pos[known], place)
+
+
+def field_bases(labels: Labels) -> tuple[Int64s, Int64s]:
+    """For each kind the address that its fields count from, and their unit as a shift."""
+    base = [labels.regions[k.base_region].addr + k.base_delta for k in labels.kinds]
+    return np.array(base, np.int64), np.array([k.shift for k in labels.kinds], np.int64)
 
 
 def _restore_code(

@@ -20,8 +20,8 @@ from layerkit.formats.addressfree import decoder, model, rewriting
 from layerkit.formats.addressfree.discover import P_FUNCTION, P_PLAIN, Discovery, discover
 from layerkit.formats.addressfree.identity import Patterns, References, choose_ids
 from layerkit.formats.addressfree.measures import clear_measures
-from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Pattern, Region
-from layerkit.formats.addressfree.rewriting import Exceptions, Found
+from layerkit.formats.addressfree.model import Bytes8, Int32s, Int64s, Labels, Pattern, Region
+from layerkit.formats.addressfree.rewriting import Exceptions
 from layerkit.formats.elf import MACHINE_ARM64, SHF_WRITE, Elf
 from layerkit.formats.golang import parse_go_tables
 from layerkit.formats.sets import distinct, is_in
@@ -53,10 +53,9 @@ class Encoded:
     `exceptions` what looks otherwise in the binary than the encoder decided."""
 
     labels: Labels
-    body: bytes
+    body: Bytes8
     skip: Int64s
     exceptions: Exceptions
-    found: Found  # what the rules for words and sites find in the binary
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +129,15 @@ def _cut(found: Discovery, sites: _Sites, symbols: Mapping[int, tuple[bytes, int
     is_end = np.insert(np.zeros(len(region), bool), behind, True)
     region = np.insert(region, behind, number)
     size: Int64s = np.where(is_end, 0, np.append(starts[1:], starts[-1]) - starts)
-    rule = np.where(is_end, model.RULE_END, model.RULE_CONTENT).astype(np.int64)
+    rule = np.where(is_end, model.RULE_END, model.RULE_CONTENT).astype(np.uint8)
     first = np.concatenate(([True], region[1:] != region[:-1]))
     table = np.array([_is_table(found, r) for r in found.regions])
     rule[first & ~is_end & table[region]] = model.RULE_START
     pattern = _spread_objects(found, objects, starts, rule, is_end, region)
     patterns = tuple(key for key, _ in found.patterns)
     return Labels(
-        tuple(found.regions), found.kinds, patterns, region, starts, size, pattern, rule,
+        tuple(found.regions), found.kinds, patterns, region.astype(np.int32), starts, size,
+        pattern, rule,
         np.zeros(0, np.uint32), measures=found.measures,
     )  # fmt: skip
 
@@ -175,14 +175,14 @@ def _spread_objects(
     found: Discovery,
     objects: tuple[Int64s, Int64s, Int64s],
     starts: Int64s,
-    rule: Int64s,
+    rule: Bytes8,
     is_end: Bools,
     region: Int64s,
-) -> Int64s:
+) -> Int32s:
     """Patterns of labels; the later parts of a sized object become its continuation. `objects`: as
     `_columns` gives them."""
     keys = list(found.patterns)
-    pattern = np.zeros(len(starts), np.int64)
+    pattern = np.zeros(len(starts), np.int32)
     text = np.array([r.is_text for r in found.regions])[region]
     pattern[text & is_end] = P_FUNCTION
     real = np.flatnonzero(~is_end)
@@ -249,7 +249,7 @@ class _Encoding:
         self.starts = rewriting.find_starts(labels)
         word_label = self.starts.find(found.word_target)
         self.word_pos = found.word_pos[word_label >= 0]
-        self.word_label = word_label[word_label >= 0]
+        self.word_label = word_label[word_label >= 0].astype(np.int32)
         self.text_offset, self.text_addr = sites.offset, sites.addr
         self.sites = sites.found
         pclntab = found.go.pclntab
@@ -264,28 +264,25 @@ class _Encoding:
         )
         del references, masked
         sites, skip = self._write_sites(ids)
-        seen = rewriting.look(labels, self.data, self.starts)
-        exceptions = rewriting.exceptions_of(seen, self.word_pos, sites)
-        return Encoded(labels, self.body.tobytes(), skip, exceptions, seen)
+        exceptions = rewriting.find_exceptions(labels, self.data, self.starts, self.word_pos, sites)
+        return Encoded(labels, self.body, skip, exceptions)
 
     def _refer(self) -> tuple[References, Bytes8]:
         """All references but those of code, and the file with its fields and words zero; makes
         the body, in which counting fields are written."""
         labels = self.labels
         fields = model.expand_fields(labels)
-        value = model.read_u32(self.data, fields.pos)
-        target = rewriting.field_targets(labels, self.starts, fields, value)
+        value = model.read_fields(self.data, fields.pos)
+        target, is_new = rewriting.find_targets(labels, self.starts, fields, value)
         del value
-        is_new = rewriting.new_fields(labels, fields, target)
         self.body = self.data.copy()
         self._clear_derived(self.body)
         clear_measures(labels, self.body)
         masked = self.body.copy()
-        model.clear(masked, fields.pos, 4)
+        model.clear_fields(masked, fields.pos)
         model.clear(masked, self.word_pos, 8)
-        model.write_u32(
-            self.body, fields.pos[is_new], np.full(int(is_new.sum()), model.NEW, np.int64)
-        )
+        news = fields.pos[is_new].astype(np.int64)
+        model.write_u32(self.body, news, np.full(len(news), model.NEW, np.int64))
         owned = np.isin(labels.pattern, sorted(self.known.owned))
         to_owned = np.flatnonzero((target >= 0) & owned[target])
         references = References(

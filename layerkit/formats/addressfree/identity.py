@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model
-from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
+from layerkit.formats.addressfree.model import Bytes8, Int32s, Int64s, Labels
 from layerkit.formats.addressfree.rewriting import (
     Places,
-    content_ids,
     counts_before,
     write_ids,
 )
@@ -47,8 +46,8 @@ class References:
     """All that refers to a label: pattern fields, address words, code."""
 
     places: Places
-    owned_pos: Int64s  # fields that name an object which belongs to a function
-    owned_target: Int64s
+    owned_pos: Int32s  # fields that name an object which belongs to a function
+    owned_target: Int32s
     site_addr: Int64s  # ascending
     site_label: Int64s  # label, -1: not rewritten
     code: Bytes8  # the text with all sites zero
@@ -100,8 +99,9 @@ class _Choice:
         self.is_owned = np.isin(labels.pattern, sorted(patterns.owned))
         self.writable: Bools = writable[labels.region_of]
         self.offsets = labels.offsets()
-        self.sizes = model.object_sizes(labels)
-        self.key_start, self.key_size = model.key_ranges(labels)
+        every = np.arange(labels.count)
+        self.sizes = model.object_sizes(labels, every)
+        self.key_start, self.key_size = model.key_ranges(labels, every)
         self.cont: Bools = labels.rule == model.RULE_CONT
         self.head = model.find_heads(labels)
         self.final = np.zeros(labels.count, bool)
@@ -109,7 +109,8 @@ class _Choice:
         self.listed: set[int] = set()  # open labels that no rule fits
         self.seeds: dict[int, int] = {}
         none = np.zeros(0, np.int64)
-        self.function_names = (none, none)  # functions, and the label of each one's name
+        # functions, and the label of each one's name
+        self.function_names: tuple[Int64s, Int32s] = (none, none.astype(np.int32))
 
     def run(self) -> Int64s:
         labels = self.labels
@@ -148,7 +149,7 @@ class _Choice:
         labels.explicit = self.ids[labels.rule == model.RULE_EXPLICIT].astype(np.uint32)
         model.continue_ids(labels, self.ids)
         self._settle_continuations()
-        write_ids(self.body, self.references.places, self.ids)
+        write_ids(self.body, self.references.places, self.ids, np.ones(labels.count, bool))
         return self.ids
 
     # --- who refers to what
@@ -288,7 +289,7 @@ class _Choice:
             open_ = open_[~is_ready]
             labels.rule[ready] = model.RULE_FULL
             value = np.zeros(labels.count, np.int64)
-            value[ready] = content_ids(labels, ready, self.body, self.key_start, self.key_size)
+            value[ready] = model.content_ids(labels, ready, self.body)
             chosen = self._primaries(ready, value)
             self.ids[chosen] = value[chosen]
             self._settle(chosen)
@@ -383,8 +384,8 @@ class _Choice:
         chosen = np.flatnonzero(is_listed[target])
         backed = np.flatnonzero(self.offsets >= 0)
         place = backed[np.argsort(self.offsets[backed], kind="stable")]
-        holder = place[np.searchsorted(self.offsets[place], self.ref_pos[chosen], "right") - 1]
-        holder = self.head[holder]
+        at = np.searchsorted(self.offsets[place], self.ref_pos[chosen], "right") - 1
+        holder = self.head[place[at]]
         inside = self.ref_pos[chosen] - self.offsets[holder]
         for label, at, where in zip(
             target[chosen].tolist(), holder.tolist(), inside.tolist(), strict=True

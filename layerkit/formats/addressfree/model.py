@@ -25,6 +25,7 @@ from layerkit.formats.packed import clear, read_u32, read_u64, write_u32, write_
 __all__ = [
     "Bytes8",
     "Fields",
+    "Int32s",
     "Int64s",
     "Kind",
     "Labels",
@@ -34,12 +35,16 @@ __all__ = [
     "Uint16s",
     "Uint32s",
     "clear",
+    "clear_fields",
+    "content_ids",
+    "copy_numbers",
     "derive_ids",
     "expand_fields",
     "find_heads",
     "find_tagged_words",
     "fold_one",
     "hash_bytes",
+    "read_fields",
     "read_u32",
     "read_u64",
     "write_u32",
@@ -47,6 +52,7 @@ __all__ = [
 ]
 
 Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
 Uint16s = npt.NDArray[np.uint16]
 Uint32s = npt.NDArray[np.uint32]
 Uint64s = npt.NDArray[np.uint64]
@@ -74,6 +80,7 @@ DERIVED_NONE: Final = 0
 DERIVED_FINDFUNCTAB: Final = 1
 DERIVED_FIPS_SUM: Final = 2
 
+BATCH: Final = 1 << 15  # labels that one step looks at
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIX1: Final = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3 fmix64 constants
 _MIX2: Final = np.uint64(0xC4CEB9FE1A85EC53)
@@ -139,11 +146,11 @@ class Labels:
     regions: tuple[Region, ...]
     kinds: tuple[Kind, ...]
     patterns: tuple[Pattern, ...]
-    region_of: Int64s
+    region_of: Int32s
     start: Int64s  # address
     size: Int64s
-    pattern: Int64s
-    rule: Int64s
+    pattern: Int32s
+    rule: Bytes8
     explicit: Uint32s  # ids of the RULE_EXPLICIT labels, in order
     salt: int = 0
     machine: int = 0  # whose candidate rule finds the sites in code (formats.sites)
@@ -168,7 +175,7 @@ class Fields:
     """All pattern fields of a file: label by label, in each the fixed ones as listed, then the
     repeated ones. Counters go through them in this order."""
 
-    pos: Int64s  # file position
+    pos: Int32s  # file position
     kind: Uint16s
 
 
@@ -238,12 +245,32 @@ def _expand_by_pattern(labels: Labels, offsets: Int64s, left: int) -> Fields:
             turn_parts.append(len(pattern.fixed) + step * len(pattern.repeated) + place)
     pos, kinds = np.concatenate(pos_parts), np.concatenate(kind_parts)
     order = np.lexsort((np.concatenate(turn_parts), np.concatenate(home_parts)))
-    return Fields(pos[order], kinds[order].astype(np.uint16))
+    return Fields(pos[order].astype(np.int32), kinds[order].astype(np.uint16))
 
 
 def _check_room(left: int) -> None:
     if left < 0:
         raise FormatError("labels: more fields than the file has room for")
+
+
+def read_fields(data: Bytes8, pos: Int32s) -> Uint32s:
+    """The 4-byte fields at these positions."""
+    done = kernel.read_fields(data, pos)
+    return read_u32(data, pos.astype(np.int64)).astype(np.uint32) if done is None else done
+
+
+def clear_fields(data: Bytes8, pos: Int32s) -> None:
+    """Zero these 4-byte fields."""
+    if not kernel.clear_fields(data, pos):
+        clear(data, pos.astype(np.int64), 4)
+
+
+def copy_numbers(source: Bytes8, out: Bytes8, pos: Int32s, target: Int32s) -> None:
+    """Copy the fields that name no label (-1)."""
+    if not kernel.copy_numbers(source, out, pos, target):
+        number = pos[target < 0].astype(np.int64)
+        for k in range(4):
+            out[number + k] = source[number + k]
 
 
 def find_tagged_words(labels: Labels, body: Bytes8) -> Int64s:
@@ -298,48 +325,59 @@ def wrap_id(value: Int64s) -> Int64s:
     return (value & ID_MASK) | CONTINUED_TOP
 
 
-def find_heads(labels: Labels) -> Int64s:
+def find_heads(labels: Labels) -> Int32s:
     """The label that begins the object of each: itself, but for RULE_CONT."""
-    own = np.arange(labels.count, dtype=np.int64)
-    head: Int64s = np.maximum.accumulate(np.where(labels.rule == RULE_CONT, 0, own))
+    own = np.arange(labels.count, dtype=np.int32)
+    head: Int32s = np.maximum.accumulate(np.where(labels.rule == RULE_CONT, 0, own))
     return head
 
 
-def object_sizes(labels: Labels) -> Int64s:
-    """Size of each label together with the RULE_CONT labels that go it on."""
-    total = labels.size.copy()
-    cont, head = labels.rule == RULE_CONT, find_heads(labels)
-    np.add.at(total, head[cont], labels.size[cont])
-    return total
+def object_sizes(labels: Labels, label: Int64s) -> Int64s:
+    """Bytes of the objects that these labels begin: theirs, and of the RULE_CONT labels that go on
+    each."""
+    last = label.copy()
+    cont = np.flatnonzero(labels.rule == RULE_CONT)
+    if len(cont):
+        run = np.flatnonzero(np.append(np.diff(cont) > 1, True))  # the last label of each run
+        at = np.searchsorted(cont, label + 1)
+        at[at == len(cont)] = 0
+        goes_on = cont[at] == label + 1
+        last[goes_on] = cont[run[np.searchsorted(run, at[goes_on])]]
+    size: Int64s = labels.start[last] + labels.size[last] - labels.start[label]
+    return size
 
 
-def content_hashes(labels: Labels, masked: Bytes8, full: Bytes8) -> Uint64s:
-    """Content hash of each label that a rule asks for; 0 for the others and for .bss."""
-    starts, sizes = key_ranges(labels)
-    offsets = labels.offsets()
-    out = np.zeros(labels.count, np.uint64)
-    for rule, data in ((RULE_CONTENT, masked), (RULE_FULL, full)):
-        chosen = np.flatnonzero((labels.rule == rule) & (offsets >= 0))
-        if not len(chosen):
-            continue
-        out[chosen] = hash_content(data, starts[chosen], sizes[chosen])
-    spaces = np.array([r.space for r in labels.regions], np.uint64)
-    label = np.flatnonzero((spaces > 0)[labels.region_of])
-    out[label] = mix(out[label], spaces[labels.region_of[label]])
-    return out
-
-
-def key_ranges(labels: Labels) -> tuple[Int64s, Int64s]:
-    """File position and size of the bytes that make each label's id: its pattern's key where the
-    object is long enough, else all of the object."""
-    start, size = labels.offsets(), object_sizes(labels)
+def key_ranges(labels: Labels, label: Int64s) -> tuple[Int64s, Int64s]:
+    """File position (-1: none) and size of the bytes that make the id of each of these labels: its
+    pattern's key where the object is long enough, else all of the object."""
+    offset = np.array([r.offset for r in labels.regions], np.int64)
+    addr = np.array([r.addr for r in labels.regions], np.int64)
+    region = labels.region_of[label]
+    size = object_sizes(labels, label)
+    start: Int64s = np.where(offset[region] < 0, -1, labels.start[label] + (offset - addr)[region])
     keys = np.array([p.key for p in labels.patterns], np.int64).reshape(-1, 2)
-    label = np.flatnonzero((keys[:, 1] > 0)[labels.pattern])  # few patterns have one
-    skip, length = keys[labels.pattern[label]].T
-    fits = skip + length <= size[label]
-    start[label[fits]] += skip[fits]
-    size[label[fits]] = length[fits]
+    pattern = labels.pattern[label]
+    keyed = np.flatnonzero((keys[:, 1] > 0)[pattern])  # few patterns have one
+    skip, length = keys[pattern[keyed]].T
+    fits = skip + length <= size[keyed]
+    start[keyed[fits]] += np.where(start[keyed[fits]] < 0, 0, skip[fits])
+    size[keyed[fits]] = length[fits]
     return start, size
+
+
+def content_ids(labels: Labels, label: Int64s, data: Bytes8) -> Int64s:
+    """Ids of these labels by the content that each has in `data`, as a form's are."""
+    ids = np.empty(len(label), np.int64)
+    for low in range(0, len(label), BATCH):  # what each step needs is bounded
+        some = label[low : low + BATCH]
+        start, size = key_ranges(labels, some)
+        hashes = np.zeros(len(some), np.uint64)
+        backed = np.flatnonzero(start >= 0)
+        hashes[backed] = hash_content(data, start[backed], size[backed])
+        space = np.array([r.space for r in labels.regions], np.uint64)[labels.region_of[some]]
+        hashes = np.where(space > 0, mix(hashes, space), hashes)
+        ids[low : low + BATCH] = fold_id(hashes, labels.salt)
+    return ids
 
 
 def hash_content(data: Bytes8, start: Int64s, size: Int64s) -> Uint64s:
@@ -370,10 +408,10 @@ def continue_ids(labels: Labels, ids: Int64s) -> None:
 
 def derive_ids(labels: Labels, masked: Bytes8, full: Bytes8) -> Int64s:
     """Ids of all labels but RULE_NAME, RULE_NONE (0) and their continuations."""
-    hashes = content_hashes(labels, masked, full)
     ids = np.zeros(labels.count, np.int64)
-    content = (labels.rule == RULE_CONTENT) | (labels.rule == RULE_FULL)
-    ids[content] = fold_id(hashes[content], labels.salt)
+    for rule, data in ((RULE_CONTENT, masked), (RULE_FULL, full)):
+        chosen = np.flatnonzero(labels.rule == rule)
+        ids[chosen] = content_ids(labels, chosen, data)
     ids[labels.rule == RULE_EXPLICIT] = labels.explicit.astype(np.int64)
     for rule, place in ((RULE_END, 1 << 60), (RULE_START, 1 << 62)):
         chosen = labels.rule == rule

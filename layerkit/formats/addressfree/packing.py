@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, wire
-from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels
+from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Uint32s
 from layerkit.formats.cursor import Reader
 from layerkit.formats.packed import read_u32, write_u32
 from layerkit.formats.sites import AMD64, find_candidates
@@ -61,7 +61,7 @@ def number_ids(labels_data: bytes, body: bytes) -> NumberedBody | None:
     if labels.count >= 1 << NUMBER_BITS:
         return None
     places = _places(labels, form)
-    ids = _derive(labels, form, read_u32(form, places.fields))
+    ids = _derive(labels, form, read_u32(form, places.fields).astype(np.uint32))
     lookup = decoder.make_lookup(ids)
     kept = _kept(labels, len(form))
     in_code = _code_places(labels, form)
@@ -111,7 +111,7 @@ def _restore(labels: Labels, body: Bytes8, tag: int, skip: Int64s) -> bytes:
         numbers = np.flatnonzero(_is_number(value, tag, labels.count) & ~kept[at])
         label = value[numbers] & (1 << NUMBER_BITS) - 1
         if at is places.fields:
-            ids = _derive(labels, body, value, (numbers, label))
+            ids = _derive(labels, body, value.astype(np.uint32), (numbers, label))
         write_u32(out, at[numbers], ids[label])
     return out.tobytes()
 
@@ -128,7 +128,9 @@ class _Places:
 
 
 def _places(labels: Labels, body: Bytes8) -> _Places:
-    return _Places(model.expand_fields(labels).pos, model.find_tagged_words(labels, body))
+    return _Places(
+        model.expand_fields(labels).pos.astype(np.int64), model.find_tagged_words(labels, body)
+    )
 
 
 def _code_places(labels: Labels, body: Bytes8) -> Int64s:
@@ -144,12 +146,12 @@ def _code_places(labels: Labels, body: Bytes8) -> Int64s:
 
 
 def _derive(
-    labels: Labels, body: Bytes8, value: Int64s, numbers: tuple[Int64s, Int64s] | None = None
+    labels: Labels, body: Bytes8, value: Uint32s, numbers: tuple[Int64s, Int64s] | None = None
 ) -> Int64s:
     """Ids of all labels. `value` are the fields', of which `numbers` (index, label) are numbers."""
     fields = model.expand_fields(labels)
     masked = body.copy()
-    model.clear(masked, fields.pos, 4)
+    model.clear_fields(masked, fields.pos)
     model.clear(masked, model.find_tagged_words(labels, body), 8)
     ids = model.derive_ids(labels, masked, body)
     if numbers is not None:

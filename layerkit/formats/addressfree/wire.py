@@ -29,7 +29,7 @@ MAJOR: Final = 1
 MINOR: Final = 0
 COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
 SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
-COUNTER_LIMIT: Final = 64  # NEW counters; each takes a pass over all labels, and five are used
+COUNTER_LIMIT: Final = 64  # NEW counters; 15 are used
 MEASURE_LIMIT: Final = 1 << 12  # some 200 are used
 ADDR_LIMIT: Final = (1 << 63) - 1
 
@@ -57,14 +57,19 @@ def read_column(reader: Reader, name: str, limit: int) -> Int64s:
 
 def serialize_form(kind: int, labels: bytes | memoryview, body: bytes | memoryview) -> bytes:
     """A form of its two parts; a raw one has no labels. Memory: the form, once."""
-    head, size = Writer(), Writer()
+    return b"".join((serialize_head(kind, labels, len(body)), body))
+
+
+def serialize_head(kind: int, labels: bytes | memoryview, body_size: int) -> bytes:
+    """A form up to its body."""
+    head = Writer()
     head.raw(MAGIC)
     head.u8(MAJOR)
     head.u8(MINOR)
     head.u8(kind)
-    head.varint(len(labels))
-    size.varint(len(body))
-    return b"".join((head.getvalue(), labels, size.getvalue(), body))
+    head.sized(labels)
+    head.varint(body_size)
+    return head.getvalue()
 
 
 def parse_form(form: bytes | memoryview) -> tuple[int, memoryview, memoryview]:
@@ -178,10 +183,12 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     records = read_column(reader, "label records", ADDR_LIMIT >> 8)
     if len(records) % 2:
         raise reader.fail("half a label record")
-    size = records[0::2].copy()
-    pattern, rule = np.divmod(records[1::2], model.RULE_COUNT)
-    if len(pattern) and int(pattern.max()) >= len(patterns):
+    if len(records) and int(records[1::2].max()) // model.RULE_COUNT >= len(patterns):
         raise reader.fail("a label has a pattern that is not there")
+    size = records[0::2].copy()
+    pattern = (records[1::2] // model.RULE_COUNT).astype(np.int32)
+    rule = records[1::2].astype(np.uint8) % np.uint8(model.RULE_COUNT)
+    del records
     raw_explicit = reader.sized(COUNT_LIMIT * 4, "explicit ids")
     skip = np.cumsum(read_column(reader, "exceptions", body_size))
     measures = _read_measures(reader, region_count)
@@ -199,11 +206,11 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     if len(size) and float(size.sum(dtype=np.float64)) > ADDR_LIMIT / 4:
         raise reader.fail("labels are longer than an address space")
     regions = _place_regions(reader, flags_at, counts, size, body_size)
-    region_of = np.repeat(np.arange(region_count), counts)
-    first = np.cumsum(size) - size
-    head = np.cumsum(counts) - counts
-    addr = np.array([r.addr for r in regions], np.int64)
-    start = first - first[head][region_of] + addr[region_of] if count else first
+    region_of = np.repeat(np.arange(region_count, dtype=np.int32), counts)
+    start = np.cumsum(size) - size
+    if count:
+        addr = np.array([r.addr for r in regions], np.int64)
+        start += (addr - start[np.cumsum(counts) - counts])[region_of]
     for kind in kinds:
         if kind.zone >= region_count or kind.zone_pattern >= len(patterns):
             raise reader.fail("a kind names a region or pattern that is not there")

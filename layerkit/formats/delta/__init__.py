@@ -70,7 +70,8 @@ def read_digests(delta: bytes) -> tuple[list[bytes], bytes, int]:
 def patch(olds: Sequence[bytes], delta: bytes, limit: int = SIZE_LIMIT) -> bytes:
     """The new form, of at most `limit` bytes. Raises FormatError for a malformed delta,
     IntegrityError when the old forms are not the ones that it was made for, or the result is not
-    what it promises. Memory: both sides twice, and 64 MiB for a window."""
+    what it promises. Memory: both sides, the old one twice where it is several forms, and up to
+    three times WINDOW_SIZE, NEAR_SIZE and FAR_SIZE."""
     reader = Reader(delta, "delta")
     header = _read_header(reader)
     if header.new_size > limit:
@@ -145,7 +146,10 @@ def _serialize_body(old: bytes, new: bytes, covers: list[Cover]) -> bytes:
 
 def _apply(reader: Reader, old: bytes, new_size: int) -> bytes:
     covers = read_covers(reader, len(old), new_size)
-    parts = {cover.start: old[cover.source : cover.source + cover.size] for cover in covers}
+    view = memoryview(old)
+    parts: dict[int, bytes | memoryview] = {
+        cover.start: view[cover.source : cover.source + cover.size] for cover in covers
+    }
     for window in _windows(gaps_of(covers, len(old), new_size)):
         far = read_far(reader, len(old), FAR_SIZE)
         code = reader.varint(primed.FILLER_LIMIT * primed.NOISE_COUNT << 1 | 1, "filler")
@@ -153,7 +157,7 @@ def _apply(reader: Reader, old: bytes, new_size: int) -> bytes:
         stream = bytes(reader.take(reader.left))
         if code & 1:  # it goes on to the end of the delta
             stream = primed.expand(stream, code >> 1, size)
-        dictionary = _join(old, far) + _near(old, window)
+        dictionary = [_join(old, far), _near(old, window)]
         data, rest = primed.decompress(dictionary, code >> 1, stream, size)
         reader = Reader(rest, "delta")
         at = 0

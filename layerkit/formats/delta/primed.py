@@ -15,7 +15,7 @@ either way. Source of the chunk format: xz 5.8, lzma2_decoder.c. Spec: docs/form
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import shake_128
 from typing import Any, Final
@@ -47,7 +47,7 @@ def compress(dictionary: bytes, data: bytes) -> tuple[int, bytes]:
         filters = _filters(len(dictionary) + FILLER_LIMIT + len(data))
         stream = lzma.compress(front + data, lzma.FORMAT_RAW, filters=filters)
         kept = _chunks_from(stream, len(front))
-        if size and kept and decompress(dictionary, filler, kept, len(data)) == (data, b""):
+        if size and kept and decompress([dictionary], filler, kept, len(data)) == (data, b""):
             return filler, kept
     return 0, lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data)))
 
@@ -84,16 +84,21 @@ def _find_filler(dictionary: bytes, kind: int, size: int) -> int:
     return 0
 
 
-def decompress(dictionary: bytes, filler: int, packed: bytes, size: int) -> tuple[bytes, bytes]:
-    """The `size` bytes of data, and what follows the stream. Memory: twice dictionary and data."""
-    front = dictionary + _filler(filler) if filler else b""
-    spec = [{"id": lzma.FILTER_LZMA2, "dict_size": max(SMALLEST_DICT, len(front) + size)}]
+def decompress(
+    dictionary: Sequence[bytes], filler: int, packed: bytes, size: int
+) -> tuple[bytes, bytes]:
+    """The `size` bytes of data, and what follows the stream; `dictionary` in parts. Memory: once
+    more dictionary and data."""
+    front = [*dictionary, _filler(filler)] if filler else []
+    front_size = sum(map(len, front))
+    spec = [{"id": lzma.FILTER_LZMA2, "dict_size": max(SMALLEST_DICT, front_size + size)}]
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=spec)
+    mark = STORED_FRESH
     try:
-        for at in range(0, len(front), STORED_LIMIT):
-            part = front[at : at + STORED_LIMIT]
-            mark = STORED if at else STORED_FRESH
-            decoder.decompress(bytes((mark,)) + (len(part) - 1).to_bytes(2, "big") + part)
+        for part, at in ((one, at) for one in front for at in range(0, len(one), STORED_LIMIT)):
+            stored = part[at : at + STORED_LIMIT]
+            decoder.decompress(bytes((mark,)) + (len(stored) - 1).to_bytes(2, "big") + stored)
+            mark = STORED
         data = decoder.decompress(packed, max_length=size)
         if len(data) == size and not decoder.eof:  # only the end's mark is left
             data += decoder.decompress(b"", max_length=1)
