@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import report_functions
 import report_service
 import report_split
 from report_tables import grid, number, verdict
@@ -409,6 +410,8 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
         parts += ["## Rebuilding", rebuild_table(rows)]
     if rows := tables.get("split"):
         parts += report_split.section(rows)
+    if rows := tables.get("functions"):
+        parts += report_functions.section(rows)
     parts += report_service.sections(tables)
     if trust:
         parts += [

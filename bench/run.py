@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import fleet_costs
+import functions
 import latency
 import load
 import memory
@@ -207,6 +208,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "load": load.measure,
     "memory": memory.measure,
     "split": splits.measure,
+    "functions": functions.measure,
 }
 
 

@@ -1,5 +1,5 @@
 """Write the generated docs: docs/cli.md from click, docs/errors.md from the error tree, README's
-table from bench/results/demo.json. `--check` writes nothing and names what is out of date.
+tables from bench/results, and the version of the Go module in examples/feed. `--check` writes nothing and names what is out of date.
 
     make docs
 """
@@ -15,6 +15,7 @@ import click
 
 from layerkit import errors
 from layerkit.cli import cli
+from layerkit.edges.goruntime import required_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- begin: bytes a deploy moves (tools/demo.py --record; make docs) -->"
@@ -43,6 +44,7 @@ def generate() -> dict[Path, str]:
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/errors.md": errors_page(),
         ROOT / "README.md": readme_page(),
+        **required_texts(ROOT / "examples/feed"),
     }
 
 

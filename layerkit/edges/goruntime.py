@@ -27,7 +27,7 @@ from layerkit.formats.gomodule import (
     set_requirement,
 )
 
-__all__ = ["Offer", "offer_runtime", "read_runtime", "require_runtime"]
+__all__ = ["Offer", "offer_runtime", "read_runtime", "require_runtime", "required_texts"]
 
 GO_PROXY: Final = "https://proxy.golang.org,direct"  # go's own default
 MAX_FILE_SIZE: Final = 16 << 20  # bytes of a go.mod or go.sum
@@ -72,7 +72,7 @@ def offer_runtime(disk: Disk, scratch: Path, folder: Path, environment: Mapping[
     offered = {"GOPROXY": f"{proxy.as_uri()},{environment.get('GOPROXY') or GO_PROXY}"}
     if asked == runtime.version or _is_fixed(root):
         return Offer(offered)
-    for path, text in _require(root, runtime).items():
+    for path, text in required_texts(root).items():
         disk.write_atomic(scratch / path.name, text.encode())
     return Offer(offered, (f"-modfile={scratch / 'go.mod'}",), asked)
 
@@ -84,15 +84,15 @@ def require_runtime(disk: Disk, folder: Path) -> str:
         raise NotFoundError(
             f"no go.mod in {folder}", hint="run 'layerkit init DIR' or 'go mod init'"
         )
-    runtime = read_runtime()
-    for path, text in _require(folder, runtime).items():
+    for path, text in required_texts(folder).items():
         if text != _read(path):
             disk.write_atomic(path, text.encode())
-    return runtime.version
+    return read_runtime().version
 
 
-def _require(folder: Path, runtime: GoModule) -> dict[Path, str]:
+def required_texts(folder: Path) -> dict[Path, str]:
     """The go.sum and go.mod of `folder` with the module in them, in the order to write them."""
+    runtime = read_runtime()
     sums = replace_sums(_read(folder / "go.sum"), runtime.path, runtime.sums())
     go_mod = set_requirement(_read(folder / "go.mod"), runtime.path, runtime.version)
     return {folder / "go.sum": sums, folder / "go.mod": go_mod}
