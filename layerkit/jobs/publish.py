@@ -11,6 +11,7 @@ Each blob is checked against its digest before it is sent.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
+from layerkit.jobs.updating.packs import publish_packs
 from layerkit.jobs.updating.stored import (
     UPDATE_COUNT,
     Image,
@@ -43,6 +45,7 @@ __all__ = ["UPDATE_COUNT", "PushResult", "publish"]
 
 THREAD_COUNT: Final = 4
 MAX_SOURCES: Final = 3  # repositories that a blob is tried to be mounted from
+_log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -115,8 +118,8 @@ def publish(
             done = list(pool.map(send, content.blobs.values()))
         for item, raw in (*content.manifests, *content.referrers):
             target.put_manifest(ref, item, raw)
-        updating = _Updating(layout, ref, target, progress, warn)
-        found = updating.run(content.top, named, update_count, size)
+        updating = _Beside(layout, ref, target, progress, warn)
+        found = updating.put(content.top, named, update_count, size)
         referrers = [item for item, _ in content.referrers]
         target.commit(ref, content.top, [*referrers, *found])
     counts = {kind: sum(became == kind for became, _ in done) for kind in (HELD, MOUNTED, SENT)}
@@ -146,8 +149,9 @@ def _find_old(layout: Layout, target: Target, ref: Reference) -> Image:
     return Image(ref.repository, found)
 
 
-class _Updating:
-    """Makes and publishes updates to an image that is in the target, and not named yet."""
+class _Beside:
+    """Makes and publishes what helps nodes, beside an image that is in the target, and not named
+    yet: updates from older images, and packs of its chunks."""
 
     def __init__(
         self,
@@ -164,7 +168,7 @@ class _Updating:
         self._warn = warn
         self.sizes: list[int] = []  # of what was made
 
-    def run(
+    def put(
         self, top: Descriptor, named: Sequence[Image], count: int, size: int
     ) -> list[Descriptor]:
         """The referrers that carry them. An image of `size` bytes counts once more for each old
@@ -172,7 +176,7 @@ class _Updating:
         new, reader = Image(self._ref.repository, top), self._target.reader
         found: list[Descriptor] = []
         try:
-            tops = reader.find_tops(self._ref, count + 1) if count else []
+            tops = reader.find_tops(self._ref, max(count, 1) + 1)
             before = [Image(new.repository, old) for old in tops if old.digest != top.digest]
             olds = [*named, *before[:count]]
             self._progress.total(size * (1 + len(olds)))
@@ -180,8 +184,14 @@ class _Updating:
             made = make_updates(self._readers, new, olds, known, warn=self._warn)
             for one in self._count(made, size):
                 found.append(publish_update(self._target, self._ref, top, one))
+            last = before[0] if before else None
+            for entry in publish_packs(self._readers, self._target, self._ref, new, last):
+                found.append(entry)  # one by one: what is there counts if the next one fails
         except LayerkitError as exc:
-            self._warn(f"the image goes without updates from older ones: {exc.message}")
+            self._warn(f"the image goes without some of its updates or packs: {exc.message}")
+        except Exception as exc:  # an image that we fail at must be pushed nevertheless
+            _log.exception("updates and packs of %s", top.digest.short)
+            self._warn(f"the image goes without some of its updates or packs: {exc!r}")
         return found
 
     def _count(self, made: Iterable[MadeUpdate], size: int) -> Iterable[MadeUpdate]:

@@ -9,6 +9,7 @@ Memory: two forms and what a delta of them takes, some seven times a binary in a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from layerkit.digest import Digest
 from layerkit.edges.storage.protocol import Shelf, StoredBlob
 from layerkit.edges.storage.reading import ImageReader
 from layerkit.edges.storage.targets import Target
-from layerkit.errors import LayerkitError, NotFoundError
+from layerkit.errors import LayerkitError
 from layerkit.formats.oci import (
     ANNOTATION_REF_NAME,
     ANNOTATION_WAS,
@@ -27,13 +28,10 @@ from layerkit.formats.oci import (
     EMPTY_BLOB,
     EMPTY_DESCRIPTOR,
     INDEX_TYPES,
-    MANIFEST_TYPES,
-    MAX_DOCUMENT_SIZE,
     Descriptor,
     Index,
     Platform,
     describe,
-    parse_index,
     serialize_index,
 )
 from layerkit.formats.reference import Reference
@@ -50,6 +48,7 @@ from layerkit.jobs.updating.forms import Forms
 from layerkit.jobs.updating.kept import Kept, NoMeter
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.sources import Sources
 from layerkit.jobs.updating.updates import Updates
 from layerkit.jobs.updating.workshop import Workshop
 
@@ -65,6 +64,7 @@ __all__ = [
 ]
 
 UPDATE_COUNT: Final = 3  # versions before a new one: nodes that watch have one of them
+MAX_BLOB_SIZE: Final = 1 << 30  # bytes that are read at once
 MAKE_SECONDS: Final = 3600.0  # for one update; it is made in this thread, so nothing runs on
 CACHE_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
 KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share layers
@@ -123,7 +123,7 @@ def make_updates(
     wanted = [old for old in _without_doubles(olds) if old.top.digest != new.top.digest]
     if not wanted:
         return
-    catalogue = Catalogue(_Joined(readers, new, wanted))
+    catalogue = Catalogue(_Joined(Sources(readers), new, wanted))
     updates = _make_engine(catalogue)
     made = {(one.old, one.platform) for one in known}
     for old in wanted:
@@ -143,7 +143,7 @@ def make_whole(
     only: Collection[Platform] = (),
 ) -> Iterator[MadeUpdate]:
     """What brings `new` to who holds nothing, for each of its platforms: updates from NOTHING."""
-    catalogue = Catalogue(_Joined(readers, new, ()))
+    catalogue = Catalogue(_Joined(Sources(readers), new, ()))
     updates = _make_engine(catalogue)
     for platform in _platforms(catalogue, new, only):
         made = _make(updates, new, NOTHING, platform, warn)
@@ -226,21 +226,20 @@ def _platforms(
 
 
 class _Joined:
-    """A `Storage` of these images alone, each digest from the first reader that has it."""
+    """A `Storage` of these images alone."""
 
     made: Shelf | None = None
 
-    def __init__(self, readers: Sequence[ImageReader], new: Image, olds: Sequence[Image]) -> None:
-        self._readers = readers
+    def __init__(self, sources: Sources, new: Image, olds: Sequence[Image]) -> None:
+        self._sources = sources
         entries = [_entry(old, {ANNOTATION_WAS: f"{old.repository}:old"}) for old in reversed(olds)]
         entries.append(_entry(new, {ANNOTATION_REF_NAME: f"{new.repository}:new"}))
-        self._homes = {one.top.digest: one.repository for one in (*olds, new)}
+        self._homes: dict[Digest, str] = {}
         referrers: dict[Digest, Descriptor] = {}
         for image in (*olds, new):
-            for digest in self._images(image):
-                for found in self._list_referrers(image.repository, digest):
-                    self._homes.setdefault(found.digest, image.repository)
-                    referrers.setdefault(found.digest, found)
+            for found in self._find_artifacts(image):
+                self._homes.setdefault(found.digest, image.repository)
+                referrers.setdefault(found.digest, replace(found, annotations={}))
         self._index = serialize_index(Index((*entries, *referrers.values())))
 
     def version(self) -> Hashable:
@@ -253,41 +252,19 @@ class _Joined:
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         """`name` is "" for a referrer."""
-        home, last = name or self._homes.get(digest, ""), len(self._readers) - 1
-        for at, reader in enumerate(self._readers):
-            try:
-                return reader.read_blob(home, digest, limit)
-            except LayerkitError:  # a damaged copy here is no reason not to read it there
-                if at == last:
-                    raise
-        raise NotFoundError(f"blob {digest.short} is nowhere")
+        return self._sources.read(name or self._homes.get(digest, ""), digest, limit)
 
     def open_blob(self, name: str, digest: Digest) -> StoredBlob:
-        raw = self.read_blob(name, digest, 1 << 40)
+        raw = self.read_blob(name, digest, MAX_BLOB_SIZE)
         return StoredBlob(len(raw), None, lambda at, size: iter((raw[at : at + size],)))
 
-    def _images(self, image: Image) -> list[Digest]:
-        """Those of an index; an old one that cannot be read has none."""
-        if image.top.media_type not in INDEX_TYPES:
-            return [image.top.digest]
-        try:
-            raw = self.read_blob(image.repository, image.top.digest, MAX_DOCUMENT_SIZE)
-            children = parse_index(raw).manifests
-        except LayerkitError:
-            return []
-        return [child.digest for child in children if child.media_type in MANIFEST_TYPES]
-
-    def _list_referrers(self, name: str, digest: Digest) -> list[Descriptor]:
-        """The chunks artifacts of an image, of the first reader that has one."""
-        for reader in self._readers:
-            found = [
-                replace(entry, annotations={})
-                for entry in reader.list_referrers(name, digest)
-                if entry.artifact_type == CHUNKS_ARTIFACT
-            ]
-            if found:
-                return found
-        return []
+    def _find_artifacts(self, image: Image) -> list[Descriptor]:
+        """Of an old image that cannot be read, none."""
+        found, name = list[Descriptor](), image.repository
+        with contextlib.suppress(LayerkitError):
+            for one in self._sources.list_images(name, image.top):
+                found += self._sources.list_referrers(name, one.digest, CHUNKS_ARTIFACT)
+        return found
 
 
 def _entry(image: Image, annotations: dict[str, str]) -> Descriptor:
