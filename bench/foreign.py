@@ -167,10 +167,10 @@ def make_context(
             (app / "bin" / name).write_bytes(data)
             (app / "bin" / name).chmod(0o755)
     steps = APPS[kind](app, GREETING[version])[layout != LAYOUTS[0]]
-    if layout == "anew":
-        for index, path in enumerate(sorted(app.rglob("*"), reverse=True)):
-            when = BUILT + version * 86_400 + index // 20
-            os.utime(path, (when, when), follow_symlinks=False)
+    (app / "layout").write_text(layout)  # docker's cache does not look at times
+    for index, path in enumerate(sorted(app.rglob("*"), reverse=True)):
+        when = BUILT + (version * 86_400 + index // 20 if layout == "anew" else 0)
+        os.utime(path, (when, when), follow_symlinks=False)
     busybox = _cached("busybox", _deb("busybox-static")) / "root" / "bin" / "busybox"
     shutil.copy(busybox, folder / "busybox")
     (folder / "etc").mkdir()
