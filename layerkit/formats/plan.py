@@ -30,7 +30,6 @@ __all__ = [
     "batch_chunks",
     "choose_method",
     "crossing_bandwidth",
-    "guess_bandwidth",
     "plan_pull",
     "prefers_documents",
     "prefers_plain",
@@ -47,8 +46,6 @@ UPDATE_MARGIN: Final = 0.25  # seconds that an update may take longer: it leaves
 TYPICAL_SIZES: Final = (2_400_000, 6_000_000)  # bytes of a function's code layer: blob, plain
 TYPICAL_FORM: Final = 1_670_000  # bytes of its form
 TYPICAL_PACKED: Final = 1_400_000  # bytes of its packed form
-NEAR_ROUND_TRIP: Final = 0.01  # seconds of a first answer, connection included: one network
-NEAR_BANDWIDTH: Final = 60e6  # bytes a second that a near server is taken for: half of 1 Gbit/s
 PLAIN_TRIPS: Final = 2  # round trips of a plain pull before its layers: manifest and config
 BLOB, FORM, PACKED, CHUNKS, UPDATE = "blob", "form", "packed", "chunks", "update"
 METHODS: Final = (BLOB, FORM, PACKED, CHUNKS, UPDATE)
@@ -99,6 +96,8 @@ class LayerWant:
     is_packed: bool = False  # or where the server says that it has it
     labels: Descriptor | None = None  # what makes the form of the plain tar
     has_chunks: bool = True  # can missing chunks be had one by one?
+    pack: Descriptor | None = None  # where chunks are when nobody cuts them,
+    pack_index: Descriptor | None = None  # and which of them are where
 
     @property
     def plain_size(self) -> float:
@@ -231,12 +230,6 @@ def prefers_unpacked(rates: Rates) -> bool:
     plain_size = TYPICAL_SIZES[1]
     packed = rates.seconds(PACKED, TYPICAL_PACKED, plain_size)
     return rates.seconds(FORM, TYPICAL_FORM, plain_size) <= packed
-
-
-def guess_bandwidth(round_trip: float) -> float:
-    """Bytes a second of a line of which only the time of an answer was seen, in seconds; 0: not
-    even that. A server that is near is on the same network, as a rule."""
-    return NEAR_BANDWIDTH if 0 < round_trip <= NEAR_ROUND_TRIP else Rates().bandwidth
 
 
 def replan(layer: LayerPlan, rates: Rates) -> LayerPlan:

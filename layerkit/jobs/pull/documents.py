@@ -26,6 +26,7 @@ from layerkit.formats.chunkmanifest import (
     parse_chunk_manifest,
     serialize_chunk_manifest,
 )
+from layerkit.formats.chunkpack import PACK_INDEX_TYPE, PACK_TYPE
 from layerkit.formats.chunksync import MAX_RUN_COUNT, Have, change_olds, parse_change, short_id
 from layerkit.formats.formpack import ANNOTATION_PACKED, PACKED_TYPE
 from layerkit.formats.layerform import LABELS_TYPE
@@ -36,6 +37,7 @@ from layerkit.formats.updating import check_manifest
 __all__ = ["REFUSED", "Check", "WantedImage", "host_platform"]
 
 CHANGE_OVERHEAD: Final = 4096  # bytes of a change beyond the chunk manifest itself
+MAX_INDEX_SIZE: Final = 16 << 20  # bytes of a chunk pack's index
 REFUSED: Final = (FormatError, IntegrityError, NotFoundError)  # of what only helps to move bytes
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 _log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class WantedImage:
     top: Digest = field(default_factory=lambda: oci.EMPTY_DESCRIPTOR.digest)
     image: oci.Descriptor = oci.EMPTY_DESCRIPTOR
     artifact: oci.Manifest | None = None
+    packs: oci.Manifest | None = None
     near: dict[Digest, dict[Digest, bytes]] = field(default_factory=dict)  # by diff_id
     blobs: dict[Digest, tuple[bytes, str]] = field(default_factory=dict)  # to commit: data, kind
     layers: dict[Digest, ChunkManifest] = field(default_factory=dict)  # made or found, by diff_id
@@ -101,6 +104,7 @@ class WantedImage:
     def forget(self) -> None:
         """All that was read: it came from who cannot be believed."""
         self.up_to_date, self.artifact, self.has_artifact = False, None, True
+        self.packs = None
         self._manifest = None
         self.blobs.clear()
         self.layers.clear()
@@ -226,18 +230,19 @@ class WantedImage:
             return LayerWant(blob, diff_id, made)
         packed = parts.get(PACKED_TYPE)
         is_packed = form is not None and str(form.digest) in self.packed_here
-        has_chunks = self.remote.chunk_server is not None
         want = LayerWant(
-            blob, diff_id, made, form, listed, packed, is_packed, parts.get(LABELS_TYPE), has_chunks
+            blob, diff_id, made, form, listed, packed, is_packed, parts.get(LABELS_TYPE)
         )
         if made is not None:
             return want
         known = listed.digest in self.blobs or self.store.has_blob(listed.digest)
-        if not has_chunks and not known:
-            return want
         near = {} if known else self._list_near(blob, listed)
         if form is not None and not near and not known and not self.is_begun:
             return want
+        if self.remote.chunk_server is None:
+            want = self._find_pack(want)
+            if not want.has_chunks and not known:
+                return want
         try:
             if near:
                 self._fetch_change(listed, near)
@@ -250,6 +255,33 @@ class WantedImage:
             return LayerWant(blob, diff_id)
         self.near[diff_id] = near
         return replace(want, chunk_manifest=manifest)
+
+    def _find_pack(self, want: LayerWant) -> LayerWant:
+        """The layer with its chunk pack, where one lies beside the image."""
+        if self.packs is None:
+            self.packs = self._find_beside(oci.PACKS_ARTIFACT)
+        parts = {
+            part.media_type: part
+            for part in (self.packs.layers if self.packs is not None else ())
+            if part.annotations.get(oci.ANNOTATION_LAYER) == str(want.diff_id)
+        }
+        pack, index = parts.get(PACK_TYPE), parts.get(PACK_INDEX_TYPE)
+        if pack is None or index is None or index.size > MAX_INDEX_SIZE:
+            return replace(want, has_chunks=False)
+        return replace(want, pack=pack, pack_index=index)
+
+    def _find_beside(self, kind: str) -> oci.Manifest | None:
+        """The first usable artifact of that type beside the image; nothing of it is kept."""
+        for entry in self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind):
+            try:
+                raw = self.remote.resolve(self.ref.repository, str(entry.digest))
+                found = oci.parse_manifest(raw.data if raw is not None else b"")
+            except REFUSED as exc:
+                _log.warning("artifact %s is refused: %s", entry.digest, exc.message)
+                continue
+            if found.subject is not None and found.subject.digest == self.image.digest:
+                return found
+        return None
 
     def _list_near(self, blob: oci.Descriptor, listed: oci.Descriptor) -> dict[Digest, bytes]:
         """Chunk manifests of such layers that are held."""

@@ -14,12 +14,13 @@ from typing import Final, Protocol
 
 from layerkit.digest import Digest, check_digest, chunk_id
 from layerkit.edges import held
-from layerkit.edges.store import Store
+from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.edges.upstream import ChunkServer, Upstream
 from layerkit.errors import (
     ChunkDigestError,
     FormatError,
     IntegrityError,
+    LayerkitError,
     NotFoundError,
     RemoteError,
     StoreChangedError,
@@ -41,6 +42,7 @@ from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.updateparts import size_limit
 from layerkit.formats.updating import NewLayer, check_form, chunker_of
+from layerkit.jobs.pull.packs import read_packed_chunks
 from layerkit.jobs.pull.trees import Background
 
 __all__ = ["Fetcher", "Progress", "check_in_two", "open_plain"]
@@ -110,7 +112,9 @@ class Fetcher:
         """Chunks of a layer, in as few requests as their limits allow: by their places in the chunk
         manifest, with the chunks that one of `near` has instead as dictionary; else by ids. Each
         chunk is fetched by one of the processes that want it at the same time."""
-        listed = self._list(want, near) if want.listed is not None and chunks else None
+        listed = None
+        if want.listed is not None and chunks and want.pack is None:
+            listed = self._list(want, near)
         left, is_patient = list(chunks), True
         with self.store.session():
             while left:
@@ -119,14 +123,38 @@ class Fetcher:
                 here = self.store.has_raw(ids)  # it may have come since the plan
                 try:
                     mine = [chunk for chunk in left if chunk.id.raw in ids - here]
-                    for batch in batch_chunks(mine, BATCH_COUNT, BATCH_SIZE):
-                        self._fetch_batch(batch, listed)
+                    if want.pack is not None and mine:
+                        self._fetch_from_pack(want, mine)
+                    else:
+                        for batch in batch_chunks(mine, BATCH_COUNT, BATCH_SIZE):
+                            self._fetch_batch(batch, listed)
                 finally:
                     self.store.release(claim.mine)
                 others = claim.others - ids
                 missing = self.store.wait_for(others) if others else set()
                 left = [chunk for chunk in left if chunk.id.raw in missing]
                 is_patient = False  # whoever had claimed them has died, or is stuck
+
+    def _fetch_from_pack(self, want: LayerWant, chunks: Sequence[Chunk]) -> None:
+        """Chunks out of the layer's pack. What came before it broke off stays, and the next pull
+        finds it by the chunk manifest."""
+        failures: list[LayerkitError] = []
+
+        def answers() -> Iterator[tuple[Digest, bytes]]:
+            wanted = {chunk.id.raw for chunk in chunks}
+            try:
+                for chunk, data in read_packed_chunks(self.remote, self.name, want, wanted):
+                    self._advance(len(data))
+                    yield chunk, data
+            except (RemoteError, FormatError, IntegrityError, NotFoundError) as exc:
+                failures.append(exc)
+
+        self.fetched_count += self.store.put_many(answers())
+        if failures:
+            assert want.chunk_manifest is not None
+            data = serialize_chunk_manifest(want.chunk_manifest)
+            self.store.put_blob(data, CHUNK_MANIFEST_KIND)
+            raise failures[0]
 
     def _list(self, want: LayerWant, near: Mapping[Digest, bytes]) -> _Listed:
         """Places of the chunks, and the held neighbour that shares most with them."""
@@ -162,6 +190,7 @@ class Fetcher:
                 _log.warning("packed form of %s is refused: %s", want.form.digest, exc.message)
         raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
         form = unpack_form(raw, limit=size_limit(raw))
+        del raw  # a quarter of a binary, which nobody needs while it is decoded
         return check_in_two(form, want.blob, want.diff_id, want.listed)
 
     def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> bytes | None:
