@@ -240,7 +240,8 @@ class WantedImage:
         if form is not None and not near and not known and not self.is_begun:
             return want
         if self.remote.chunk_server is None:
-            want = self._find_pack(want)
+            is_whole = known and self._holds_all(listed)
+            want = replace(want, has_chunks=False) if is_whole else self._find_pack(want)
             if not want.has_chunks and not known:
                 return want
         try:
@@ -255,6 +256,15 @@ class WantedImage:
             return LayerWant(blob, diff_id)
         self.near[diff_id] = near
         return replace(want, chunk_manifest=manifest)
+
+    def _holds_all(self, listed: oci.Descriptor) -> bool:
+        """Is every chunk here of a chunk manifest that is?"""
+        try:
+            raw = self.read_small(listed.digest, listed.size, kind=CHUNK_MANIFEST_KIND)
+            ids = set(parse_chunk_manifest(raw).list_raw_ids())
+        except REFUSED:
+            return False
+        return self.store.has_raw(ids) == ids
 
     def _find_pack(self, want: LayerWant) -> LayerWant:
         """The layer with its chunk pack, where one lies beside the image."""
