@@ -152,9 +152,10 @@ class Place:
             entry.size, entry.mode = len(binary), 0o755
             tar.addfile(entry, BytesIO(binary))
         crane, name = find_tool("crane"), f"{self.host}/{ref}"
-        argv = [crane, "append", "--insecure", "--platform", f"linux/{arch}", "-f", str(layer)]
+        argv = [crane, "append", "--insecure", "-f", str(layer)]
         pushed = run(*argv, "-t", f"{name}-part").strip()
         argv = [crane, "mutate", "--insecure", "--entrypoint", "/app/fn", pushed, "-t", name]
+        argv += ["--set-platform", f"linux/{arch}"]
         return run(*argv).strip().partition("@")[2]
 
     @property
@@ -262,8 +263,8 @@ def test_an_index_of_two_platforms(one_place: Place, binaries: Callable[..., byt
 def test_killed_in_a_job_it_goes_on(place: Place, binaries: Callable[..., bytes]) -> None:
     place.hook.start()
     first = place.push(binaries("hello"))
-    until(lambda: place.hook.counts()["running"] > 0, place.hook.log)
-    place.hook.stop(signal.SIGKILL)
+    until(lambda: f"team/fn:v1 names {first[:19]}" in place.hook.log(), place.hook.log)
+    place.hook.stop(signal.SIGKILL)  # with jobs that run, or are to
     second = place.push(binaries("hello, edited"))  # the registry tells it when it is back
     place.hook.start()
     place.wait_for_chunks(first)
