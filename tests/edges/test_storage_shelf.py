@@ -52,8 +52,29 @@ class ShelfSuite:
         shelf.put("large", bytes(self.LIMIT))
         assert [shelf.get("small"), shelf.get("large")] == [b"small", None]
 
+    def test_what_is_claimed_is_not_claimed_again(self, shelf: Shelf) -> None:
+        assert shelf.claim("key", 60) and shelf.claim("other", 60)
+        assert not shelf.claim("key", 60)
+        shelf.release("key")
+        assert shelf.claim("key", 60)
+
+    def test_a_claim_whose_time_is_out_is_taken_over(self, shelf: Shelf) -> None:
+        assert shelf.claim("key", 60)
+        assert shelf.claim("key", 0)
+        assert not shelf.claim("key", 60)
+
+    def test_a_claim_is_no_entry(self, shelf: Shelf) -> None:
+        shelf.claim("key", 60)
+        assert shelf.get("key") is None
+        shelf.release("never claimed")
+
 
 class TestFolderShelf(ShelfSuite):
+    def test_where_nothing_can_be_kept_all_may_make_it(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        shelf = FolderShelf(tmp_path / "file" / "made")
+        assert shelf.claim("key", 60) and shelf.claim("key", 60)
+
     @pytest.fixture
     def shelf(self, tmp_path: Path) -> FolderShelf:
         return FolderShelf(tmp_path / "made", limit=self.LIMIT)

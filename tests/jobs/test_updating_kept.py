@@ -11,6 +11,7 @@ import pytest
 from layerkit.edges.storage import FolderShelf, Shelf
 from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.tokens import ANYONE, Caller
+from layerkit.jobs.updating import kept as module
 from layerkit.jobs.updating.budget import Budgets
 from layerkit.jobs.updating.cache import Cache
 from layerkit.jobs.updating.kept import Kept
@@ -195,3 +196,46 @@ def test_a_cache_tries_again_what_failed() -> None:
     with pytest.raises(StoreError):
         cache.get("a", fail)
     assert cache.get("a", lambda: ("a", 1)) == "a" and cache._making == {}
+
+
+# --- servers that share a shelf ---------------------------------------------------------------
+
+
+def test_two_servers_make_a_thing_once(tmp_path: Path) -> None:
+    """The second one waits for what the first has claimed."""
+    begun, go_on, told = threading.Event(), threading.Event(), Told()
+    servers = [make_kept(FolderShelf(tmp_path), told=told) for _ in range(2)]
+
+    def make() -> bytes:
+        begun.set()
+        assert go_on.wait(WAIT)
+        return b"made"
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(servers[0].get_soon, "key", make, WAIT, ANYONE)
+        assert begun.wait(WAIT)
+        second = pool.submit(servers[1].get_soon, "key", refuse, WAIT, ANYONE)
+        threading.Timer(0.2, go_on.set).start()
+        assert first.result() == second.result() == b"made"
+    assert told.makes == ["delta"]
+    assert not list(tmp_path.glob(".claim-*"))
+
+
+def test_what_a_server_failed_to_make_the_other_one_makes(tmp_path: Path) -> None:
+    servers = [make_kept(FolderShelf(tmp_path)) for _ in range(2)]
+
+    def fail() -> bytes:
+        raise StoreError("the disk is gone")
+
+    with pytest.raises(StoreError):
+        servers[0].get_soon("key", fail, WAIT, ANYONE)
+    assert servers[1].get_soon("key", lambda: b"made", WAIT, ANYONE) == b"made"
+
+
+def test_the_claim_of_a_server_that_died_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLAIM_SECONDS", 0.3)
+    FolderShelf(tmp_path).claim("key", 60)
+    kept = make_kept(FolderShelf(tmp_path))
+    assert kept.get_soon("key", lambda: b"made", WAIT, ANYONE) == b"made"

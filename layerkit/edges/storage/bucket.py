@@ -2,7 +2,7 @@
 
 `s3://bucket/prefix?endpoint=URL&region=NAME&style=path`: what is not said is boto3's business
 (environment, ~/.aws, the machine's role), and so are credentials. Keys: `oci-layout`, `index.json`,
-`blobs/sha256/<hex>`, and `made/<name>` for what servers make.
+`blobs/sha256/<hex>`, and `made/<name>` for what servers make (`claims/<name>`: is being made).
 
 Write order as in a layout: blobs, then `index.json`, the one commit point. It is replaced only if
 it still is what was read (If-Match), so no publisher undoes another's work. A store that does not
@@ -301,6 +301,30 @@ class BucketShelf:
         if self._put_count % SWEEP_COUNT == 1 or self.limit < MADE_SIZE:
             self._try(lambda: self._make_room(len(raw)))
         self._try(lambda: self._bucket.write(f"made/{name_entry(key)}", raw))
+
+    def claim(self, key: str, seconds: float) -> bool:
+        name = f"claims/{name_entry(key)}"
+        try:
+            self._bucket.write(name, b"", {"IfNoneMatch": "*"})
+        except _ChangedError:
+            return self._take_over(name, seconds)
+        except (RemoteError, NotFoundError) as exc:
+            _log.debug("no claims in %s: %s", self._bucket.where, exc.message)
+        return True
+
+    def _take_over(self, name: str, seconds: float) -> bool:
+        """A claim whose time is out; two who take it over at once both make the thing."""
+        try:
+            held = [when for when, key, _ in self._bucket.list_objects(name) if key == name]
+            if held and time.time() - held[0] < seconds:
+                return False
+            self._bucket.write(name, b"")
+        except (RemoteError, NotFoundError) as exc:
+            _log.debug("no claims in %s: %s", self._bucket.where, exc.message)
+        return True
+
+    def release(self, key: str) -> None:
+        self._try(lambda: self._bucket.remove(f"claims/{name_entry(key)}"))
 
     def _make_room(self, size: int) -> None:
         found = sorted(self._bucket.list_objects("made/"), reverse=True)

@@ -40,6 +40,13 @@ class Shelf(Protocol):
 
     def put(self, key: str, data: bytes) -> None: ...
 
+    def claim(self, key: str, seconds: float) -> bool:
+        """Is it ours to make what belongs under `key`? False: another one said so less than
+        `seconds` ago. True, too, where claims cannot be kept."""
+
+    def release(self, key: str) -> None:
+        """Take our claim back: it is made, or will not be."""
+
 
 class Storage(Protocol):
     """Images and what refers to them, as an OCI index and blobs.

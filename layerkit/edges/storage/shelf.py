@@ -3,11 +3,13 @@
 Who puts holds the folder's lock, so that the size is kept within its limit by all together, and a
 temp file that is seen under the lock is one that a crash left. A reader takes no lock: an entry
 appears whole, and is checked as it is read. What was used is told by the time of its file.
-A crash leaves at most one temp file, which the next `put` removes.
+A crash leaves at most one temp file, which the next `put` removes, and a claim for each thing that
+was being made, which the next one to make it takes over when its time is out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -24,6 +26,7 @@ __all__ = ["SHELF_SIZE", "FolderShelf"]
 
 SHELF_SIZE: Final = 1 << 30  # bytes: some thousand updates of an edit each
 _LOCK: Final = ".lock"
+_CLAIM: Final = ".claim-"  # hidden, so that they are no entries
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +70,22 @@ class FolderShelf:
                 self._disk.write_atomic(self.path / name_entry(key), raw)
         except LayerkitError as exc:
             _log.warning("nothing is kept in %s: %s (%s)", self.path, exc.message, exc.cause)
+
+    def claim(self, key: str, seconds: float) -> bool:
+        path = self.path / f"{_CLAIM}{name_entry(key)}"
+        try:
+            self._disk.make_folder(self.path)
+            with self._disk.lock(self.path / _LOCK, wait=True):
+                with contextlib.suppress(FileNotFoundError):
+                    if 0 <= time.time() - path.stat().st_mtime < seconds:
+                        return False
+                self._disk.write_atomic(path, b"")
+        except (LayerkitError, OSError) as exc:
+            _log.debug("no claims in %s: %s", self.path, exc)
+        return True
+
+    def release(self, key: str) -> None:
+        self._try(self._disk.remove, self.path / f"{_CLAIM}{name_entry(key)}")
 
     def _try(self, call: Callable[[Path], object], path: Path) -> None:
         try:

@@ -1,6 +1,7 @@
 """Bytes that servers make once: kept in memory while they fit, and on the storage's shelf.
 
-The shelf outlives the server, and is shared with others over the same storage. Safe for threads.
+The shelf outlives the server, and is shared with others over the same storage: who makes something
+claims it there, so that the others wait instead of making it, too. Safe for threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from layerkit.jobs.updating.workshop import Make, Workshop
 
 __all__ = ["Kept", "Meter", "NoMeter"]
 
+CLAIM_SECONDS: Final = 30.0  # for what one server makes (76 MB: 13 s); then others may, too
+PAUSE: Final = 0.02  # seconds until it is looked again whether it is made; grows to
+MAX_PAUSE: Final = 0.5
 ENTRY_SIZE: Final = 1024  # bytes that an entry counts at least
 
 
@@ -96,15 +100,31 @@ class Kept:
         def made() -> bytes | None:
             with contextlib.suppress(NotFoundError):
                 return self.find(key)  # of another server, or of who was quicker
-            started = time.monotonic()
-            raw = make()
-            self._meter.made(self._what, time.monotonic() - started)
-            self._remember(key, raw or b"")
-            if self._shelf is not None:
+            if self._shelf is None:
+                return self._make(key, make)
+            end, pause = time.monotonic() + CLAIM_SECONDS, PAUSE
+            while not self._shelf.claim(key, CLAIM_SECONDS) and time.monotonic() < end:
+                time.sleep(pause)  # another server makes it
+                pause = min(2 * pause, MAX_PAUSE)
+                with contextlib.suppress(NotFoundError):
+                    return self.find(key)
+            try:
+                with contextlib.suppress(NotFoundError):
+                    return self.find(key)  # of who had the claim before
+                raw = self._make(key, make)
                 self._shelf.put(key, raw or b"")
-            return raw
+                return raw
+            finally:
+                self._shelf.release(key)
 
         return made
+
+    def _make(self, key: str, make: Make) -> bytes | None:
+        started = time.monotonic()
+        raw = make()
+        self._meter.made(self._what, time.monotonic() - started)
+        self._remember(key, raw or b"")
+        return raw
 
     def _remember(self, key: str, raw: bytes) -> None:
         self._made.put(key, raw, max(len(raw), ENTRY_SIZE))
