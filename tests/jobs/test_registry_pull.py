@@ -36,6 +36,7 @@ class Silent:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)
+    monkeypatch.setattr("layerkit.formats.chunkpack.MIN_FORM_SIZE", 500_000)
 
 
 @pytest.fixture(params=[True, False], ids=["api", "fallback"])
@@ -140,9 +141,7 @@ def _spoil(fake: FakeRegistry, how: str) -> None:
         fake.faults += [("/referrers/", 500, {})] * 99 + [("manifests/sha256-", 500, {})] * 99
 
 
-@pytest.mark.parametrize(
-    "how", ["gone", "damaged", "short", "html", "broken list", "failing list"]
-)
+@pytest.mark.parametrize("how", ["gone", "damaged", "short", "html", "broken list", "failing list"])
 def test_bad_referrers_mean_a_plain_pull(
     fake: FakeRegistry, tmp_path: Path, store: Store, how: str
 ) -> None:
@@ -297,3 +296,74 @@ def publish_index(path: Path, fake: FakeRegistry, text: bytes) -> None:
     with layout.batch():
         layout.commit(REF, layout.put_blob(raw, oci.INDEX), referrers)
     publish(layout, REF, RegistryTarget(connect(fake)), Silent())
+
+
+# --- chunk packs -------------------------------------------------------------------------------
+
+LONG = noise(1_200_000, 5)
+EDIT = noise(20_000, 6)
+
+
+def push_packed(layout: Path, fake: FakeRegistry, binary: bytes) -> oci.Descriptor:
+    """Without updates, as for a node that comes from a version that nobody made one for."""
+    top = publish_image(layout, str(REF), hello_files(binary))
+    publish(Layout(layout), REF, RegistryTarget(connect(fake)), Silent(), update_count=0)
+    return top
+
+
+def find_pack(fake: FakeRegistry, top: oci.Descriptor) -> str:
+    for _, raw in fake.manifests["fn"].values():
+        document = json.loads(raw)
+        subject = document.get("subject", {}).get("digest")
+        if document.get("artifactType") == oci.PACKS_ARTIFACT and subject == str(top.digest):
+            return str(max(document["layers"], key=lambda layer: layer["size"])["digest"])
+    raise AssertionError("no packs were published")
+
+
+@pytest.fixture
+def packed(fake: FakeRegistry, tmp_path: Path, store: Store) -> str:
+    """The node holds a version, and there is a new one with a pack; the pack's digest."""
+    push_packed(tmp_path / "layout", fake, LONG)
+    bring(fake, store)
+    top = push_packed(tmp_path / "layout", fake, LONG[:600_000] + EDIT + LONG[600_000:])
+    return find_pack(fake, top)
+
+
+def test_missing_chunks_come_by_ranges(
+    fake: FakeRegistry, tmp_path: Path, store: Store, packed: str
+) -> None:
+    found = bring(fake, store)
+    ranges = [headers["Range"] for headers in fake.headers(packed)]
+    assert len(ranges) == 1 and found.moved_size < 0.25 * found.whole_size
+    assert read_file(fake, store, tmp_path) == LONG[:600_000] + EDIT + LONG[600_000:]
+
+
+def test_a_registry_without_ranges_sends_the_pack_once(
+    fake: FakeRegistry, tmp_path: Path, store: Store, packed: str
+) -> None:
+    fake.knows_ranges = False
+    bring(fake, store)
+    assert len(fake.paths("GET", packed)) == 1
+    assert read_file(fake, store, tmp_path) == LONG[:600_000] + EDIT + LONG[600_000:]
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged", "short"])
+def test_a_bad_pack_means_the_plain_layer(
+    fake: FakeRegistry, tmp_path: Path, store: Store, packed: str, how: str
+) -> None:
+    data = fake.blobs["fn"].pop(packed)
+    if how != "gone":
+        spoiled = data[:50] if how == "short" else bytes(200) + data[200:]
+        fake.blobs["fn"][packed] = spoiled
+    bring(fake, store)
+    assert read_file(fake, store, tmp_path) == LONG[:600_000] + EDIT + LONG[600_000:]
+
+
+def test_a_range_that_is_cut_is_asked_for_again(
+    fake: FakeRegistry, tmp_path: Path, store: Store, packed: str
+) -> None:
+    before = len(fake.log)
+    fake.cuts += [-1, -1, -1, 5_000]  # config, chunk manifest, index, and then the pack
+    bring(fake, store)
+    assert len(fake.log) != before and len(fake.paths("GET", packed)) == 2
+    assert read_file(fake, store, tmp_path) == LONG[:600_000] + EDIT + LONG[600_000:]

@@ -154,7 +154,10 @@ class Fetcher:
             assert want.chunk_manifest is not None
             data = serialize_chunk_manifest(want.chunk_manifest)
             self.store.put_blob(data, CHUNK_MANIFEST_KIND)
-            raise failures[0]
+            failure = failures[0]
+            if isinstance(failure, RemoteError):  # a pack that cannot be read is as good as none
+                raise NotFoundError("chunk pack breaks off", cause=failure.message) from failure
+            raise failure
 
     def _list(self, want: LayerWant, near: Mapping[Digest, bytes]) -> _Listed:
         """Places of the chunks, and the held neighbour that shares most with them."""
