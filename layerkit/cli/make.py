@@ -39,6 +39,12 @@ compression_option = option(
     show_default=True,
     help="Of layers; Debian 12's docker cannot load zstd.",
 )
+describe_option = option(
+    "--describe/--no-describe",
+    default=True,
+    show_default=True,
+    help="Publish an SBOM (CycloneDX) and SLSA provenance beside the image.",
+)
 pack_option = option(
     "--pack", is_flag=True, help="Pack forms for empty nodes: some seconds, a sixth less to pull."
 )
@@ -97,12 +103,7 @@ def init(context: click.Context, /, folder: Path, template: str, only_runtime: b
 @compression_option
 @option("--strict-cgo", is_flag=True, help="Refuse packages that merely fall back without cgo.")
 @pack_option
-@option(
-    "--describe/--no-describe",
-    default=True,
-    show_default=True,
-    help="Publish an SBOM (CycloneDX) and SLSA provenance beside the image.",
-)
+@describe_option
 @load_options
 @json_option
 @click.pass_context
@@ -202,6 +203,7 @@ def rule_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @rule_options
 @compression_option
 @pack_option
+@describe_option
 @option("--docker", metavar="URL", help="The docker engine.  [default: DOCKER_HOST, or its socket]")
 @option("--ca", type=click.Path(dir_okay=False, path_type=Path), help="A registry's CA, PEM.")
 @option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
@@ -241,6 +243,7 @@ def split(
             recipe=compression_by_name(facts["compression"]),
             packs=facts["pack"],
             platforms=platforms,
+            describes=facts["describe"],
             dry_run=dry_run,
         )
     if state.as_json:

@@ -15,7 +15,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import NAMESPACE_URL, uuid5
 
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -29,10 +29,23 @@ from layerkit.formats.buildinfo import BuildInfo
 from layerkit.formats.oci import serialize_json
 from layerkit.formats.statement import BUILDER, PROVENANCE, SBOM_TYPE, STATEMENT
 
-__all__ = ["Built", "make_provenance", "make_sbom"]
+__all__ = [
+    "Built",
+    "Cut",
+    "FoundBinary",
+    "make_cut_provenance",
+    "make_cut_sbom",
+    "make_provenance",
+    "make_sbom",
+]
 
 BUILD_TYPE: Final = "https://layerkit.dev/build/v1"
+CUT_TYPE: Final = "https://layerkit.dev/split/v1"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # there is no clock in a build
+
+
+# name, version, package URL, and `h1` hash in hex, "" if unknown
+_Part: TypeAlias = tuple[str, str, PackageURL, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,26 @@ class Built:
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True, slots=True)
+class FoundBinary:
+    """A Go binary in an image that somebody else built."""
+
+    path: str
+    digest: Digest
+    info: BuildInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is known of one platform's image that was cut anew from image `old`."""
+
+    name: str  # of the repository
+    image: Digest
+    platform: str
+    old: Digest
+    binaries: Sequence[FoundBinary]
+
+
 def make_sbom(built: Built) -> bytes:
     """CycloneDX 1.6 as JSON: the binary, its Go modules and Go itself, what base was made from."""
     main = built.info.main
@@ -60,22 +93,69 @@ def make_sbom(built: Built) -> bytes:
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=built.binary_digest.hex)],
         properties=[Property(name=name, value=value) for name, value in _properties(built)],
     )
-    parts = [
-        Component(
-            type=ComponentType.LIBRARY,
-            name=name,
-            version=version,
-            purl=url,
-            bom_ref=url.to_string(),
-            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else [],
-        )
-        for name, version, url, digest in _parts(built)
-    ]
-    bom = Bom(components=parts, serial_number=uuid5(NAMESPACE_URL, str(built.image)))
-    bom.metadata.component = root
-    bom.metadata.timestamp = _EPOCH
+    parts = [_library(part) for part in _parts(built.info, built.packages)]
+    bom = _document(built.image, root, parts)
     bom.register_dependency(root, parts)
     return JsonV1Dot6(bom).output_as_string().encode("utf-8")
+
+
+def make_cut_sbom(cut: Cut) -> bytes:
+    """CycloneDX 1.6 as JSON: the Go binaries in an image and what each is made of. Says itself that
+    it knows of nothing else."""
+    facts = [("layerkit:platform", cut.platform), ("layerkit:complete", "go binaries only")]
+    root = Component(
+        type=ComponentType.CONTAINER,
+        name=cut.name,
+        bom_ref=str(cut.image),
+        properties=[Property(name=name, value=value) for name, value in facts],
+    )
+    libraries: dict[str, Component] = {}
+    binaries, needs = [], []
+    for binary in cut.binaries:
+        made = _application(binary)
+        parts = {part[2].to_string(): part for part in _parts(binary.info, ())}
+        for key, part in parts.items():
+            libraries.setdefault(key, _library(part))
+        binaries.append(made)
+        needs.append((made, [libraries[key] for key in parts]))
+    bom = _document(cut.image, root, [*binaries, *libraries.values()])
+    bom.register_dependency(root, binaries)
+    for made, used in needs:
+        bom.register_dependency(made, used)
+    return JsonV1Dot6(bom).output_as_string().encode("utf-8")
+
+
+def _document(image: Digest, root: Component, parts: Sequence[Component]) -> Bom:
+    bom = Bom(components=parts, serial_number=uuid5(NAMESPACE_URL, str(image)))
+    bom.metadata.component = root
+    bom.metadata.timestamp = _EPOCH
+    return bom
+
+
+def _application(binary: FoundBinary) -> Component:
+    main = binary.info.main
+    facts = [("layerkit:path", binary.path)]
+    facts += [(f"layerkit:go:build:{key}", value) for key, value in binary.info.settings if value]
+    return Component(
+        type=ComponentType.APPLICATION,
+        name=(main.path if main else "") or binary.path,
+        version=main.version if main and main.version != "(devel)" else "",
+        bom_ref=f"{binary.path}@{binary.digest}",
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=binary.digest.hex)],
+        properties=[Property(name=name, value=value) for name, value in facts],
+    )
+
+
+def _library(part: _Part) -> Component:
+    name, version, url, digest = part
+    return Component(
+        type=ComponentType.LIBRARY,
+        name=name,
+        version=version,
+        purl=url,
+        bom_ref=url.to_string(),
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else [],
+    )
 
 
 def _properties(built: Built) -> list[tuple[str, str]]:
@@ -89,7 +169,7 @@ def make_provenance(built: Built, sbom: bytes) -> bytes:
     """An in-toto statement about the image, with SLSA provenance; `sbom` is its SBOM."""
     materials = [
         {"uri": url.to_string()} | ({"digest": {"dirHash": digest}} if digest else {})
-        for _, _, url, digest in _parts(built)
+        for _, _, url, digest in _parts(built.info, built.packages)
     ]
     definition = {
         "buildType": BUILD_TYPE,
@@ -101,42 +181,59 @@ def make_provenance(built: Built, sbom: bytes) -> bytes:
         },
         "resolvedDependencies": materials,
     }
+    binary = {"name": built.binary, "digest": {"sha256": built.binary_digest.hex}}
+    return _state(built.name, built.image, definition, [binary], sbom)
+
+
+def make_cut_provenance(cut: Cut, sbom: bytes) -> bytes:
+    """An in-toto statement, with SLSA provenance, from which image one was cut; `sbom` is its
+    SBOM."""
+    definition = {
+        "buildType": CUT_TYPE,
+        "externalParameters": {"platform": cut.platform},
+        "resolvedDependencies": [{"name": "image", "digest": {"sha256": cut.old.hex}}],
+    }
+    return _state(cut.name, cut.image, definition, [], sbom)
+
+
+def _state(
+    name: str,
+    image: Digest,
+    definition: Mapping[str, object],
+    byproducts: Sequence[Mapping[str, object]],
+    sbom: bytes,
+) -> bytes:
+    """The statement; an SBOM is one of the byproducts."""
+    digest = {"sha256": sha256_digest(sbom).hex}
+    listed = {"name": "sbom.cdx.json", "digest": digest, "mediaType": SBOM_TYPE}
     statement = {
         "_type": STATEMENT,
-        "subject": [{"name": built.name, "digest": {"sha256": built.image.hex}}],
+        "subject": [{"name": name, "digest": {"sha256": image.hex}}],
         "predicateType": PROVENANCE,
         "predicate": {
             "buildDefinition": definition,
-            "runDetails": {
-                "builder": {"id": BUILDER},
-                "byproducts": [
-                    {"name": built.binary, "digest": {"sha256": built.binary_digest.hex}},
-                    {
-                        "name": "sbom.cdx.json",
-                        "digest": {"sha256": sha256_digest(sbom).hex},
-                        "mediaType": SBOM_TYPE,
-                    },
-                ],
-            },
+            "runDetails": {"builder": {"id": BUILDER}, "byproducts": [*byproducts, listed]},
         },
     }
     return serialize_json(statement)
 
 
-def _parts(built: Built) -> list[tuple[str, str, PackageURL, str]]:
-    """Name, version, package URL and `h1` hash (hex, "" if unknown) of each part."""
-    release = built.info.release.removeprefix("go").split()[0] if built.info.release else ""
+def _parts(info: BuildInfo, packages: Sequence[tuple[str, str]]) -> list[_Part]:
+    """The parts of a binary, each once; modules without a name are left out."""
+    release = "".join(info.release.removeprefix("go").split()[:1])
     found = [("std", release, PackageURL("golang", None, "std", release), "")] if release else []
-    for module in built.info.deps:
+    for module in info.deps:
         path, version = module.path, module.version
         if module.replaced_by and not module.replaced_by.startswith((".", "/")):
             path, version = module.replaced_by, module.replaced_version
         folder, _, name = path.rpartition("/")
+        if not name:
+            continue
         url = PackageURL("golang", folder or None, name, version or None)
         found.append((path, version, url, _hex_of(module.sum)))
-    for name, version in built.packages:
+    for name, version in packages:
         found.append((name, version, PackageURL("pypi", None, name, version), ""))
-    return found
+    return list({part[2].to_string(): part for part in found}.values())
 
 
 def _hex_of(text: str) -> str:

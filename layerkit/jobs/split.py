@@ -14,13 +14,14 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges.layout import Layout
 from layerkit.errors import FormatError, NotFoundError, UsageError
 from layerkit.formats import oci
 from layerkit.formats.addressfree import Hints, read_hints
+from layerkit.formats.buildinfo import BuildInfo, read_build_info
 from layerkit.formats.deflate import Compression, decompress
 from layerkit.formats.elf import parse_elf
 from layerkit.formats.image import (
@@ -29,11 +30,13 @@ from layerkit.formats.image import (
     PackedImage,
     pack_chunks_artifact,
     pack_index,
+    pack_referrer,
     pack_tar,
 )
 from layerkit.formats.layer import ROLES
 from layerkit.formats.reference import Reference
 from layerkit.formats.splitting import Rule, assign_roles, is_go_binary
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.formats.tar import FILE
 from layerkit.formats.tree import Tree, read_tree, same_trees, write_layers
 
@@ -42,6 +45,7 @@ __all__ = ["SplitImage", "SplitLayer", "SplitResult", "split"]
 ANNOTATION_SPLIT: Final = "dev.layerkit.split-from"  # digest of the image that was cut anew
 MAX_PLAIN_SIZE: Final = 4 << 30  # bytes of an image's plain tars; they are held in memory
 CREATED_BY: Final = "layerkit split"
+_Info: TypeAlias = tuple[str, Digest, BuildInfo]
 
 
 class Source(Protocol):
@@ -100,14 +104,16 @@ def split(
     recipe: Compression,
     packs: bool = False,
     platforms: Sequence[oci.Platform] = (),
+    describes: bool = True,
     dry_run: bool = False,
 ) -> SplitResult:
     """Cut the image (each image of the index, or those of `platforms`) that `top` describes, and
-    commit it as `ref`.
+    commit it as `ref`; with `describes` with an SBOM of the Go binaries in it, and provenance.
 
     Raises FormatError where a layer is no tar, or the new layers would not make the same files.
     """
-    cut = _Cut(source, rules, recipe, packs, None if dry_run else layout)
+    name = ref.repository if describes else ""
+    cut = _Cut(source, rules, recipe, packs, name, None if dry_run else layout)
     entries, left_out, annotations = _list_images(source, top, platforms)
     with contextlib.nullcontext() if dry_run else layout.batch():
         for entry in entries:
@@ -137,6 +143,7 @@ class _Cut:
     rules: Sequence[Rule]
     recipe: Compression
     packs: bool
+    name: str  # by which SBOM and provenance know the image; "": there are none
     layout: Layout | None
     manifests: list[Blob] = field(default_factory=list)
     artifacts: list[oci.Descriptor] = field(default_factory=list)
@@ -144,17 +151,20 @@ class _Cut:
 
     def add(self, entry: oci.Descriptor) -> None:
         """Cut one image."""
-        packed, hints, fact = _split_image(self.source, entry, self.rules, self.recipe)
+        packed, hints, infos, fact = _split_image(self.source, entry, self.rules, self.recipe)
         self.manifests.append(packed.manifest)
         self.facts.append(fact)
         if self.layout is None:
             return
         for blob in packed.blobs():
             self.put(blob)
-        artifact = pack_chunks_artifact(packed, hints, self.packs)
-        for blob in artifact:
-            self.put(blob)
-        self.artifacts.append(artifact[-1].descriptor)
+        artifacts = [pack_chunks_artifact(packed, hints, self.packs)]
+        if self.name:
+            artifacts += _describe(self.name, packed, entry.digest, infos)
+        for artifact in artifacts:
+            for blob in artifact:
+                self.put(blob)
+            self.artifacts.append(artifact[-1].descriptor)
 
     def put(self, blob: Blob) -> None:
         if self.layout is not None:
@@ -211,7 +221,7 @@ def _platform_of(source: Source, image: oci.Descriptor) -> oci.Platform:
 
 def _split_image(
     source: Source, entry: oci.Descriptor, rules: Sequence[Rule], recipe: Compression
-) -> tuple[PackedImage, dict[Digest, Hints], SplitImage]:
+) -> tuple[PackedImage, dict[Digest, Hints], list[_Info], SplitImage]:
     manifest = oci.parse_manifest(source.read_blob(entry))
     raw_config = source.read_blob(manifest.config)
     config = oci.parse_config(raw_config)
@@ -243,7 +253,7 @@ def _split_image(
             for layer, count in zip(layers, counts, strict=True)
         ),
     )
-    return packed, _read_hints(tree), fact
+    return packed, _read_hints(tree), _read_infos(tree), fact
 
 
 def _read_hints(tree: Tree) -> dict[Digest, Hints]:
@@ -255,6 +265,33 @@ def _read_hints(tree: Tree) -> dict[Digest, Hints]:
             with contextlib.suppress(FormatError):  # damaged symbols only cost bytes
                 found[sha256_digest(binary)] = read_hints(parse_elf(binary))
     return found
+
+
+def _read_infos(tree: Tree) -> list[_Info]:
+    """Path, digest and build info of each Go binary, in the order of paths."""
+    found = []
+    for path, node in sorted(tree.nodes.items()):
+        if node.kind == FILE and is_go_binary(node):
+            binary = bytes(node.data)
+            with contextlib.suppress(FormatError):
+                found.append((path, sha256_digest(binary), read_build_info(parse_elf(binary))))
+    return found
+
+
+def _describe(
+    name: str, packed: PackedImage, old: Digest, infos: Sequence[_Info]
+) -> list[tuple[Blob, ...]]:
+    """SBOM and provenance of what was cut, as referrers of it."""
+    from layerkit.formats import supplychain  # its library takes 0.25 s to load
+
+    image = packed.manifest.descriptor
+    binaries = [supplychain.FoundBinary(*info) for info in infos]
+    cut = supplychain.Cut(name, image.digest, str(image.platform), old, binaries)
+    sbom = supplychain.make_cut_sbom(cut)
+    return [
+        pack_referrer(image, SBOM_TYPE, sbom),
+        pack_referrer(image, PROVENANCE_TYPE, supplychain.make_cut_provenance(cut, sbom)),
+    ]
 
 
 def _read_layers(source: Source, manifest: oci.Manifest, diff_ids: Sequence[Digest]) -> list[bytes]:

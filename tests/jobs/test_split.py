@@ -19,6 +19,7 @@ from layerkit.formats.deflate import compression_by_name, decompress
 from layerkit.formats.layerform import LABELS_TYPE
 from layerkit.formats.reference import Reference
 from layerkit.formats.splitting import Rule
+from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE, is_own_provenance
 from layerkit.formats.tar import TarEntry, write_tar
 from layerkit.formats.tree import Tree, read_tree, same_trees
 from layerkit.jobs.split import SplitResult, split
@@ -101,6 +102,20 @@ def test_the_files_stay_and_layers_have_roles(tmp_path: Path, media_type: str) -
     assert found.images[0].old_digest == top.digest
     assert verify_layout(layout.path).good
     assert layout.resolve(NEW).digest == found.digest
+
+
+def test_what_is_known_of_it_lies_beside_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    top = publish(layout, [write_tar(LOWER), write_tar(UPPER)])
+    digest = run(layout, top, describes=False).digest
+    assert layout.referrers(digest, SBOM_TYPE) == []
+    run(layout, top)
+    (sbom,) = layout.referrers(digest, SBOM_TYPE)
+    (provenance,) = layout.referrers(digest, PROVENANCE_TYPE)
+    blobs = [layout.read_manifest(one.digest).layers[0] for one in (sbom, provenance)]
+    assert is_own_provenance(layout.read_blob(blobs[1]), digest)
+    assert blobs[0].digest.hex.encode() in layout.read_blob(blobs[1])
+    assert top.digest.hex.encode() in layout.read_blob(blobs[1])
 
 
 def test_how_it_runs_stays(tmp_path: Path) -> None:
