@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from layerkit.digest import Digest, check_digest, sha256_digest, verify_stream
+from layerkit.digest import Digest, check_digest, sha256_digest
 from layerkit.edges.httpclient import Client, Tls
 from layerkit.edges.upstream import Measured, Resolved, UpdateBody
 from layerkit.errors import (
@@ -176,17 +176,6 @@ class Remote:
             )
         check_digest(data, digest, f"blob {digest.short} from {self.url}")
         return data
-
-    def stream_blob(
-        self, name: str, digest: Digest, size: int, progress: Callable[[int], None] | None = None
-    ) -> Iterator[bytes]:
-        """The same in parts as they come. Verified at its end: what is made of them must not count
-        before. Memory: one part."""
-        _, parts = self._client.stream(f"/v2/{name}/blobs/{digest}", size, {})
-        for part in verify_stream(parts, digest, size, f"blob {digest.short} from {self.url}"):
-            if progress is not None:
-                progress(len(part))
-            yield part
 
     def read_ranges(
         self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]

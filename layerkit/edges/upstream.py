@@ -124,11 +124,6 @@ class Upstream(Protocol):
     ) -> bytes:
         """A blob of `size` bytes, verified."""
 
-    def stream_blob(
-        self, name: str, digest: Digest, size: int, progress: Callable[[int], None] | None = None
-    ) -> Iterator[bytes]:
-        """The same in parts as they come, verified at its end."""
-
     # --- what helps to move fewer bytes --------------------------------------------------------
 
     def open_update(
