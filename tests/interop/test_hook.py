@@ -49,6 +49,7 @@ notifications:
       timeout: 2s
       threshold: 3
       backoff: 200ms
+      ignore: {{actions: [pull, mount, delete]}}
 """
 
 

@@ -120,6 +120,7 @@ class _Tally:
     def made(self, result: Mapping[str, Any]) -> None:
         self._pushed.labels("chunks").inc(result["chunks_count"])
         self._pushed.labels("update").inc(result["update_count"])
+        self._pushed.labels("packs").inc(result["pack_count"])
         self._bytes.inc(result["sent_size"])
 
 

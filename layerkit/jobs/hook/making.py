@@ -49,6 +49,7 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
+from layerkit.jobs.updating.packs import publish_packs
 from layerkit.jobs.updating.stored import Image, find_stored, make_updates, publish_update
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Made:
     chunks_count: int = 0  # chunks artifacts
     update_count: int = 0
     update_size: int = 0  # bytes of the updates' blobs
+    pack_count: int = 0  # artifacts with packs of chunks
     sent_size: int = 0  # bytes of all blobs that were sent
     skipped: str = ""  # why nothing can be made of it
 
@@ -142,6 +144,7 @@ def make_for(
     now = registry.resolve(work.name, ref.tag)
     if now is not None and now.digest == top:
         _add_updates(work, new, olds)
+        _add_packs(work, new, olds)
     return made
 
 
@@ -276,3 +279,11 @@ def _add_updates(work: _Repository, new: Descriptor, olds: Sequence[Descriptor])
         work.made.update_count += 1
         work.made.update_size += len(one.raw)
         work.made.sent_size += len(one.raw)
+
+
+def _add_packs(work: _Repository, new: Descriptor, olds: Sequence[Descriptor]) -> None:
+    """Packs of the chunks of each image that has none, in the order of the version before."""
+    readers, image = [work.target.reader], Image(work.name, new)
+    before = Image(work.name, olds[0]) if olds else None
+    for _ in publish_packs(readers, work.target, work.ref, image, before):
+        work.made.pack_count += 1

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol
 
+from layerkit.edges.forked import error_document, error_of
 from layerkit.edges.forker import Forker
 from layerkit.edges.queue import Task, WorkQueue
 from layerkit.edges.registry import Registry, is_fallback_tag
@@ -187,7 +188,7 @@ class Work:
             result = await asyncio.to_thread(self._failed, task, exc)
         except Exception as exc:  # the last frame of a task: a bug of ours ends no other
             _log.exception("%s of %s failed", task.kind, task)
-            error = LayerkitError(f"unexpected {type(exc).__name__}", cause=str(exc)[:200])
+            error = error_of(error_document(exc))
             result = await asyncio.to_thread(self._failed, task, error)
         self._tally.ended(task.kind, result, time.monotonic() - begun)
 
@@ -240,11 +241,12 @@ class Work:
             _log.info("%s is left alone: %s", task, result["skipped"])
             return
         _log.info(
-            "%s: %d chunks artifacts, %d updates of %d bytes in all, %.1f s",
+            "%s: %d chunks artifacts, %d updates of %d bytes in all, %d with packs, %.1f s",
             task,
             result["chunks_count"],
             result["update_count"],
             result["update_size"],
+            result["pack_count"],
             time.monotonic() - begun,
         )
 
