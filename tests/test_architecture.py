@@ -47,7 +47,7 @@ FORMATS = {
     "delta": ("cursor digest", "numpy pyfastcdc"),
     "chunker": ("", "pyfastcdc"),
     "chunkmanifest": ("chunker cursor digest", ""),
-    "formpack": ("addressfree cursor layerform", "numpy"),
+    "formpack": ("addressfree cursor filled layerform", "numpy"),
     "chunksync": ("chunkmanifest cursor digest", "zstandard"),
     "oci": ("digest", ""),
     "deflate": ("filled", "deflate zstandard"),

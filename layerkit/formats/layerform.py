@@ -28,6 +28,7 @@ from layerkit.formats.filled import fill_bytes, join_bytes
 
 __all__ = [
     "ADDRESS_FREE",
+    "FORM_HEAD",
     "LABELS_TYPE",
     "LayerForm",
     "decode_layer",
@@ -35,6 +36,8 @@ __all__ = [
     "find_binaries",
     "is_layer_form",
     "join_parts",
+    "part_head",
+    "part_pieces",
     "rebuild_layer",
     "serialize_labels",
     "split_parts",
@@ -44,7 +47,7 @@ ADDRESS_FREE: Final = "address-free"  # the transform's name in chunk manifests
 MAGIC: Final = b"LKLF"
 MAJOR: Final = 0
 MINOR: Final = 0
-_HEAD: Final = MAGIC + bytes((MAJOR, MINOR))
+FORM_HEAD: Final = MAGIC + bytes((MAJOR, MINOR))
 PART_RAW: Final = 0
 PART_BINARY: Final = 1
 SIZE_LIMIT: Final = 1 << 33  # bytes of a form or a tar
@@ -147,14 +150,18 @@ def split_parts(form: bytes | memoryview) -> list[tuple[int, memoryview]]:
 
 def join_parts(parts: Iterable[tuple[int, bytes | memoryview]]) -> bytes:
     """The layer form of these parts; empty ones are left out. Memory: the form, and one part."""
-    return join_bytes([_HEAD, *(piece for kind, data in parts for piece in _part(kind, data))])
+    return join_bytes(
+        [FORM_HEAD, *(piece for kind, data in parts for piece in part_pieces(kind, data))]
+    )
 
 
-def _part(kind: int, data: bytes | memoryview) -> list[bytes | memoryview]:
-    return [_part_head(kind, len(data)), data] if data else []
+def part_pieces(kind: int, data: bytes | memoryview) -> list[bytes | memoryview]:
+    """A part as it stands in a layer form; nothing for an empty one."""
+    return [part_head(kind, len(data)), data] if data else []
 
 
-def _part_head(kind: int, size: int) -> bytes:
+def part_head(kind: int, size: int) -> bytes:
+    """What stands before the `size` bytes of a part."""
     head = Writer()
     head.u8(kind)
     head.varint(size)
@@ -216,7 +223,7 @@ def rebuild_layer(plain: bytes | memoryview, raw_labels: bytes) -> bytes:
     tar = memoryview(plain)
     reader = Reader(_unpack_labels(raw_labels, len(tar)), "labels")
     binaries: list[tuple[memoryview, memoryview]] = []  # and their labels
-    pieces: list[bytes | memoryview | None] = [_HEAD]  # None: the form of the next binary
+    pieces: list[bytes | memoryview | None] = [FORM_HEAD]  # None: the form of the next binary
     total = end = 0
     while reader.left:
         at = end + reader.varint(len(tar), "gap")
@@ -225,11 +232,11 @@ def rebuild_layer(plain: bytes | memoryview, raw_labels: bytes) -> bytes:
         if size > len(tar) - at:
             raise reader.fail("a binary ends behind the layer's end")
         made = addressfree.rebuilt_size(labels)
-        pieces += [*_part(PART_RAW, tar[end:at]), _part_head(PART_BINARY, made), None]
+        pieces += [*part_pieces(PART_RAW, tar[end:at]), part_head(PART_BINARY, made), None]
         binaries.append((tar[at : at + size], labels))
         total += made
         end = at + size
-    pieces += _part(PART_RAW, tar[end:])
+    pieces += part_pieces(PART_RAW, tar[end:])
     total += sum(len(piece) for piece in pieces if piece is not None)
 
     def fill(out: memoryview) -> None:

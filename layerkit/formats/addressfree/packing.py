@@ -23,10 +23,11 @@ from layerkit.errors import FormatError
 from layerkit.formats.addressfree import decoder, model, wire
 from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Uint32s
 from layerkit.formats.cursor import Reader
+from layerkit.formats.filled import fill_bytes
 from layerkit.formats.packed import read_u32, write_u32
 from layerkit.formats.sites import AMD64, find_candidates
 
-__all__ = ["NumberedBody", "number_ids", "restore_ids", "split"]
+__all__ = ["NumberedBody", "number_ids", "restore_ids", "restore_into", "split"]
 
 NUMBER_BITS: Final = 24  # labels that can be numbered; a binary of 100 MB has a million
 MAX_SKIP_COUNT: Final = 1 << 16  # more false places mean that the rule does not fit this body
@@ -40,7 +41,7 @@ class NumberedBody:
 
     tag: int
     skip: Int64s
-    body: bytes
+    body: bytes | memoryview
 
 
 def split(form: bytes) -> tuple[bytes, bytes] | None:
@@ -61,26 +62,27 @@ def number_ids(labels_data: bytes, body: bytes) -> NumberedBody | None:
     if labels.count >= 1 << NUMBER_BITS:
         return None
     places = _places(labels, form)
-    ids = _derive(labels, form, read_u32(form, places.fields).astype(np.uint32))
+    out = np.empty(len(form), np.uint8)
+    ids = _derive(labels, form, read_u32(form, places.fields).astype(np.uint32), None, out)
     lookup = decoder.make_lookup(ids)
-    kept = _kept(labels, len(form))
+    kept = _Kept.of(labels)
     in_code = _code_places(labels, form)
     raw = [read_u32(form, at) for at in (places.fields, places.words, in_code)]
     found = [lookup.find(value) for value in raw]
     for at, label in zip((places.fields, places.words, in_code), found, strict=True):
-        label[kept[at]] = -1
+        label[kept.has(at)] = -1
     found[2][np.isin(in_code, exceptions)] = -1
     tops = np.zeros(256, np.int64)
     for value, label in zip(raw, found, strict=True):
         tops += np.bincount(value[label < 0] >> NUMBER_BITS, minlength=256)
     tag = int(tops[1:255].argmin()) + 1
-    out = form.copy()
+    out[:] = form
     for at, label in zip((places.fields, places.words, in_code), found, strict=True):
         named = label >= 0
         write_u32(out, at[named], label[named] | tag << NUMBER_BITS)
     again = _code_places(labels, out)
     looks = again[_is_number(read_u32(out, again), tag, labels.count)]
-    skip = np.setdiff1d(looks[~kept[looks]], in_code[found[2] >= 0])
+    skip = np.setdiff1d(looks[~kept.has(looks)], in_code[found[2] >= 0])
     if len(skip) > MAX_SKIP_COUNT:
         return None
     made = NumberedBody(tag, skip, out.tobytes())
@@ -92,28 +94,34 @@ def number_ids(labels_data: bytes, body: bytes) -> NumberedBody | None:
 
 def restore_ids(labels_data: bytes | memoryview, numbered: NumberedBody) -> bytes:
     """The form's body. Raises only FormatError."""
+    return fill_bytes(len(numbered.body), lambda out: restore_into(labels_data, numbered, out))
+
+
+def restore_into(
+    labels_data: bytes | memoryview, numbered: NumberedBody, target: memoryview
+) -> None:
+    """Write the form's body into `target`, which is as long. Raises only FormatError."""
     labels, _ = wire.parse_labels(labels_data, len(numbered.body))
-    body = np.frombuffer(numbered.body, np.uint8)
+    body, out = np.frombuffer(numbered.body, np.uint8), np.frombuffer(target, np.uint8)
     try:
-        return _restore(labels, body, numbered.tag, numbered.skip)
+        _restore(labels, body, numbered, out)
     except (IndexError, ValueError, OverflowError) as exc:
         raise FormatError("packed form: fields lie outside the file") from exc
 
 
-def _restore(labels: Labels, body: Bytes8, tag: int, skip: Int64s) -> bytes:
-    places, kept = _places(labels, body), _kept(labels, len(body))
+def _restore(labels: Labels, body: Bytes8, numbered: NumberedBody, out: Bytes8) -> None:
+    places, kept = _places(labels, body), _Kept.of(labels)
     in_code = _code_places(labels, body)
-    in_code = in_code[~np.isin(in_code, skip)]
-    out = body.copy()
+    in_code = in_code[~np.isin(in_code, numbered.skip)]
     ids = np.zeros(0, np.int64)
     for at in (places.fields, places.words, in_code):
         value = read_u32(body, at)
-        numbers = np.flatnonzero(_is_number(value, tag, labels.count) & ~kept[at])
+        numbers = np.flatnonzero(_is_number(value, numbered.tag, labels.count) & ~kept.has(at))
         label = value[numbers] & (1 << NUMBER_BITS) - 1
         if at is places.fields:
-            ids = _derive(labels, body, value.astype(np.uint32), (numbers, label))
+            ids = _derive(labels, body, value.astype(np.uint32), (numbers, label), out)
+            out[:] = body
         write_u32(out, at[numbers], ids[label])
-    return out.tobytes()
 
 
 def _is_number(value: Int64s, tag: int, count: int) -> Bools:
@@ -146,11 +154,13 @@ def _code_places(labels: Labels, body: Bytes8) -> Int64s:
 
 
 def _derive(
-    labels: Labels, body: Bytes8, value: Uint32s, numbers: tuple[Int64s, Int64s] | None = None
-) -> Int64s:
-    """Ids of all labels. `value` are the fields', of which `numbers` (index, label) are numbers."""
+    labels: Labels, body: Bytes8, value: Uint32s, numbers: tuple[Int64s, Int64s] | None,
+    masked: Bytes8,
+) -> Int64s:  # fmt: skip
+    """Ids of all labels. `value` are the fields', of which `numbers` (index, label) are numbers.
+    `masked` is room for work, as long as the body."""
     fields = model.expand_fields(labels)
-    masked = body.copy()
+    masked[:] = body
     model.clear_fields(masked, fields.pos)
     model.clear(masked, model.find_tagged_words(labels, body), 8)
     ids = model.derive_ids(labels, masked, body)
@@ -162,16 +172,29 @@ def _derive(
     return ids
 
 
-def _kept(labels: Labels, size: int) -> Bools:
-    """For each file position: does it lie in a label whose id follows from ids in it? Those of code
-    by content do, since sites are not masked."""
-    text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
-    root = (labels.rule == model.RULE_FULL) | (text & (labels.rule == model.RULE_CONTENT))
-    owner = model.find_heads(labels)
-    offsets = labels.offsets()
-    chosen = np.flatnonzero(root[owner] & (offsets >= 0) & (labels.size > 0))
-    edges = np.zeros(size + 1, np.int8)
-    np.add.at(edges, np.maximum(offsets[chosen] - 7, 0), 1)  # a field may end in the label
-    np.add.at(edges, np.minimum(offsets[chosen] + labels.size[chosen], size), -1)
-    kept: Bools = np.cumsum(edges, dtype=np.int32) > 0
-    return kept
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The file positions in labels whose id follows from ids in them: what stands there stays as
+    it is. Those of code by content do, since sites are not masked."""
+
+    start: Int64s  # ascending
+    end: Int64s  # of all that start before, too
+
+    @classmethod
+    def of(cls, labels: Labels) -> _Kept:
+        text = np.array([r.is_text for r in labels.regions], bool)[labels.region_of]
+        root = (labels.rule == model.RULE_FULL) | (text & (labels.rule == model.RULE_CONTENT))
+        offsets = labels.offsets()
+        chosen = root[model.find_heads(labels)] & (offsets >= 0) & (labels.size > 0)
+        start, end = offsets[chosen], offsets[chosen] + labels.size[chosen]
+        order = np.argsort(start, kind="stable")
+        first = np.maximum(start[order] - 7, 0)  # a field may end in the label
+        return cls(first, np.maximum.accumulate(end[order]))
+
+    def has(self, at: Int64s) -> Bools:
+        """Is each of these positions one?"""
+        if not len(self.start):
+            return np.zeros(len(at), bool)
+        before = np.searchsorted(self.start, at, side="right") - 1
+        inside: Bools = (before >= 0) & (at < self.end[before])
+        return inside
