@@ -100,25 +100,26 @@ class TarEntry:
 
 
 def write_tar(entries: Iterable[TarEntry]) -> bytes:
-    """The tar of these entries in this order, with two zero blocks at its end."""
-    out = bytearray()
+    """The tar of these entries in this order, with two zero blocks at its end. Memory: besides the
+    entries the tar, once."""
+    out: list[bytes | memoryview] = []
     for entry in entries:
         _put_entry(out, entry)
-    out += bytes(2 * BLOCK_SIZE)
-    return bytes(out)
+    out.append(bytes(2 * BLOCK_SIZE))
+    return b"".join(out)
 
 
-def _put_entry(out: bytearray, entry: TarEntry) -> None:
+def _put_entry(out: list[bytes | memoryview], entry: TarEntry) -> None:
     raw_path = entry.path.encode("utf-8", "surrogateescape")
     raw_path = (raw_path or b".") + (b"/" if entry.kind == FOLDER else b"")
     split = _split_path(raw_path)
     records = _records(entry, raw_path, split is not None)
     if records:
-        out += _header(TarEntry("pax", FILE), b"", b"pax", b"x", len(records))
+        out.append(_header(TarEntry("pax", FILE), b"", b"pax", b"x", len(records)))
         _put_padded(out, records)
     prefix, name = split or (b"", raw_path[-100:])
     size = len(entry.data) if len(entry.data) <= MAX_USTAR_SIZE else 0
-    out += _header(entry, prefix, name, _KIND_TYPES[entry.kind], size)
+    out.append(_header(entry, prefix, name, _KIND_TYPES[entry.kind], size))
     _put_padded(out, entry.data)
 
 
@@ -149,9 +150,8 @@ def _time_text(seconds: int, nanoseconds: int) -> bytes:
     return (f"{sign}{whole}" + (f".{fraction:09d}".rstrip("0") if fraction else "")).encode("ascii")
 
 
-def _put_padded(out: bytearray, data: bytes | memoryview) -> None:
-    out += data
-    out += bytes(-len(data) % BLOCK_SIZE)
+def _put_padded(out: list[bytes | memoryview], data: bytes | memoryview) -> None:
+    out += (data, bytes(-len(data) % BLOCK_SIZE))
 
 
 def _header(entry: TarEntry, prefix: bytes, name: bytes, kind: bytes, size: int) -> bytes:

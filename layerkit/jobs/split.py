@@ -4,7 +4,7 @@ The files stay as they are: the tree that the new layers make is compared with t
 before anything is published. The config stays, too, but for the layers: what was history is kept as
 history. Go binaries in the image, whoever built them, get their address-free form.
 Which file goes where is `formats/splitting`'s rule. Of an index each platform's image is cut, one
-after the other. Memory: one image's layers, twice.
+after the other. Memory: one image's plain layers, about five times (MAX_PLAIN_SIZE).
 Spec: docs/design.md "Split".
 """
 
