@@ -39,10 +39,13 @@ __all__ = [
     "MAX_BUNDLE_SIZE",
     "PREDICATE",
     "SIGNATURE_TYPES",
+    "SIMPLE_ARTIFACT",
     "Claim",
     "Signature",
+    "is_attestation",
     "is_signature_tag",
     "list_signatures",
+    "listed_bundle",
     "make_bundle",
     "make_signature_artifact",
     "make_statement",
@@ -60,6 +63,7 @@ SIGNATURE_TYPES: Final = (BUNDLE_TYPE, SIMPLE_ARTIFACT)  # artifact types of ref
 PREDICATE: Final = "https://sigstore.dev/cosign/sign/v1"
 SIMPLE_KINDS: Final = ("cosign container image signature", "atomic container signature", PREDICATE)
 ANNOTATION_SIMPLE: Final = "dev.cosignproject.cosign/signature"
+ANNOTATION_SIGNATURE: Final = "dev.layerkit.signature"  # base64, over cosign's own statement
 ANNOTATION_CONTENT: Final = "dev.sigstore.bundle.content"
 ANNOTATION_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 
@@ -124,18 +128,37 @@ def make_bundle(payload: bytes, signature: bytes, hint: str) -> bytes:
 
 
 def make_signature_artifact(
-    top: Descriptor, bundle: bytes, predicate: str = PREDICATE
+    top: Descriptor, bundle: bytes, predicate: str = PREDICATE, signature: bytes = b""
 ) -> tuple[Descriptor, bytes, Descriptor]:
     """The referrer of image `top` that carries a bundle: its descriptor and bytes, and the bundle's
     descriptor. Its config is the empty one. cosign also writes a time; this has none. `predicate`
-    says what the statement in it is: a signature, or an attestation, which is none."""
+    says what the statement in it is: a signature, or an attestation, which is none. With
+    `signature` in an annotation, too, a node has all with the list of referrers."""
     blob = describe(bundle, BUNDLE_TYPE)
     annotations = {ANNOTATION_CONTENT: "dsse-envelope", ANNOTATION_PREDICATE: predicate}
+    if signature:
+        annotations[ANNOTATION_SIGNATURE] = _text_of(signature)
     subject = Descriptor(top.media_type, top.digest, top.size)
     raw = serialize_manifest(
         Manifest(EMPTY_DESCRIPTOR, (blob,), annotations, BUNDLE_TYPE, subject, MANIFEST)
     )
     return describe(raw, MANIFEST, annotations, artifact_type=BUNDLE_TYPE), raw, blob
+
+
+def listed_bundle(entry: Descriptor, image: Digest) -> bytes:
+    """The bundle that signs `image`, made of what the list of referrers says of it; b"" where that
+    is not all: cosign's have to be fetched. Proves nothing yet."""
+    text = entry.annotations.get(ANNOTATION_SIGNATURE, "")
+    try:
+        signature = _bytes(text, MAX_SIGNATURE_SIZE, "signature")
+    except FormatError:
+        return b""
+    return make_bundle(make_statement(image), signature, "") if signature else b""
+
+
+def is_attestation(entry: Descriptor) -> bool:
+    """Does a list of referrers say that this bundle is no signature?"""
+    return entry.annotations.get(ANNOTATION_PREDICATE, PREDICATE) != PREDICATE
 
 
 def signature_tag(image: Digest) -> str:

@@ -64,8 +64,10 @@ def _sign(
     image: Descriptor, statement: bytes, key: SigningKey, predicate: str
 ) -> tuple[Descriptor, bytes, bytes]:
     """A signed statement as a referrer: its descriptor and bytes, and the bundle in it."""
-    bundle = make_bundle(statement, key.sign(signed_bytes(statement)), key.hint)
-    descriptor, raw, _ = make_signature_artifact(image, bundle, predicate)
+    signature = key.sign(signed_bytes(statement))
+    bundle = make_bundle(statement, signature, key.hint)
+    told = signature if predicate == PREDICATE else b""
+    descriptor, raw, _ = make_signature_artifact(image, bundle, predicate, told)
     return descriptor, raw, bundle
 
 

@@ -23,6 +23,7 @@ from layerkit.formats.signature import (
     MAX_BUNDLE_SIZE,
     Claim,
     list_signatures,
+    listed_bundle,
     make_bundle,
     make_signature_artifact,
     make_statement,
@@ -179,10 +180,14 @@ def test_a_damaged_document_is_a_format_error_or_proves_nothing(data: st.DataObj
 
 def test_the_artifact_is_a_referrer_whose_layer_is_the_bundle() -> None:
     top = Descriptor(MANIFEST, IMAGE, 423)
-    descriptor, raw, blob = make_signature_artifact(top, BUNDLE)
+    signature = parse_bundle(BUNDLE).signature
+    descriptor, raw, blob = make_signature_artifact(top, BUNDLE, signature=signature)
     manifest = parse_manifest(raw)
     assert manifest.subject is not None and manifest.subject.digest == IMAGE
     assert manifest.artifact_type == descriptor.artifact_type == BUNDLE_TYPE
+    assert listed_bundle(descriptor, IMAGE)
+    assert Verifier.load([KEY]).find_signer(IMAGE, parse_bundle(listed_bundle(descriptor, IMAGE)))
+    assert not listed_bundle(Descriptor(MANIFEST, IMAGE, 1, {"dev.layerkit.signature": "*"}), IMAGE)
     (where,) = list_signatures(manifest)
     assert where.blob == blob
     assert parse_signature(where, BUNDLE).images == (IMAGE,)

@@ -124,6 +124,13 @@ def test_a_signature_that_came_with_the_image_is_not_asked_for_again(
         pull_signed(server, store, keys[1][1])
 
 
+def test_a_signature_of_ours_is_one_request(
+    layout: Path, server: RunningServer, store: Store, keys: list[tuple[Path, Path]]
+) -> None:
+    sign(layout, keys[0][0])
+    assert pull_signed(server, store, keys[0][1]).request_count == 2
+
+
 def wrong_signatures(top: Descriptor, signer: Signer) -> dict[str, bytes]:
     statement = make_statement(top.digest)
     other = make_statement(Digest("sha256", bytes(32)))

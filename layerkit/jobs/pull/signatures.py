@@ -6,13 +6,14 @@ pulled before (no request), the referrers of the image (cosign 3, and what `laye
 writes), the tag `sha256-<hex>.sig` (older cosigns). A signature that cannot be read counts for
 nothing. A server that does not answer is a RemoteError: others may.
 
-Bounded: MAX_COUNT signatures, each within MAX_BUNDLE_SIZE.
+What `layerkit push` signed is proved by the list of referrers alone: one request. Bounded:
+MAX_COUNT signatures, each within MAX_BUNDLE_SIZE.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -21,9 +22,12 @@ from layerkit.edges.store import Store
 from layerkit.errors import FormatError, IntegrityError, NotFoundError, SignatureError
 from layerkit.formats.oci import MAX_DOCUMENT_SIZE, Descriptor, Manifest, parse_manifest
 from layerkit.formats.signature import (
-    SIGNATURE_TYPES,
+    BUNDLE_TYPE,
+    SIMPLE_ARTIFACT,
     Claim,
+    is_attestation,
     list_signatures,
+    listed_bundle,
     parse_bundle,
     parse_signature,
     signature_tag,
@@ -62,8 +66,8 @@ def is_signed(store: Store, top: Digest, keys: Keys) -> bool:
 class _Search:
     image: WantedImage
     keys: Keys
-    count: int = 0
-    reason: str = ""
+    count: int = 0  # of those that were fetched
+    reason: str = ""  # that the last one does not count
 
     def run(self) -> None:
         image = self.image
@@ -75,9 +79,7 @@ class _Search:
                     image.blobs[sha256_digest(bundle)] = (bundle, SIGNATURE_KIND)
                 return
             self.reason = "by another key" if image.top in claim.images else "of another image"
-        found = (
-            f"{self.count} signatures; the last: {self.reason}" if self.count else "no signature"
-        )
+        found = f"a signature {self.reason}" if self.reason else "no signature"
         raise SignatureError(
             f"{image.ref} is not signed by {self.keys.names}",
             cause=f"{image.top} has {found}",
@@ -88,7 +90,13 @@ class _Search:
         """Claims, and the bundles that they came in, if they came in one and now."""
         for held in _read_stored(self.image.store, self.image.top):
             yield held, b""
-        for manifest in self._list_manifests():
+        name, top = self.image.ref.repository, self.image.top
+        listed = self.image.remote.fetch_referrers(name, top, BUNDLE_TYPE)[:MAX_COUNT]
+        for entry in listed:
+            bundle = listed_bundle(entry, top)
+            if bundle:
+                yield parse_bundle(bundle), bundle
+        for manifest in self._list_manifests(listed):
             for where in list_signatures(manifest):
                 if self.count >= MAX_COUNT:
                     return
@@ -97,18 +105,21 @@ class _Search:
                     data = self._read(where.blob)
                     claim = parse_signature(where, data)
                 except _REFUSED as exc:
-                    self.reason = f"refused: {exc.message}"
+                    self.reason = f"that is refused: {exc.message}"
                     _log.info("signature %s is refused: %s", where.blob.digest.short, exc.message)
                     continue
                 yield claim, b"" if where.text else data
 
-    def _list_manifests(self) -> Iterator[Manifest]:
-        """Manifests of signatures: of the referrers, then that of the tag."""
-        name, remote = self.image.ref.repository, self.image.remote
-        for kind in SIGNATURE_TYPES:
-            for entry in remote.fetch_referrers(name, self.image.top, kind)[:MAX_COUNT]:
+    def _list_manifests(self, listed: Sequence[Descriptor]) -> Iterator[Manifest]:
+        """Manifests of signatures: of the bundles in `listed` that do not say that they are none,
+        of older referrers, then that of the tag."""
+        name, top = self.image.ref.repository, self.image.top
+        for entry in listed:
+            if not is_attestation(entry):
                 yield from self._read_manifest(str(entry.digest), entry)
-        yield from self._read_manifest(signature_tag(self.image.top), None)
+        for entry in self.image.remote.fetch_referrers(name, top, SIMPLE_ARTIFACT)[:MAX_COUNT]:
+            yield from self._read_manifest(str(entry.digest), entry)
+        yield from self._read_manifest(signature_tag(top), None)
 
     def _read_manifest(self, ref: str, entry: Descriptor | None) -> Iterator[Manifest]:
         if entry is not None and entry.size > MAX_DOCUMENT_SIZE:
