@@ -25,6 +25,7 @@ from layerkit.formats.addressfree.model import Bytes8, Int64s, Labels, Uint32s
 from layerkit.formats.cursor import Reader
 from layerkit.formats.filled import fill_bytes
 from layerkit.formats.packed import read_u32, write_u32
+from layerkit.formats.sets import is_in
 from layerkit.formats.sites import AMD64, find_candidates
 
 __all__ = ["NumberedBody", "number_ids", "restore_ids", "restore_into", "split"]
@@ -111,17 +112,25 @@ def restore_into(
 
 def _restore(labels: Labels, body: Bytes8, numbered: NumberedBody, out: Bytes8) -> None:
     places, kept = _places(labels, body), _Kept.of(labels)
-    in_code = _code_places(labels, body)
-    in_code = in_code[~np.isin(in_code, numbered.skip)]
-    ids = np.zeros(0, np.int64)
-    for at in (places.fields, places.words, in_code):
+
+    def numbers_at(at: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """Values; which of them are numbers, and of which labels."""
         value = read_u32(body, at)
-        numbers = np.flatnonzero(_is_number(value, numbered.tag, labels.count) & ~kept.has(at))
-        label = value[numbers] & (1 << NUMBER_BITS) - 1
-        if at is places.fields:
-            ids = _derive(labels, body, value.astype(np.uint32), (numbers, label), out)
-            out[:] = body
-        write_u32(out, at[numbers], ids[label])
+        which = np.flatnonzero(_is_number(value, numbered.tag, labels.count) & ~kept.has(at))
+        return value, which, value[which] & (1 << NUMBER_BITS) - 1
+
+    value, which, label = numbers_at(places.fields)
+    ids = _derive(labels, body, value.astype(np.uint32), (which, label), out)
+    del value
+    out[:] = body
+    write_u32(out, places.fields[which], ids[label])
+    _, which, label = numbers_at(places.words)
+    write_u32(out, places.words[which], ids[label])
+    del places
+    in_code = _code_places(labels, body)
+    in_code = in_code[~is_in(in_code, numbered.skip)]
+    _, which, label = numbers_at(in_code)
+    write_u32(out, in_code[which], ids[label])
 
 
 def _is_number(value: Int64s, tag: int, count: int) -> Bools:
@@ -195,6 +204,9 @@ class _Kept:
         """Is each of these positions one?"""
         if not len(self.start):
             return np.zeros(len(at), bool)
-        before = np.searchsorted(self.start, at, side="right") - 1
-        inside: Bools = (before >= 0) & (at < self.end[before])
+        inside = np.empty(len(at), bool)
+        for low in range(0, len(at), model.BATCH):  # bounds memory
+            some = at[low : low + model.BATCH]
+            before = np.searchsorted(self.start, some, side="right") - 1
+            inside[low : low + model.BATCH] = (before >= 0) & (some < self.end[before])
         return inside
