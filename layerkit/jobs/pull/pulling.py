@@ -221,15 +221,11 @@ class Pull:
         return BLOB if size and prefers_plain(rates, size, plain_size) else UPDATE
 
     def _choose_first_way(self) -> str:
-        """Of what no version is held. From a server that was never asked, the first document shows
-        whether it is near; from one that is not, forms come as they are: on a slow line that is
-        about as quick as packed ones, on a fast one much quicker."""
+        """Of what no version is held. Over a line that is not known forms come as they are: on a
+        slow one that is about as quick as packed ones, on a fast one much quicker."""
         if held.list_held(self.store, self.image.ref):
             return UPDATE
-        is_known = self.watch.knows_line()
-        if not is_known:
-            self.image.resolve()
-        rates = self.watch.rates()
+        is_known, rates = self.watch.knows_line(), self.watch.rates()
         if prefers_documents(rates):
             return "documents"
         self.wants_unpacked = not is_known or prefers_unpacked(rates)
@@ -362,6 +358,8 @@ class Pull:
         """One layer by its plain blob; its chunk manifest is made here."""
         want = self.wants[index]
         made = self.fetcher.fetch_plain(want)
+        if want.listed is not None:  # its chunks are not here: the image must not hold it
+            self.image.blobs.pop(want.listed.digest, None)
         self.take(made)
         self.fetcher.put_form(made.chunk_manifest, made.form)
         if index + 1 < len(self.wants):

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from layerkit.edges.upstream import Upstream
-from layerkit.formats.plan import METHODS, Rates, guess_bandwidth
+from layerkit.formats.plan import METHODS, Rates
 
 __all__ = ["Facts", "Stopwatch", "load_rates"]
 
@@ -46,9 +46,11 @@ def load_rates(facts: Facts, url: str) -> Rates:
     shares = [rate / getattr(start, name) for name, rate in known.items() if rate]
     usual = math.prod(shares) ** (1 / len(shares)) if shares else 1.0
     works = {name: rate or usual * getattr(start, name) for name, rate in known.items()}
-    round_trip = _read(facts, _line_key(url, "round-trip"), 0.0)
-    bandwidth = _read(facts, _line_key(url, "bandwidth"), 0.0)
-    return Rates(round_trip or start.round_trip, bandwidth or guess_bandwidth(round_trip), **works)
+    return Rates(
+        _read(facts, _line_key(url, "round-trip"), start.round_trip),
+        _read(facts, _line_key(url, "bandwidth"), start.bandwidth),
+        **works,
+    )
 
 
 @dataclass(slots=True)
