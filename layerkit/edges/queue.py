@@ -239,7 +239,7 @@ class WorkQueue:
     def give_back(self, task: Task) -> None:
         """It was not tried: the process ends."""
         with self._transaction() as db:
-            db.execute(f"UPDATE tasks SET taken=0, tries=tries-1 WHERE {_KEY}", task.key)
+            db.execute(f"UPDATE tasks SET taken=0, tries=max(0, tries-1) WHERE {_KEY}", task.key)
 
     def give_up(self, task: Task, error: LayerkitError) -> None:
         """It goes, and what it failed of is kept among the last failures."""

@@ -20,7 +20,14 @@ from layerkit.digest import Digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.queue import Task, WorkQueue
 from layerkit.edges.registry import Registry, Transport, fallback_tag, list_referrers
-from layerkit.errors import FormatError, LayerkitError, RemoteError, RemoteLimitError, ToolError
+from layerkit.errors import (
+    FormatError,
+    LayerkitError,
+    RemoteError,
+    RemoteLimitError,
+    StoreError,
+    ToolError,
+)
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import parse_chunk_manifest
 from layerkit.formats.deflate import compress, compression_by_name
@@ -462,6 +469,18 @@ def test_a_bug_ends_no_other_task(fake: FakeRegistry, tmp_path: Path) -> None:
         running.forker.fail = lambda: None
         running.work.take_in([FN])
         until(lambda: running.tally.ends[-2:] == [("look", "done"), ("make", "done")])
+
+
+def test_work_that_has_ended_is_not_ready(
+    fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Running(fake, tmp_path) as running:
+        running.work.check_ready()
+        monkeypatch.setattr(running.queue, "take", lambda kind: 1 / 0)
+        assert running.work.take_in([FN]) == 1  # what is durable is durable
+        until(lambda: not running.work._thread.is_alive())
+        with pytest.raises(StoreError, match="has ended"):
+            running.work.check_ready()
 
 
 def test_a_new_process_goes_on(fake: FakeRegistry, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class Work:
         self._loop = asyncio.new_event_loop()
         self._news = {LOOK: asyncio.Event(), MAKE: asyncio.Event()}
         self._main: asyncio.Task[None] | None = None
+        self._stopping = threading.Event()  # for what runs in a thread
         self._thread = threading.Thread(target=self._run, name="hook-work", daemon=True)
 
     # --- what the paths ask ----------------------------------------------------------------------
@@ -97,6 +98,8 @@ class Work:
 
     def check_ready(self) -> None:
         """The queue can be read. A registry that is down is no reason to send its events away."""
+        if not self._thread.is_alive():
+            raise StoreError("the hook's work has ended", hint="its log says why: start it again")
         self._queue.count()
 
     def describe(self) -> dict[str, Any]:
@@ -129,11 +132,14 @@ class Work:
             if self._main is not None:
                 self._main.cancel()
 
-        self._loop.call_soon_threadsafe(cancel)
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(cancel)
         self._thread.join(STOP_SECONDS)
 
     def _tell(self, kind: str) -> None:
-        self._loop.call_soon_threadsafe(self._news[kind].set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._news[kind].set)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -142,6 +148,8 @@ class Work:
             self._loop.run_until_complete(self._main)
         except asyncio.CancelledError:
             _log.debug("the work has ended")
+        except Exception:  # the last frame: /readyz says so from now on
+            _log.exception("the work has ended")
         finally:
             self._loop.run_until_complete(self._forker.close())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -275,6 +283,8 @@ class Work:
             except NotFoundError:
                 continue
             for tag in tags:
+                if self._stopping.is_set():
+                    return count
                 if not self._is_ours(name, tag):
                     continue
                 try:
