@@ -14,11 +14,11 @@ def section(rows: Table) -> list[str]:
     return [
         "## Images that others built",
         "One string changes in the code of an image that `docker build` made (bench/foreign.py). "
-        "What a node that has the old version moves: docker's changed layers as gzip (its "
-        "manifest and config, 2 to 4 KB, come on top); those of the image that `layerkit split` made of it, pulled plainly; and of that by layerkit, all "
-        "documents included. *One copy*: dependencies and code came in one layer; *anew*: so they "
-        "did, installed by a machine without a cache, so all files have new times, which an image "
-        "keeps.",
+        "What a node that has the old version moves: docker's changed layers as gzip (its manifest "
+        "and config come on top); those of the image that `layerkit split` made of it, pulled "
+        "plainly; and of that by layerkit, all documents included. *One copy*: dependencies and "
+        "code came in one layer; *anew*: so they did, installed by a machine without a cache, so "
+        "all files have new times, which an image keeps.",
         split_table(rows),
     ]
 
