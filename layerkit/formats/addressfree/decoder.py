@@ -2,7 +2,7 @@
 patterns, kinds and the candidate rule for code, and no Go.
 
 Every array is sized by what the form holds, so memory is bounded by a small multiple of it: for a
-real binary about four times its size, form and result included.
+real binary about three times its size, form and result included.
 """
 
 from __future__ import annotations
