@@ -36,6 +36,7 @@ __all__ = [
     "Share",
     "UpdateReader",
     "check_documents",
+    "serialize_head",
     "serialize_update",
 ]
 
@@ -116,14 +117,23 @@ def serialize_update(
     new: Documents, parts: Sequence[Part], old: Digest | None, old_documents: Documents | None
 ) -> bytes:
     """The stream for a node that holds image `old` with these documents, or none."""
+    table = [Entry(part.layer, part.kind, len(part.data)) for part in parts]
+    head = serialize_head(new, table, old, old_documents)
+    return b"".join((head, *(part.data for part in parts)))
+
+
+def serialize_head(
+    new: Documents, table: Sequence[Entry], old: Digest | None, old_documents: Documents | None
+) -> bytes:
+    """The stream up to the parts, which follow in the order of the table."""
     out = Writer()
     for document in _pack_documents(new):
         out.sized(document)
-    out.varint(len(parts))
-    for part in parts:
-        out.varint(part.layer)
-        out.u8(part.kind)
-        out.varint(len(part.data))
+    out.varint(len(table))
+    for entry in table:
+        out.varint(entry.layer)
+        out.u8(entry.kind)
+        out.varint(entry.size)
     packer = zstandard.ZstdCompressor(
         level=LEVEL,
         dict_data=_dictionary(old_documents),
@@ -133,7 +143,7 @@ def serialize_update(
     frame = packer.compress(out.getvalue())
     name = old.raw if old is not None else bytes(32)
     head = HEADER.pack(MAGIC, MAJOR, MINOR, HEADER.size, name, len(frame))
-    return b"".join((head, frame, *(part.data for part in parts)))
+    return head + frame
 
 
 class UpdateReader:

@@ -148,9 +148,9 @@ class Preparing:
         except Exception:  # one image that we fail at must not keep all others from being prepared
             _log.exception("update of %s is not prepared", what)
             return
-        if answer.raw is not None:
+        if answer.stream is not None:
             whole = sum(share.whole_size for share in answer.shares)
-            self._ledger.add(step.name, Prepared(step.old, step.new, len(answer.raw), whole))
+            self._ledger.add(step.name, Prepared(step.old, step.new, answer.stream.size, whole))
 
 
 def _moved(repository: Repository, seen: dict[str, Digest] | None) -> list[Digest]:

@@ -33,6 +33,7 @@ from layerkit.jobs.updating.forms import CACHE_SIZE, Forms
 from layerkit.jobs.updating.kept import Kept, NoMeter
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.streams import WHOLE_SIZE
 from layerkit.jobs.updating.updates import Updates
 from layerkit.jobs.updating.workshop import Workshop
 
@@ -196,7 +197,12 @@ class StorageSource:
             self._meter.kept("stored", True)
             return stored
         made = self._updates.answer(name, top, have, caller, platform, within)
-        return UpdateAnswer(top, made.raw, made.shares, made.is_final)
+        stream = made.stream
+        if stream is None or stream.size <= WHOLE_SIZE:
+            raw = stream.join() if stream is not None else None
+            return UpdateAnswer(top, raw, made.shares, made.is_final)
+        body = Blob(stream.size, "", None, stream.read)
+        return UpdateAnswer(top, body, made.shares, made.is_final, stream.etag)
 
     def describe(self, caller: Caller) -> tuple[RepositoryFacts, ...]:
         return self._facts.describe(caller)

@@ -15,8 +15,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from layerkit.digest import Digest, check_digest
-from layerkit.edges.storage import Storage
+from layerkit.digest import Digest, check_digest, verify_stream
+from layerkit.edges.storage import Storage, StoredBlob
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -48,6 +48,7 @@ from layerkit.formats.tokens import Caller
 
 __all__ = ["Catalogue", "Repository", "View"]
 
+MAX_PROVED_COUNT: Final = 10_000
 BARE_NAME: Final = "image"  # the repository of bare tags where nobody says how it is called
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Catalogue:
         self._bare_name = bare_name or BARE_NAME
         self._lock = threading.Lock()
         self._documents: dict[Digest, Manifest | Index | None] = {}  # None: it cannot be read
+        self._proved: set[Hashable] = set()  # large blobs that are what their digests say
         self._refused: tuple[Hashable, LayerkitError] | None = None
         self._view = self._read(storage.version())
 
@@ -169,6 +171,27 @@ class Catalogue:
                 f"{what} {digest.short} of {name} is damaged in the storage", cause=exc.cause
             ) from exc
         return raw
+
+    def open_blob(self, name: str, item: Descriptor, limit: int) -> StoredBlob:
+        """A blob of at most `limit` bytes to be read in parts. It is read once through, for its
+        digest, and again only when its file is another."""
+        what = f"blob {item.digest.short}"
+        try:
+            stored = self._storage.open_blob(name, item.digest)
+            key = (item.digest, _state_of(stored))
+            if key not in self._proved:
+                if item.size > limit:
+                    raise StoreError(f"{what} of {name} is over {limit} bytes")
+                for _ in verify_stream(stored.read(0, stored.size), item.digest, item.size, what):
+                    pass
+                if len(self._proved) >= MAX_PROVED_COUNT:
+                    self._proved.clear()
+                self._proved.add(key)
+        except NotFoundError as exc:
+            raise StoreError(f"the storage lacks {what} of {name}", cause=exc.message) from exc
+        except IntegrityError as exc:
+            raise StoreError(f"{what} of {name} is damaged", cause=exc.cause) from exc
+        return stored
 
     def read_document(self, name: str, digest: Digest) -> bytes:
         """A manifest, an index, a config."""
@@ -307,6 +330,17 @@ def _add_chunk_lists(repository: Repository, artifact: Manifest) -> None:
         form = forms.get(blob.annotations.get(ANNOTATION_LAYER, ""))
         if blob.media_type == CHUNK_MANIFEST and form is not None:
             repository.chunk_lists.setdefault(blob.digest, form)
+
+
+def _state_of(stored: StoredBlob) -> Hashable:
+    """Of the file of a blob: another one after it was written again."""
+    if stored.path is None:
+        return None
+    try:
+        info = stored.path.stat()
+    except OSError as exc:
+        raise StoreError(f"cannot read {stored.path}", cause=str(exc.strerror)) from exc
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 def _parse_ref_name(text: str, bare_name: str) -> tuple[str, str]:

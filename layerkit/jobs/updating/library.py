@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping
 from typing import Final
 
 from layerkit.digest import Digest
+from layerkit.edges.storage import StoredBlob
 from layerkit.errors import NotFoundError
 from layerkit.formats.oci import (
     CHUNKS_ARTIFACT,
@@ -25,6 +26,7 @@ from layerkit.jobs.updating.catalogue import Catalogue, Repository
 from layerkit.jobs.updating.forms import Forms, Place
 from layerkit.jobs.updating.kept import Kept
 from layerkit.jobs.updating.packing import Packing
+from layerkit.jobs.updating.streams import WHOLE_SIZE
 from layerkit.jobs.updating.workshop import Make
 
 __all__ = ["Library"]
@@ -115,6 +117,14 @@ class Library:
         if blob.digest not in self._catalogue.get(name).blobs:
             raise NotFoundError(f"blob {blob.digest.short} is not in repository {name}")
         return self._catalogue.read_blob(name, blob.digest, MAX_LAYER_SIZE, "blob")
+
+    def open_layer(self, name: str, blob: Descriptor) -> bytes | StoredBlob:
+        """The same; a large one to be read in parts, once it has proved to be what it should."""
+        if blob.size <= WHOLE_SIZE:
+            return self.read_layer(name, blob)
+        if blob.digest not in self._catalogue.get(name).blobs:
+            raise NotFoundError(f"blob {blob.digest.short} is not in repository {name}")
+        return self._catalogue.open_blob(name, blob, MAX_LAYER_SIZE)
 
     def _holder(self, listed: Digest) -> str:
         names = self._catalogue.view().list_holders.get(listed)

@@ -180,10 +180,10 @@ def _make(
         _log.exception("%s", what)
         warn(f"{what}: {exc!r}")
         return None
-    if found.raw is None or not found.is_final:
+    if found.stream is None or not found.is_final:
         warn(f"{what}: some of it cannot be read")
         return None
-    made = MadeUpdate(old, platform, found.raw, found.lacking_size, found.left_out)
+    made = MadeUpdate(old, platform, found.stream.join(), found.lacking_size, found.left_out)
     return made, found.old
 
 

@@ -5,7 +5,8 @@ A delta is made once for all who ask, within the time that the node is ready to 
 that it has; a packed form is never waited for. What is not there goes as chunks or as the form, in
 the same answer, and the answer then is not to be kept: the next one may be smaller.
 
-An answer has at most ANSWER_SIZE bytes of parts, in memory. A layer that does not fit is left out:
+An answer has at most ANSWER_SIZE bytes of parts; those that are stored are read as they are sent
+(`streams`). A layer that does not fit is left out:
 the node fetches its form or blob, which can be cut, cached and resumed anywhere.
 """
 
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Final
 
 from layerkit.digest import Digest
+from layerkit.edges.storage import StoredBlob
 from layerkit.errors import (
     FormatError,
     IntegrityError,
@@ -36,10 +38,10 @@ from layerkit.formats.update import (
     FORM,
     PACKED,
     Documents,
-    Part,
+    Entry,
     Share,
     check_documents,
-    serialize_update,
+    serialize_head,
 )
 from layerkit.formats.updateparts import make_chunk_parts
 from layerkit.formats.updating import (
@@ -53,6 +55,7 @@ from layerkit.formats.updating import (
     layers_of,
 )
 from layerkit.jobs.updating.library import Library
+from layerkit.jobs.updating.streams import Piece, UpdateStream
 
 __all__ = ["Update", "Updates", "count_shares"]
 
@@ -64,12 +67,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What was made for who asked; `raw` is None where the image has documents that no update can
-    carry. `old`: the image that it starts from, if any. `lacking_size`: of the blobs of the layers
-    that a node lacks; `left_out`: those of these layers that it does not bring. Not `is_final`:
-    asked again, there may be a smaller one."""
+    """What was made for who asked; `stream` is None where the image has documents that no update
+    can carry. `old`: the image that it starts from, if any. `lacking_size`: of the blobs of the
+    layers that a node lacks; `left_out`: those of these layers that it does not bring. Not
+    `is_final`: asked again, there may be a smaller one."""
 
-    raw: bytes | None
+    stream: UpdateStream | None
     old: Digest | None
     shares: tuple[Share, ...]
     lacking_size: int
@@ -83,7 +86,8 @@ class _Option:
 
     size: int
     kind: int
-    read: Callable[[], bytes]
+    read: Callable[[], bytes | StoredBlob]
+    digest: str = ""  # of what is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +129,15 @@ class Updates:
             return Update(None, None, (), 0, is_sure)
         wanted = _Wanted(self._library, name, known, caller, is_sure, is_quick=within <= 0)
         wanted.make_parts(time.monotonic() + within)
-        raw = serialize_update(known.new, wanted.parts, known.old_top, known.old)
+        pieces = tuple(wanted.pieces)
+        table = [piece.entry for piece in pieces]
+        stream = UpdateStream(serialize_head(known.new, table, known.old_top, known.old), pieces)
         lacking = [one.layer for one in known.route.lacking]
-        brought = {part.layer for part in wanted.parts}
+        brought = {entry.layer for entry in table}
         return Update(
-            raw,
+            stream,
             known.old_top,
-            wanted.shares(len(raw)),
+            wanted.shares(stream.size),
             sum(layer.blob.size for layer in lacking),
             wanted.is_final,
             tuple(layer.blob for layer in lacking if layer.index not in brought),
@@ -229,7 +235,7 @@ class _Wanted:
         is_quick: bool = False,
     ) -> None:
         self._is_quick = is_quick  # the line: a packed form would cost more than it saves
-        self.parts: list[Part] = []
+        self.pieces: list[Piece] = []
         self.is_final = is_final  # False: asked again, there may be a smaller one
         self._library = library
         self._name = name
@@ -246,35 +252,34 @@ class _Wanted:
             layer = lacking.layer
             try:
                 if layer.pair is None:
-                    read = partial(self._read, layer.blob)
-                    parts = self._take(layer.index, _Option(layer.blob.size, BLOB, read))
+                    pieces = self._take(layer.index, self._stored(layer.blob, BLOB))
                 else:
-                    parts = self._choose_parts(lacking, layer.pair, deltas.get(layer.index))
+                    pieces = self._choose_parts(lacking, layer.pair, deltas.get(layer.index))
             except LayerkitError as exc:
                 _log.warning("layer %s is in no update: %s", layer.blob.digest.short, exc.message)
                 self.is_final = False
                 continue
-            self.parts += parts
-            self._left -= sum(len(part.data) for part in parts)
-            if parts and layer.pair is not None:
+            self.pieces += pieces
+            self._left -= sum(piece.entry.size for piece in pieces)
+            if pieces and layer.pair is not None:
                 self._held.append(layer.pair)
 
     def shares(self, size: int) -> tuple[Share, ...]:
         """See `count_shares`."""
-        sizes = [(part.layer, len(part.data)) for part in self.parts]
+        sizes = [(piece.entry.layer, piece.entry.size) for piece in self.pieces]
         return count_shares(self._known.route.layers, sizes, size)
 
     # --- one layer ---------------------------------------------------------------------------
 
-    def _choose_parts(self, lacking: LayerRoute, pair: Pair, made: bytes | None) -> list[Part]:
+    def _choose_parts(self, lacking: LayerRoute, pair: Pair, made: bytes | None) -> list[Piece]:
         """The least of the form, its packed form and the delta; or the missing chunks, if these
         are less."""
         layer, form = lacking.layer, pair[1]
-        options = [_Option(form.size, FORM, partial(self._read, form))]
+        options = [self._stored(form, FORM)]
         if self._is_quick:
             pass
         elif layer.packed is not None:
-            options.append(_Option(layer.packed.size, PACKED, partial(self._read, layer.packed)))
+            options.append(self._stored(layer.packed, PACKED))
         elif packed := self._library.find_packed(form.digest):
             options.append(_Option(len(packed), PACKED, lambda: packed))
         if made is not None:
@@ -284,16 +289,20 @@ class _Wanted:
             self.is_final = False
         if best.size > CERTAIN_SIZE and self._estimate(pair) < best.size:
             chunks = self._make_chunks(lacking, pair)
-            if sum(len(part.data) for part in chunks) < min(best.size, self._left + 1):
+            if sum(piece.entry.size for piece in chunks) < min(best.size, self._left + 1):
                 return chunks
         return self._take(layer.index, best)
 
-    def _take(self, index: int, option: _Option) -> list[Part]:
+    def _take(self, index: int, option: _Option) -> list[Piece]:
         """Nothing, if it does not fit."""
-        return [Part(index, option.kind, option.read())] if option.size <= self._left else []
+        if option.size > self._left:
+            return []
+        entry = Entry(index, option.kind, option.size)
+        return [Piece(entry, option.read(), option.digest)]
 
-    def _read(self, blob: Descriptor) -> bytes:
-        return self._library.read_layer(self._name, blob)
+    def _stored(self, blob: Descriptor, kind: int) -> _Option:
+        read = partial(self._library.open_layer, self._name, blob)
+        return _Option(blob.size, kind, read, str(blob.digest))
 
     def _estimate(self, pair: Pair) -> int:
         return estimate_chunks(pair, self._held_ids(), self._library.places_of)
@@ -306,7 +315,7 @@ class _Wanted:
                 found |= self._library.places_of(listed).keys()
         return found
 
-    def _make_chunks(self, lacking: LayerRoute, pair: Pair) -> list[Part]:
+    def _make_chunks(self, lacking: LayerRoute, pair: Pair) -> list[Piece]:
         near = {old: (listed, form) for listed, form in lacking.near if (old := listed.digest)}
 
         def read_old(old: Digest) -> tuple[ChunkManifest, bytes]:
@@ -316,7 +325,9 @@ class _Wanted:
 
         lists = {listed.digest: self._library.read_list(listed) for listed, _ in lacking.near}
         new, form = self._library.read_list(pair[0]), self._library.form_of(*pair)
-        return make_chunk_parts(lacking.layer.index, new, form, lists, self._held_ids(), read_old)
+        held = self._held_ids()
+        parts = make_chunk_parts(lacking.layer.index, new, form, lists, held, read_old)
+        return [Piece(Entry(part.layer, part.kind, len(part.data)), part.data) for part in parts]
 
     # --- deltas ------------------------------------------------------------------------------
 
