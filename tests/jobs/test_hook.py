@@ -182,7 +182,6 @@ def test_the_next_image_gets_updates_from_the_last_ones(fake: FakeRegistry) -> N
         assert len(raw) == one.size < 2000
 
 
-@either
 def test_the_same_again_makes_nothing(fake: FakeRegistry) -> None:
     tops = [put_image(fake, seed) for seed in range(2)]
     make(fake, tops[1], tops[0])
@@ -226,6 +225,7 @@ def test_two_hooks_at_once_come_to_the_same(fake: FakeRegistry) -> None:
     assert len(find_updates(listed(fake, tops[1], oci.UPDATE_ARTIFACT))) == 1
 
 
+@pytest.mark.slow
 def test_each_platform_has_its_own(fake: FakeRegistry) -> None:
     tops = [put_index(fake, seed) for seed in range(2)]
     made = make(fake, tops[1], tops[0])
@@ -240,6 +240,7 @@ def test_no_updates_to_what_the_tag_names_no_more(fake: FakeRegistry) -> None:
     assert (made.chunks_count, made.update_count) == (2, 0)
 
 
+@pytest.mark.slow
 def test_an_old_image_that_is_gone_is_left_out(fake: FakeRegistry) -> None:
     tops = [put_image(fake, seed) for seed in range(3)]
     del fake.manifests[NAME][tops[1]["digest"]]
@@ -392,6 +393,7 @@ def test_no_version_is_lost_while_a_job_runs(fake: FakeRegistry, tmp_path: Path)
     assert seen == {top: tops[:at][::-1] for at, top in enumerate(tops)}
 
 
+@pytest.mark.slow
 def test_a_registry_tells_before_the_tag_moves(
     fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
