@@ -67,6 +67,7 @@ FORMATS = {
     "buildconfig": ("layer", ""),
     "gotool": ("", ""),
     "gomodule": ("", ""),
+    "govet": ("", ""),
     "image": (
         "digest oci deflate layer chunkmanifest formpack protocol layerform addressfree",
         "",
@@ -327,3 +328,11 @@ def test_only_the_cli_reads_the_environment(module: str, path: Path) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             word = f"{node.value.id}.{node.attr}"
             assert word not in {"os.environ", "os.getenv", "sys.argv"}, f"{path}:{node.lineno}"
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Tests are modules without packages: two of one name cannot be collected together."""
+    names = [
+        path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"
+    ]
+    assert sorted(names) == sorted(set(names))
