@@ -36,6 +36,7 @@ from layerkit.formats import (
     formpack,
     kernel,
     layerform,
+    notifications,
     signature,
     update,
 )
@@ -45,6 +46,7 @@ from layerkit.formats.chunkmanifest import build_chunk_manifest
 from layerkit.formats.cursor import Writer
 from layerkit.formats.elf import parse_elf, strip_symbols
 from layerkit.formats.layer import Entry, build_tar
+from layerkit.formats.reference import is_repository, is_tag
 from layerkit.formats.roles import binary_roles
 
 __all__ = ["CORPUS", "KNOWN_BUGS", "TARGETS", "Target", "corpus_of"]
@@ -597,6 +599,18 @@ def seeds_chunk_pack() -> list[bytes]:
     return [b"\0" + index, b"\1" + pack]
 
 
+def run_notification(data: bytes) -> None:
+    with contextlib.suppress(FormatError):
+        for pushed in notifications.parse_notification(data):
+            assert is_repository(pushed.name) and is_tag(pushed.tag)
+
+
+def seeds_notification() -> list[bytes]:
+    """What real registries sent."""
+    folder = CORPUS.parent.parent / "vectors" / "notifications"
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
 TARGETS = {
     "chunk-pack": Target(run_chunk_pack, seeds_chunk_pack, 2048),
     "form": Target(run_form, seeds_form, 8192),
@@ -611,6 +625,7 @@ TARGETS = {
     "layer-form": Target(run_layer_form, seeds_layer_form, 8192),
     "layer-labels": Target(run_layer_labels, seeds_layer_labels, 2048),
     "update": Target(run_update, seeds_update, 2048),
+    "notification": Target(run_notification, seeds_notification, 2048),
     "bundle": Target(run_bundle, seeds_bundle, 2048),
     "signature": Target(run_signature, seeds_signature, 2048),
 }
