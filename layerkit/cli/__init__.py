@@ -28,6 +28,7 @@ from layerkit.cli.make import add_make_verbs
 from layerkit.cli.pulling import add_pull_verb
 from layerkit.cli.pushing import add_push_verb
 from layerkit.cli.serving import add_serving_verbs
+from layerkit.cli.vet import add_vet_verb
 from layerkit.errors import LayerkitError, UsageError
 
 __all__ = ["cli", "run"]
@@ -62,6 +63,7 @@ add_bundle_verb(cli)
 add_keeping_verbs(cli)
 add_agent_verbs(cli)
 add_look_verbs(cli)
+add_vet_verb(cli)
 add_debug_verbs(cli)
 
 

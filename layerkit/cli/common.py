@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_LAYOUT",
     "PREFIX",
     "State",
+    "default_cache",
     "default_store",
     "document_of",
     "error_document",
@@ -52,6 +53,12 @@ def option(*names: str, **facts: Any) -> Callable[[F], F]:
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     facts.setdefault("envvar", PREFIX + long[2:].upper().replace("-", "_"))
     return click.option(*names, **facts)
+
+
+def default_cache(of: str) -> Path:
+    """Where what can be made or fetched again is kept, when nobody says; `of` is a verb."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "layerkit" / of
 
 
 def default_store() -> Path:

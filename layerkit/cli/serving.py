@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerkit.cli.common import document_of, json_option, option, state_of, verb
+from layerkit.cli.common import default_cache, document_of, json_option, option, state_of, verb
 from layerkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ def add_serving_verbs(group: click.Group) -> None:
     verb(tokens, "list")(token_list)
     verb(tokens, "remove")(token_remove)
     group.add_command(tokens)
-
-
-def _default_cache() -> Path:
-    """Where a server keeps what it fetches from a registry or bucket, when nobody says."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "layerkit" / "serve"
 
 
 class _Size(click.ParamType[float]):
@@ -94,7 +88,12 @@ _folder = click.Path(file_okay=False, path_type=Path)
     help="After SIGTERM: /readyz says 503 so long before the port closes.",
 )
 @option("--repository", "repositories", multiple=True, help="Of a registry: serve only this one.")
-@option("--cache", type=_folder, default=_default_cache, help="For what is fetched or made.")
+@option(
+    "--cache",
+    type=_folder,
+    default=lambda: default_cache("serve"),
+    help="For what is fetched or made.",
+)
 @option("--made", default="", metavar="DIR|URL", help="For what servers make, to share it.")
 @option("--made-size", type=_Size(), default="1G", show_default=True, help="Bytes of what is made.")
 @option(

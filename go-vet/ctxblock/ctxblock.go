@@ -1,0 +1,144 @@
+// Package ctxblock finds waits that do not end when the context does: a select without a case for
+// ctx.Done(), a receive from a channel that others may never send to.
+//
+// It is silent of channels that the function made itself (somebody in it sends), of those that say
+// by their name that work is to stop, of timers, and of chan struct{}: receiving from a semaphore
+// does not wait.
+package ctxblock
+
+import (
+	"go/ast"
+	"go/types"
+
+	"golang.org/x/tools/go/analysis"
+
+	"example.com/layerkit/go-vet/internal/at"
+)
+
+// Analyzer is the pass.
+var Analyzer = &analysis.Analyzer{
+	Name: "ctxblock",
+	Doc:  "find selects and receives that do not end with the context of their function",
+	URL:  "https://pkg.go.dev/context",
+	Run:  run,
+}
+
+func run(pass *analysis.Pass) (any, error) {
+	channels := at.FindChannels(pass)
+	at.Functions(pass, func(f *at.Function) {
+		name := f.Context(pass.TypesInfo)
+		if name == "" || isElsewhere(f) {
+			return
+		}
+		var visit func(ast.Node) bool
+		visit = func(node ast.Node) bool {
+			switch node := node.(type) {
+			case *ast.DeferStmt, *ast.GoStmt:
+				return false
+			case *ast.SelectStmt:
+				checkSelect(pass, channels, f, node, name)
+				for _, one := range node.Body.List {
+					for _, statement := range one.(*ast.CommClause).Body {
+						at.Own(statement, visit)
+					}
+				}
+				return false
+			}
+			return checkReceive(pass, f, node, name)
+		}
+		at.Own(f.Body, visit)
+	})
+	return nil, nil
+}
+
+// isElsewhere says whether a literal runs beside its function or after it.
+func isElsewhere(f *at.Function) bool {
+	for ; f != nil; f = f.Outer {
+		if f.IsGo || f.IsDefer {
+			return true
+		}
+	}
+	return false
+}
+
+func checkSelect(
+	pass *analysis.Pass, channels at.Channels, f *at.Function, statement *ast.SelectStmt, name string,
+) {
+	clauses, hasDefault := at.Clauses(statement)
+	if hasDefault || len(clauses) == 0 {
+		return
+	}
+	for _, clause := range clauses {
+		channel, sends := at.Comm(clause)
+		if channel == nil || at.IsDone(channel) || isTimer(pass, channel) || isOwn(pass, f, channel) {
+			return
+		}
+		if sends && isBuffered(pass, channels, channel) {
+			return
+		}
+	}
+	at.Report(pass, statement, "select waits though %s is done: add case <-%s.Done()", name, name)
+}
+
+func checkReceive(pass *analysis.Pass, f *at.Function, node ast.Node, name string) bool {
+	channel := at.Received(node)
+	if channel == nil {
+		return true
+	}
+	_, isCall := ast.Unparen(channel).(*ast.CallExpr)
+	if isCall || at.IsDone(channel) || isTimer(pass, channel) || isOwn(pass, f, channel) ||
+		isSignal(pass, channel) {
+		return true
+	}
+	at.Report(pass, node, "receive waits though %s is done: select on it and <-%s.Done()", name, name)
+	return true
+}
+
+// isOwn says whether the channel is a variable of the function or of one around it, but not a
+// parameter.
+func isOwn(pass *analysis.Pass, f *at.Function, channel ast.Expr) bool {
+	id, ok := ast.Unparen(channel).(*ast.Ident)
+	if !ok {
+		return false
+	}
+	variable := at.Variable(pass.TypesInfo, id)
+	if variable == nil {
+		return false
+	}
+	for ; f != nil; f = f.Outer {
+		if f.Body.Pos() <= variable.Pos() && variable.Pos() < f.Body.End() {
+			return true
+		}
+	}
+	return false
+}
+
+func element(pass *analysis.Pass, channel ast.Expr) types.Type {
+	kind := pass.TypesInfo.TypeOf(channel)
+	if kind == nil {
+		return nil
+	}
+	if found, ok := kind.Underlying().(*types.Chan); ok {
+		return found.Elem()
+	}
+	return nil
+}
+
+// isTimer: its values are times, so it is of a timer or ticker, or made for a clock of a test.
+func isTimer(pass *analysis.Pass, channel ast.Expr) bool {
+	kind := element(pass, channel)
+	return kind != nil && at.IsNamed(kind, "time", "Time")
+}
+
+func isSignal(pass *analysis.Pass, channel ast.Expr) bool {
+	kind := element(pass, channel)
+	if kind == nil {
+		return false
+	}
+	structure, ok := kind.Underlying().(*types.Struct)
+	return ok && structure.NumFields() == 0
+}
+
+func isBuffered(pass *analysis.Pass, channels at.Channels, channel ast.Expr) bool {
+	return !channels.IsUnbuffered(pass.TypesInfo, channel)
+}

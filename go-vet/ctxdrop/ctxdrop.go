@@ -1,0 +1,98 @@
+// Package ctxdrop finds context.Background() and context.TODO() where a context is at hand: what is
+// called then neither ends with its caller nor knows its deadline, trace and values.
+package ctxdrop
+
+import (
+	"go/ast"
+	"go/token"
+
+	"golang.org/x/tools/go/analysis"
+
+	"example.com/layerkit/go-vet/internal/at"
+)
+
+// Analyzer is the pass.
+var Analyzer = &analysis.Analyzer{
+	Name: "ctxdrop",
+	Doc:  "find context.Background() in functions that have a context",
+	URL:  "https://pkg.go.dev/context",
+	Run:  run,
+}
+
+func run(pass *analysis.Pass) (any, error) {
+	at.Functions(pass, func(f *at.Function) {
+		name := f.Context(pass.TypesInfo)
+		if name == "" || f.IsGo || f.IsDefer || (f.Outer != nil && isLater(f)) {
+			return
+		}
+		check(pass, f, name)
+	})
+	return nil, nil
+}
+
+// isLater says whether a literal runs when its function has gone on, as far as can be seen: it is in
+// a literal that a go or defer statement runs.
+func isLater(f *at.Function) bool {
+	for ; f != nil; f = f.Outer {
+		if f.IsGo || f.IsDefer {
+			return true
+		}
+	}
+	return false
+}
+
+func check(pass *analysis.Pass, f *at.Function, name string) {
+	done := doneAfter(f.Body)
+	excused := map[ast.Node]bool{}
+	at.Own(f.Body, func(node ast.Node) bool {
+		switch node := node.(type) {
+		case *ast.IfStmt:
+			if comparesWithNil(pass, node.Cond) {
+				excused[node.Body] = true
+			}
+		case *ast.BlockStmt:
+			return !excused[node]
+		case *ast.CommClause:
+			if channel, sends := at.Comm(node); channel != nil && !sends && at.IsDone(channel) {
+				return false // from there on the context is no help
+			}
+		case *ast.CallExpr:
+			callee := at.Name(at.Callee(pass.TypesInfo, node))
+			if (callee == "context.Background" || callee == "context.TODO") && node.Pos() < done {
+				at.Report(pass, node, "%s() drops %s, which is at hand: pass %s, or "+
+					"context.WithoutCancel(%s) to what must outlive it", callee, name, name, name)
+			}
+		}
+		return true
+	})
+}
+
+// doneAfter is where the function first waits for the end of a context with nothing else to wait
+// for: what comes after is its clean-up.
+func doneAfter(body *ast.BlockStmt) token.Pos {
+	found := body.End()
+	at.Own(body, func(node ast.Node) bool {
+		if _, ok := node.(*ast.SelectStmt); ok {
+			return false
+		}
+		if channel := at.Received(node); channel != nil && at.IsDone(channel) && node.Pos() < found {
+			found = node.Pos()
+		}
+		return true
+	})
+	return found
+}
+
+// comparesWithNil says whether a condition asks if a context is nil.
+func comparesWithNil(pass *analysis.Pass, cond ast.Expr) bool {
+	found := false
+	ast.Inspect(cond, func(node ast.Node) bool {
+		if binary, ok := node.(*ast.BinaryExpr); ok && binary.Op == token.EQL {
+			kind := pass.TypesInfo.TypeOf(binary.X)
+			id, isIdent := binary.Y.(*ast.Ident)
+			found = found || (isIdent && id.Name == "nil" && kind != nil && at.IsContext(kind))
+		}
+		return true
+	})
+	return found
+}

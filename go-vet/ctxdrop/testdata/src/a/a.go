@@ -1,0 +1,71 @@
+package a
+
+import (
+	"context"
+	"net/http"
+	"time"
+)
+
+func use(context.Context) {}
+
+func dropped(ctx context.Context) {
+	use(context.Background()) // want `context.Background\(\) drops ctx`
+	use(context.TODO())       // want `context.TODO\(\) drops ctx`
+	use(ctx)
+}
+
+func handler(w http.ResponseWriter, r *http.Request) {
+	use(context.Background()) // want `drops r.Context\(\)`
+}
+
+func literal(ctx context.Context) {
+	func() {
+		use(context.Background()) // want `drops ctx`
+	}()
+}
+
+func none() { use(context.Background()) }
+
+func blank(_ context.Context) { use(context.Background()) }
+
+func usual(ctx context.Context) {
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	use(ctx)
+}
+
+func cleanup(ctx context.Context) {
+	defer func() {
+		use(context.Background())
+	}()
+	<-ctx.Done()
+	stop, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	use(stop)
+}
+
+func selected(ctx context.Context, work chan int) {
+	for {
+		select {
+		case <-ctx.Done():
+			use(context.Background())
+			return
+		case <-work:
+			use(context.Background()) // want `drops ctx`
+		}
+	}
+}
+
+func beside(ctx context.Context) {
+	go func() { use(context.Background()) }()
+}
+
+func allowed(ctx context.Context) {
+	//layerkit:allow ctxdrop the ledger outlives its callers
+	use(context.Background())
+	//layerkit:allow ctxdrop
+	use(context.Background()) // want `drops ctx`
+	//layerkit:allow ctxgo another pass
+	use(context.Background()) // want `drops ctx`
+}

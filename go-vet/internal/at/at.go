@@ -1,0 +1,242 @@
+// Package at says what is at hand in a function: a context, a request, and what its statements do.
+package at
+
+import (
+	"go/ast"
+	"go/token"
+	"go/types"
+	"strings"
+
+	"golang.org/x/tools/go/analysis"
+)
+
+// Function is a declared function or a literal, with the functions around it.
+type Function struct {
+	Node    ast.Node // *ast.FuncDecl or *ast.FuncLit
+	Type    *ast.FuncType
+	Body    *ast.BlockStmt
+	Outer   *Function // of a literal; nil for a declared function
+	IsGo    bool      // a literal that a go statement runs
+	IsDefer bool      // a literal that a defer statement runs
+}
+
+// Functions calls visit for each function of the package that has a body, outer ones first; those
+// of generated files and of tests are left out: nobody reads the findings there.
+func Functions(pass *analysis.Pass, visit func(*Function)) {
+	for _, file := range pass.Files {
+		name := pass.Fset.Position(file.Package).Filename
+		if strings.HasSuffix(name, "_test.go") || ast.IsGenerated(file) {
+			continue
+		}
+		for _, one := range file.Decls {
+			if declared, ok := one.(*ast.FuncDecl); ok && declared.Body != nil {
+				walk(&Function{Node: declared, Type: declared.Type, Body: declared.Body}, visit)
+			}
+		}
+	}
+}
+
+func walk(f *Function, visit func(*Function)) {
+	visit(f)
+	inGo, inDefer := map[*ast.FuncLit]bool{}, map[*ast.FuncLit]bool{}
+	ast.Inspect(f.Body, func(node ast.Node) bool {
+		switch node := node.(type) {
+		case *ast.GoStmt:
+			if literal, ok := ast.Unparen(node.Call.Fun).(*ast.FuncLit); ok {
+				inGo[literal] = true
+			}
+		case *ast.DeferStmt:
+			if literal, ok := ast.Unparen(node.Call.Fun).(*ast.FuncLit); ok {
+				inDefer[literal] = true
+			}
+		case *ast.FuncLit:
+			walk(&Function{
+				Node: node, Type: node.Type, Body: node.Body, Outer: f,
+				IsGo: inGo[node], IsDefer: inDefer[node],
+			}, visit)
+			return false
+		}
+		return true
+	})
+}
+
+// Own calls visit for the nodes of a function's body, without those of literals in it.
+func Own(body ast.Node, visit func(ast.Node) bool) {
+	ast.Inspect(body, func(node ast.Node) bool {
+		if _, ok := node.(*ast.FuncLit); ok {
+			return false
+		}
+		return node == nil || visit(node)
+	})
+}
+
+// Context is the name of what gives the function a context: a parameter of its own or of a function
+// around it, of type context.Context or *http.Request (then with `.Context()`); "" for none. A
+// literal that outlives its function, since it is stored or given away, is not told from others.
+func (f *Function) Context(info *types.Info) string {
+	for at := f; at != nil; at = at.Outer {
+		if at.Type.Params == nil {
+			continue
+		}
+		for _, field := range at.Type.Params.List {
+			for _, name := range field.Names {
+				if name.Name == "_" {
+					continue
+				}
+				switch kind := info.TypeOf(field.Type); {
+				case IsContext(kind):
+					return name.Name
+				case IsNamed(kind, "net/http", "Request"):
+					return name.Name + ".Context()"
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// IsContext says whether a type is context.Context.
+func IsContext(kind types.Type) bool { return IsNamed(kind, "context", "Context") }
+
+// IsNamed says whether a type, or what it points to, is that one.
+func IsNamed(kind types.Type, path, name string) bool {
+	if pointer, ok := types.Unalias(kind).(*types.Pointer); ok {
+		kind = pointer.Elem()
+	}
+	named, ok := types.Unalias(kind).(*types.Named)
+	if !ok {
+		return false
+	}
+	object := named.Obj()
+	return object.Name() == name && object.Pkg() != nil && object.Pkg().Path() == path
+}
+
+// Callee is the function or method that a call calls, nil where that is not known.
+func Callee(info *types.Info, call *ast.CallExpr) *types.Func {
+	var id *ast.Ident
+	switch fun := ast.Unparen(call.Fun).(type) {
+	case *ast.Ident:
+		id = fun
+	case *ast.SelectorExpr:
+		id = fun.Sel
+	default:
+		return nil
+	}
+	found, _ := info.Uses[id].(*types.Func)
+	return found
+}
+
+// Name is a callee as `path.Function` or `path.Type.Method`, "" for nil.
+func Name(f *types.Func) string {
+	if f == nil || f.Pkg() == nil {
+		return ""
+	}
+	receiver := f.Signature().Recv()
+	if receiver == nil {
+		return f.Pkg().Path() + "." + f.Name()
+	}
+	kind := receiver.Type()
+	if pointer, ok := kind.(*types.Pointer); ok {
+		kind = pointer.Elem()
+	}
+	if named, ok := types.Unalias(kind).(*types.Named); ok && named.Obj().Pkg() != nil {
+		return named.Obj().Pkg().Path() + "." + named.Obj().Name() + "." + f.Name()
+	}
+	return ""
+}
+
+// UsesContext says whether a node names a value of type context.Context, or asks a request for it.
+func UsesContext(info *types.Info, node ast.Node) bool {
+	found := false
+	ast.Inspect(node, func(node ast.Node) bool {
+		if expr, ok := node.(ast.Expr); ok && !found {
+			if kind := info.TypeOf(expr); kind != nil && IsContext(kind) {
+				found = true
+			}
+		}
+		return !found
+	})
+	return found
+}
+
+// IsDone says whether an expression is a channel that says that work is to stop, or one that serves
+// as a lock: `x.Done()`, or one whose name says so.
+func IsDone(expr ast.Expr) bool {
+	switch expr := ast.Unparen(expr).(type) {
+	case *ast.CallExpr:
+		if selector, ok := expr.Fun.(*ast.SelectorExpr); ok {
+			return isStopName(selector.Sel.Name)
+		}
+		if id, ok := expr.Fun.(*ast.Ident); ok {
+			return isStopName(id.Name)
+		}
+	case *ast.SelectorExpr:
+		return isStopName(expr.Sel.Name)
+	case *ast.Ident:
+		return isStopName(expr.Name)
+	}
+	return false
+}
+
+var stopNames = []string{
+	"done", "quit", "stop", "clos", "exit", "cancel", "shutdown", "term", "kill", "end", "finish",
+	"dead", "abort", "death", "dying", "leaving", "wait", "ready", "sig",
+	"mu", "mutex", "lock", "sem", "token", // a channel as a lock: it is given back soon
+}
+
+func isStopName(name string) bool {
+	name = strings.ToLower(name)
+	for _, part := range stopNames {
+		if strings.HasSuffix(name, part) || (len(part) > 3 && strings.Contains(name, part)) {
+			return true
+		}
+	}
+	return false
+}
+
+// Received is the channel of a receive expression or statement, nil for other nodes.
+func Received(node ast.Node) ast.Expr {
+	if unary, ok := node.(*ast.UnaryExpr); ok && unary.Op == token.ARROW {
+		return unary.X
+	}
+	return nil
+}
+
+// Comm is the channel of a select's clause, and whether it sends; nil for default.
+func Comm(clause *ast.CommClause) (channel ast.Expr, sends bool) {
+	switch comm := clause.Comm.(type) {
+	case *ast.SendStmt:
+		return comm.Chan, true
+	case *ast.ExprStmt:
+		return Received(ast.Unparen(comm.X)), false
+	case *ast.AssignStmt:
+		return Received(ast.Unparen(comm.Rhs[0])), false
+	}
+	return nil, false
+}
+
+// Clauses is the clauses of a select, and whether it has a default.
+func Clauses(statement *ast.SelectStmt) (clauses []*ast.CommClause, hasDefault bool) {
+	for _, one := range statement.Body.List {
+		clause := one.(*ast.CommClause)
+		if clause.Comm == nil {
+			hasDefault = true
+		} else {
+			clauses = append(clauses, clause)
+		}
+	}
+	return clauses, hasDefault
+}
+
+// Variable is the variable that an expression names, nil for others.
+func Variable(info *types.Info, expr ast.Expr) *types.Var {
+	switch expr := ast.Unparen(expr).(type) {
+	case *ast.Ident:
+		found, _ := info.ObjectOf(expr).(*types.Var)
+		return found
+	case *ast.SelectorExpr:
+		found, _ := info.ObjectOf(expr.Sel).(*types.Var)
+		return found
+	}
+	return nil
+}

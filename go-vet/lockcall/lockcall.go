@@ -1,0 +1,164 @@
+// Package lockcall finds calls that may block for long while a lock is held: all who want the lock
+// wait for a network, a child process or another goroutine, and a goroutine that needs the lock to
+// go on never does.
+package lockcall
+
+import (
+	"go/ast"
+	"go/types"
+	"strings"
+
+	"golang.org/x/tools/go/analysis"
+
+	"example.com/layerkit/go-vet/internal/at"
+)
+
+// Analyzer is the pass.
+var Analyzer = &analysis.Analyzer{
+	Name: "lockcall",
+	Doc:  "find blocking calls while a lock is held",
+	URL:  "https://pkg.go.dev/sync",
+	Run:  run,
+}
+
+// blocking is calls that wait for something outside of the process, or for a goroutine.
+var blocking = map[string]bool{
+	"time.Sleep": true, "sync.WaitGroup.Wait": true,
+	"net.Dial": true, "net.DialTimeout": true, "net.Dialer.Dial": true, "net.Dialer.DialContext": true,
+	"crypto/tls.Dial": true, "crypto/tls.Conn.Handshake": true,
+	"os/exec.Cmd.Run": true, "os/exec.Cmd.Wait": true, "os/exec.Cmd.Output": true,
+	"os/exec.Cmd.CombinedOutput": true, "os.Process.Wait": true,
+	"net/http.Client.Do": true, "net.TCPListener.Accept": true, "net.Listener.Accept": true,
+}
+
+func init() {
+	for _, name := range []string{"Get", "Head", "Post", "PostForm"} {
+		blocking["net/http."+name], blocking["net/http.Client."+name] = true, true
+	}
+	for _, kind := range []string{"DB", "Tx", "Conn", "Stmt"} {
+		for _, name := range []string{"Exec", "Query", "QueryRow", "Prepare", "Ping"} {
+			for _, end := range []string{"", "Context"} {
+				blocking["database/sql."+kind+"."+name+end] = true
+			}
+		}
+	}
+}
+
+func run(pass *analysis.Pass) (any, error) {
+	channels := at.FindChannels(pass)
+	at.Functions(pass, func(f *at.Function) {
+		at.Own(f.Body, func(node ast.Node) bool {
+			if list := statements(node); list != nil {
+				checkList(pass, channels, list)
+			}
+			return true
+		})
+	})
+	return nil, nil
+}
+
+// statements is the list of statements that a node is, nil for others.
+func statements(node ast.Node) []ast.Stmt {
+	switch node := node.(type) {
+	case *ast.BlockStmt:
+		return node.List
+	case *ast.CaseClause:
+		return node.Body
+	case *ast.CommClause:
+		return node.Body
+	}
+	return nil
+}
+
+// checkList looks, after each lock in a list of statements, at what follows until its unlock.
+func checkList(pass *analysis.Pass, channels at.Channels, list []ast.Stmt) {
+	for from, statement := range list {
+		lock, method := lockCall(pass, statement)
+		if lock == "" || !strings.HasSuffix(method, "Lock") || strings.HasSuffix(method, "Unlock") {
+			continue
+		}
+		unlock := strings.Replace(method, "Lock", "Unlock", 1)
+		for _, next := range list[from+1:] {
+			if other, name := lockCall(pass, next); other == lock && name == unlock {
+				break
+			}
+			if _, ok := next.(*ast.DeferStmt); ok {
+				continue
+			}
+			if unlocks(pass, next, lock, unlock) {
+				continue // one of its branches gives the lock back: which, is not looked into
+			}
+			report(pass, channels, next, lock)
+		}
+	}
+}
+
+// lockCall is the text of what a statement calls Lock, Unlock, RLock or RUnlock of, and which.
+func lockCall(pass *analysis.Pass, statement ast.Stmt) (lock, method string) {
+	expression, ok := statement.(*ast.ExprStmt)
+	if !ok {
+		return "", ""
+	}
+	call, ok := expression.X.(*ast.CallExpr)
+	if !ok {
+		return "", ""
+	}
+	return lockOf(pass, call)
+}
+
+func lockOf(pass *analysis.Pass, call *ast.CallExpr) (lock, method string) {
+	selector, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return "", ""
+	}
+	switch at.Name(at.Callee(pass.TypesInfo, call)) {
+	case "sync.Mutex.Lock", "sync.Mutex.Unlock", "sync.RWMutex.Lock", "sync.RWMutex.Unlock",
+		"sync.RWMutex.RLock", "sync.RWMutex.RUnlock":
+		return types.ExprString(selector.X), selector.Sel.Name
+	}
+	return "", ""
+}
+
+func unlocks(pass *analysis.Pass, node ast.Node, lock, unlock string) bool {
+	found := false
+	at.Own(node, func(node ast.Node) bool {
+		if call, ok := node.(*ast.CallExpr); ok {
+			other, name := lockOf(pass, call)
+			found = found || (other == lock && name == unlock)
+		}
+		return !found
+	})
+	return found
+}
+
+func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock string) {
+	at.Own(node, func(node ast.Node) bool {
+		switch node := node.(type) {
+		case *ast.GoStmt, *ast.DeferStmt:
+			return false
+		case *ast.SelectStmt:
+			if _, hasDefault := at.Clauses(node); !hasDefault {
+				say(pass, node, lock, "a select")
+			}
+			return false
+		case *ast.SendStmt:
+			if channels.IsUnbuffered(pass.TypesInfo, node.Chan) {
+				say(pass, node, lock, "a send to "+types.ExprString(node.Chan))
+			}
+		case *ast.UnaryExpr:
+			if channel := at.Received(node); channel != nil && !at.IsDone(channel) {
+				say(pass, node, lock, "a receive from "+types.ExprString(channel))
+			}
+		case *ast.CallExpr:
+			if name := at.Name(at.Callee(pass.TypesInfo, node)); blocking[name] {
+				say(pass, node, lock, name)
+			}
+		}
+		return true
+	})
+}
+
+func say(pass *analysis.Pass, node ast.Node, lock, what string) {
+	at.Report(pass, node, "%s is held over %s, which may block: unlock first, and lock again after",
+		lock, what)
+}

@@ -1,0 +1,62 @@
+package a
+
+import (
+	"net/http"
+	"sync"
+	"time"
+)
+
+type cache struct {
+	mu   sync.Mutex
+	rw   sync.RWMutex
+	cond *sync.Cond
+	work chan int
+	post chan int
+}
+
+func newCache() *cache { return &cache{work: make(chan int), post: make(chan int, 1)} }
+
+func (c *cache) deferred() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	http.Get("http://x")    // want `c.mu is held over net/http.Get, which may block`
+	time.Sleep(time.Second) // want `c.mu is held over time.Sleep`
+	c.work <- 1             // want `a send to c.work`
+	<-c.work                // want `a receive from c.work`
+	c.post <- 1
+	c.cond.Wait()
+	go http.Get("http://x")
+	select { // want `a select`
+	case <-c.work:
+	}
+	select {
+	case <-c.work:
+	default:
+	}
+}
+
+func (c *cache) between() {
+	c.rw.RLock()
+	if true {
+		time.Sleep(time.Second) // want `c.rw is held over time.Sleep`
+	}
+	c.rw.RUnlock()
+	time.Sleep(time.Second)
+}
+
+func (c *cache) branch(full bool) {
+	c.mu.Lock()
+	if full {
+		c.mu.Unlock()
+		time.Sleep(time.Second)
+		return
+	}
+	time.Sleep(time.Second) // want `c.mu is held`
+	c.mu.Unlock()
+}
+
+func (c *cache) later() func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return func() { time.Sleep(time.Second) }
+}
