@@ -146,7 +146,7 @@ class Contest:
         self.push(self.old)
         self._docker_pull(self.old)
         for kind, port in (("chunks", CHUNKS_PORT), ("plain", PLAIN_PORT)):
-            self._ask_node(self.old, port, self._scratch / f"held-{kind}")
+            self._ask_node(self.old, port, self._scratch / f"held-{kind}", prepare=True)
 
     def push(self, name: str) -> None:
         """A version from the layout into the registry, as it is."""
@@ -173,15 +173,20 @@ class Contest:
 
     def layerkit(self, name: str, held: bool = True, port: int = CHUNKS_PORT) -> Sample:
         """A pull that ends with the file tree of the image on the node's disk; `held`: onto a node
-        that holds the old version."""
+        that holds the old version, and was idle since: it has a spare tree of the lower layers,
+        as an agent has, and as the engine has the layers that did not change, extracted."""
         kind = "chunks" if port == CHUNKS_PORT else "plain"
         store = self._scratch / "store"
         shutil.rmtree(store, ignore_errors=True)
+        spares = self._scratch / "spares"
+        shutil.rmtree(spares, ignore_errors=True)
         if held:
             shutil.copytree(self._scratch / f"held-{kind}", store)
-        shutil.rmtree(self._scratch / "root", ignore_errors=True)
-        sample = self._timed(lambda: self._ask_node(name, port, store, self._scratch / "root"))
-        program = self._scratch / "root/app/fn"
+            self._ask_node(self.old, port, store, spares=spares, prepare=True)
+        root = self._scratch / "root"
+        shutil.rmtree(root, ignore_errors=True)
+        sample = self._timed(lambda: self._ask_node(name, port, store, root, spares))
+        program = root / "app/fn"
         assert program.stat().st_mode & 0o111
         return sample
 
@@ -190,18 +195,20 @@ class Contest:
         self._restart_server()
         return self.layerkit(name)
 
-    def _restart_server(self) -> None:
-        """A server that knows nothing of what it made before."""
+    def _restart_server(self, *, kept: bool = False) -> None:
+        """A server that knows nothing of what it made before, but what it `kept` on its shelf."""
         end(self._started[f"serve-{CHUNKS_PORT}"])
-        shutil.rmtree(self._scratch / "made", ignore_errors=True)
+        if not kept:
+            shutil.rmtree(self._scratch / "made", ignore_errors=True)
         self._serve(CHUNKS_PORT)
 
-    def agent(self, name: str) -> Sample:
+    def agent(self, name: str, kept: bool = False) -> Sample:
         """An agent that watches the name, has pulled the old version and was idle for a while: from
-        the move of the tag at the server, which has made nothing before, until its link `current`
+        the move of the tag at the server, which has made nothing before (or the update, if it is
+        `kept`, as after a push that makes it before it moves the tag), until its link `current`
         leads to the new version."""
         self._tag(self.old)
-        self._restart_server()
+        self._restart_server(kept=kept)
         home = self._scratch / "agent"
         shutil.rmtree(home, ignore_errors=True)
         argv = ["--server", f"http://{SERVER}:{CHUNKS_PORT}", "--watch", LATEST.repository]
@@ -257,14 +264,26 @@ class Contest:
         where = f"{SERVER}:{REGISTRY_PORT}/{reference(name)}"
         self._engine("DELETE", f"/images/{where}?force=true")
 
-    def _ask_node(self, name: str, port: int, store: Path, root: Path | None = None) -> None:
-        asked = {
+    def _ask_node(
+        self,
+        name: str,
+        port: int,
+        store: Path,
+        root: Path | None = None,
+        spares: Path | None = None,
+        *,
+        prepare: bool = False,
+    ) -> None:
+        asked: dict[str, object] = {
             "url": f"http://{SERVER}:{port}",
             "ref": str(reference(name)),
             "store": str(store),
+            "prepare": prepare,
         }
         if root is not None:
             asked["rootfs"] = str(root)
+        if spares is not None:
+            asked["spares"] = str(spares)
         assert self._node.stdin is not None and self._node.stdout is not None
         self._node.stdin.write(json.dumps(asked).encode() + b"\n")
         self._node.stdin.flush()

@@ -186,6 +186,21 @@ def idle_text(rows: Table) -> str:
     )
 
 
+def _has_kept(rows: Table) -> bool:
+    """Was it measured with spare trees, and an agent whose server has the update before?"""
+    return any("layerkit agent, update kept" in found for found in rows["changes"].values())
+
+
+def _ready(rows: Table) -> str:
+    return ", which has the files of the lower layers ready" if _has_kept(rows) else ""
+
+
+def _kept(rows: Table) -> str:
+    if not _has_kept(rows):
+        return ""
+    return "; *update kept*: at one that has the update before, as after `layerkit push`"
+
+
 def sections(tables: Table) -> list[str]:
     """What was measured, in the order of the page; a table that was not is left out."""
     parts: list[str] = []
@@ -195,9 +210,10 @@ def sections(tables: Table) -> list[str]:
             f"A line of {rows['round_trip']} ms and {rows['rate']} Mbit/s between two network "
             f"namespaces ({rows['how']}). Docker is Debian's dockerd 20.10 with Debian's "
             "docker-registry, asked over its API; from the request to the extracted image. "
-            "*layerkit*: a warm node, from the request to the file tree, the update kept by the "
-            "server; *at once*: from a server that has made nothing yet; *agent*: from the move of "
-            "the tag at such a server to the agent's link `current`. In turn, medians.",
+            f"*layerkit*: a warm node{_ready(rows)}, from the request to the file tree, the update "
+            "kept by the server; *at once*: from a server that has made nothing yet; *agent*: from "
+            "the move of the tag at such a server to the agent's link `current`"
+            f"{_kept(rows)}. In turn, medians.",
             latency_table(rows),
         ]
     if (rows := tables.get("lines")) and "lines" in rows:
