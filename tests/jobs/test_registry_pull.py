@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerkit.formats.chunkpack.MIN_FORM_SIZE", 500_000)
 
 
-@pytest.fixture(params=[True, False], ids=["api", "fallback"])
+@pytest.fixture(params=[pytest.param(True, id="api", marks=pytest.mark.slow), False])
 def fake(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
     with FakeRegistry(referrers_api=request.param).serving() as running:
         yield running
