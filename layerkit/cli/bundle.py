@@ -59,7 +59,7 @@ def bundle(
     node. 'layerkit pull NEW --bundle FILE' takes it.
 
     OLD and NEW are LAYOUT:REF, REF with --layout, or references of a registry or server. Signatures
-    of NEW go along. Prints name@digest.
+    of NEW go along. Logins are docker's. Prints name@digest.
     """
     from layerkit.edges.disk import Disk
     from layerkit.edges.storage.opening import open_registry
@@ -78,14 +78,17 @@ def bundle(
     found = [
         find_image(text, layout, DEFAULT_LAYOUT, opened, server) for text in (*refs[:-1], *olds)
     ]
-    result = make_bundle(
-        find_image(refs[-1], layout, DEFAULT_LAYOUT, opened, server),
-        found,
-        output,
-        Disk(),
-        platforms=[parse_platform(text) for text in platforms],
-        with_sbom=sbom,
-    )
+    new = find_image(refs[-1], layout, DEFAULT_LAYOUT, opened, server)
+    with state.console.progress(str(output)) as progress:
+        result = make_bundle(
+            new,
+            found,
+            output,
+            Disk(),
+            platforms=[parse_platform(text) for text in platforms],
+            with_sbom=sbom,
+            progress=progress,
+        )
     if state.as_json:
         state.console.document(document_of(result))
         return

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from layerkit.digest import Digest
 from layerkit.edges import held
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 __all__ = ["BundleResult", "Found", "bundle", "check_usable", "find_image"]
 
 MAX_BLOB_SIZE: Final = 4 << 30  # bytes of one blob; held in memory
+
+
+class Progress(Protocol):
+    """A running count of bytes."""
+
+    def advance(self, size: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +132,18 @@ def bundle(
     *,
     platforms: Collection[Platform] = (),
     with_sbom: bool = False,
+    progress: Progress | None = None,
 ) -> BundleResult:
     """Write the bundle of `new` for nodes that hold one of `olds`; of none, for any node. Of all
     platforms, or those named. Raises NotFoundError where an update cannot be made."""
     maker = _Maker(new, {old.image.top.digest: str(old.ref) for old in olds})
     maker.add_image(platforms)
-    made = _make(new, olds, platforms)
-    for one in made:
+    made = []
+    for one in _make(new, olds, platforms):
+        made.append(one)
         maker.add_update(one)
+        if progress is not None:
+            progress.advance(len(one.raw))
     maker.add_referrers(with_sbom)
     size = write_bundle(path, maker.index(), maker.parts, disk)
     return BundleResult(
@@ -153,28 +163,30 @@ def _make(
     new: Found,
     olds: Sequence[Found],
     platforms: Collection[Platform],
-) -> list[MadeUpdate]:
+) -> Iterator[MadeUpdate]:
+    """The updates, as they are made; raises for one that cannot be made, or if there is none."""
     problems: list[str] = []
     if olds:
         readers = list({id(one.reader): one.reader for one in (new, *olds)}.values())
         images = [old.image for old in olds]
-        made = list(
-            make_updates(
-                readers, new.image, images, warn=problems.append, all_=True, only=platforms
-            )
+        making = make_updates(
+            readers, new.image, images, warn=problems.append, all_=True, only=platforms
         )
     else:
-        made = list(make_whole([new.reader], new.image, warn=problems.append, only=platforms))
+        making = make_whole([new.reader], new.image, warn=problems.append, only=platforms)
+    count = 0
+    for made in making:
+        count += 1
+        yield made
     if problems:
         raise NotFoundError(
             f"no bundle of {new.ref}", cause=problems[0], hint="build or push the image again"
         )
-    if not made:
+    if not count:
         top = new.image.top.digest
         is_same = olds and all(old.image.top.digest == top for old in olds)
         what = f"the old image is the same, {top}" if is_same else "it has no such platform"
         raise UsageError(f"no bundle of {new.ref}", cause=what)
-    return made
 
 
 class _Maker:
