@@ -39,7 +39,7 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
-from layerkit.formats.signature import SIGNATURE_TYPES, signature_tag
+from layerkit.formats.signature import SIGNATURE_TYPES, is_attestation, signature_tag
 from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
 from layerkit.formats.storedupdate import NOTHING, make_update_artifact
 from layerkit.formats.update import UPDATE_TYPE
@@ -239,10 +239,11 @@ class _Maker:
             self._add_later(layer)
 
     def add_referrers(self, with_sbom: bool) -> None:
-        """Signatures of what the reference names; SBOM and provenance of each image."""
+        """Signatures of what the reference names; SBOM and provenance of each image, that which is
+        signed, too."""
         name, reader, top = self._new.image.repository, self._new.reader, self._top.digest
         for entry in reader.list_referrers(name, top):
-            if entry.artifact_type in SIGNATURE_TYPES:
+            if entry.artifact_type in SIGNATURE_TYPES and not is_attestation(entry):
                 self._add_artifact(entry)
                 self.signature_count += 1
         tag = signature_tag(top)  # as an older cosign writes them
@@ -253,7 +254,8 @@ class _Maker:
             self.signature_count += 1
         for image in self._images if with_sbom else ():
             for entry in reader.list_referrers(name, image):
-                if entry.artifact_type in (SBOM_TYPE, PROVENANCE_TYPE):
+                is_signed = entry.artifact_type in SIGNATURE_TYPES and is_attestation(entry)
+                if is_signed or entry.artifact_type in (SBOM_TYPE, PROVENANCE_TYPE):
                     self._add_artifact(entry)
 
     def _add_artifact(self, entry: Descriptor, annotations: dict[str, str] | None = None) -> None:

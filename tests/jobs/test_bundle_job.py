@@ -250,6 +250,8 @@ def test_a_signature_goes_along(layout: Path, store: Store, tmp_path: Path) -> N
     signer = Signer.load(COSIGN / "cosign.key", "pw")
     sign_image(Layout(layout), Reference.parse("fn:v1"), signer)
     assert make(layout, signed, "fn:v1").signature_count == 1
+    with BundleFile(signed) as held:
+        assert len(held.index.manifests) == 3  # the image, its update, its signature
     assert store.is_complete(take(signed, "fn:v1", store, check=check).digest)
 
 
