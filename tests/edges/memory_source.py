@@ -35,6 +35,8 @@ class Repository:
 class MemorySource:
     """Counts its calls; `slow` seconds pass in read_update, `broken` is what check_ready raises."""
 
+    has_near_version = True
+
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.changes = 0

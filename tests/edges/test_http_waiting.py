@@ -183,3 +183,45 @@ def test_watchers_see_changes_whatever_they_saw_before() -> None:
     begun = time.monotonic()
     assert asyncio.run(run()) == [False, True, False]
     assert time.monotonic() - begun < 4
+
+
+def test_500_waiting_nodes_are_one_look_at_a_time() -> None:
+    """However many wait, the version is looked at once in each pause."""
+    from layerkit.edges.http.watch import FAR_LOOK_SECONDS, LOOK_SECONDS, Watcher
+
+    async def run(count: int, pause: float) -> int:
+        looks = 0
+
+        async def look() -> int:
+            nonlocal looks
+            looks += 1
+            return 1
+
+        watcher = Watcher(look, pause)
+        await asyncio.gather(*(watcher.wait(1, 0.4) for _ in range(count)))
+        return looks
+
+    for pause in (LOOK_SECONDS, FAR_LOOK_SECONDS):
+        assert asyncio.run(run(1, pause)) <= 0.4 / pause + 1
+        assert 1 <= asyncio.run(run(500, pause)) <= 3 * 0.4 / pause  # a busy machine wakes later
+
+
+def test_a_version_that_is_far_is_looked_at_less_often(old: Digest) -> None:
+    counted = MemorySource()
+    counted.tag("a", "main", b'{"v":1}')
+    looks: dict[bool, int] = {}
+    for near in (True, False):
+        counted.has_near_version = near
+        seen = 0
+        ask = counted.version
+
+        def version(ask: object = ask) -> object:
+            nonlocal seen
+            seen += 1
+            return ask()  # type: ignore[operator]
+
+        counted.version = version  # type: ignore[method-assign,assignment]
+        with serving(counted) as served:
+            get(served, f"/v1/a/updates/main?from={old}&wait=1")
+        counted.version, looks[near] = ask, seen  # type: ignore[method-assign]
+    assert looks[False] <= 1 / 0.05 + 10 and looks[True] > looks[False]

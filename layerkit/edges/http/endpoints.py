@@ -22,7 +22,7 @@ from layerkit.digest import Digest
 from layerkit.edges.http.answers import IMMUTABLE, REVALIDATE, Answer, body_etag
 from layerkit.edges.http.metrics import Metrics
 from layerkit.edges.http.source import Source
-from layerkit.edges.http.watch import Flights, Watcher
+from layerkit.edges.http.watch import FAR_LOOK_SECONDS, LOOK_SECONDS, Flights, Watcher
 from layerkit.errors import FormatError, NotFoundError, UsageError
 from layerkit.formats.chunksync import CHANGE_TYPE, MAX_HAVE_SIZE, MAX_PLACES_SIZE, parse_have
 from layerkit.formats.formpack import PACKED_TYPE
@@ -114,7 +114,8 @@ class Endpoints:
         self._pool = ThreadPoolExecutor(THREAD_COUNT, "serve")
         self._update_pool = ThreadPoolExecutor(UPDATE_THREAD_COUNT, "serve-update")
         self._flights = Flights()
-        self._watcher = Watcher(lambda: self.in_thread(source.version))
+        pause = LOOK_SECONDS if source.has_near_version else FAR_LOOK_SECONDS
+        self._watcher = Watcher(lambda: self.in_thread(source.version), pause)
         metrics.waiting.set_function(lambda: self._watcher.waiting_count)
         self.table = self._make_table()
 

@@ -84,6 +84,10 @@ class RepositoryFacts:
 class Source(Protocol):
     """What the server serves. Safe for threads."""
 
+    @property
+    def has_near_version(self) -> bool:
+        """Does `version` cost no more than a stat? Then it is looked at more often."""
+
     def version(self) -> Hashable:
         """Changes when something was published. Cheap: asked with every request."""
 

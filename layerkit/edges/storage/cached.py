@@ -46,6 +46,8 @@ class Origin(Protocol):
 class CachedStorage:
     """`origin` as a `Storage`, with its blobs in `cache`. With `refresh` 0 it always asks."""
 
+    has_near_version = False
+
     def __init__(
         self,
         origin: Origin,

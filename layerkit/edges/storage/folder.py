@@ -19,6 +19,8 @@ PART_SIZE: Final = 1 << 20  # bytes in memory at once while a blob is sent
 class FolderStorage:
     """The layout at `path`. What servers make goes to `made`, if it is given."""
 
+    has_near_version = True
+
     def __init__(self, path: Path, made: Shelf | None = None) -> None:
         self.path = path
         self.made = made

@@ -56,6 +56,7 @@ class Storage(Protocol):
     """
 
     made: Shelf | None  # what servers make, for each other; None: nowhere
+    has_near_version: bool  # `version` is one stat, no request
 
     def version(self) -> Hashable:
         """Another value whenever `read_index` would answer otherwise; cheap."""

@@ -102,6 +102,10 @@ class StorageSource:
             self._options.prepare_count,
         )
 
+    @property
+    def has_near_version(self) -> bool:
+        return self._storage.has_near_version
+
     def version(self) -> Hashable:
         return self.catalogue.version()
 

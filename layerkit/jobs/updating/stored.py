@@ -229,6 +229,7 @@ class _Joined:
     """A `Storage` of these images alone."""
 
     made: Shelf | None = None
+    has_near_version = True
 
     def __init__(self, sources: Sources, new: Image, olds: Sequence[Image]) -> None:
         self._sources = sources
