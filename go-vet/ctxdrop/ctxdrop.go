@@ -5,6 +5,7 @@ package ctxdrop
 import (
 	"go/ast"
 	"go/token"
+	"go/types"
 
 	"golang.org/x/tools/go/analysis"
 
@@ -52,6 +53,8 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 			}
 		case *ast.BlockStmt:
 			return !excused[node]
+		case *ast.CompositeLit:
+			return !isOwnContext(pass, node)
 		case *ast.CommClause:
 			if channel, sends := at.Comm(node); channel != nil && !sends && at.IsDone(channel) {
 				return false // from there on the context is no help
@@ -81,6 +84,18 @@ func doneAfter(body *ast.BlockStmt) token.Pos {
 		return true
 	})
 	return found
+}
+
+// isOwnContext says whether a literal makes a context of the package's own: what stands in it for
+// the one that it wraps is chosen with care.
+func isOwnContext(pass *analysis.Pass, literal *ast.CompositeLit) bool {
+	kind := pass.TypesInfo.TypeOf(literal)
+	if kind == nil {
+		return false
+	}
+	methods := types.NewMethodSet(types.NewPointer(kind))
+	return methods.Lookup(nil, "Deadline") != nil && methods.Lookup(nil, "Done") != nil &&
+		methods.Lookup(nil, "Err") != nil && methods.Lookup(nil, "Value") != nil
 }
 
 // comparesWithNil says whether a condition asks if a context is nil.

@@ -137,7 +137,7 @@ func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock strin
 		case *ast.GoStmt, *ast.DeferStmt:
 			return false
 		case *ast.SelectStmt:
-			if _, hasDefault := at.Clauses(node); !hasDefault {
+			if !hasWayOut(node) {
 				say(pass, node, lock, "a select")
 			}
 			return false
@@ -146,7 +146,8 @@ func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock strin
 				say(pass, node, lock, "a send to "+types.ExprString(node.Chan))
 			}
 		case *ast.UnaryExpr:
-			if channel := at.Received(node); channel != nil && !at.IsDone(channel) {
+			channel := at.Received(node)
+			if channel != nil && !at.IsDone(channel) && !channels.IsBuffered(pass.TypesInfo, channel) {
 				say(pass, node, lock, "a receive from "+types.ExprString(channel))
 			}
 		case *ast.CallExpr:
@@ -156,6 +157,17 @@ func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock strin
 		}
 		return true
 	})
+}
+
+// hasWayOut says whether a select has a default or waits for a word to stop, too: its lock then keeps
+// others from writing between, as that of a net.Pipe does.
+func hasWayOut(statement *ast.SelectStmt) bool {
+	clauses, found := at.Clauses(statement)
+	for _, clause := range clauses {
+		channel, sends := at.Comm(clause)
+		found = found || (channel != nil && !sends && at.IsDone(channel))
+	}
+	return found
 }
 
 func say(pass *analysis.Pass, node ast.Node, lock, what string) {

@@ -70,3 +70,10 @@ func (c Channels) IsUnbuffered(info *types.Info, channel ast.Expr) bool {
 	variable := Variable(info, channel)
 	return variable != nil && c.unbuffered[variable] && !c.buffered[variable]
 }
+
+// IsBuffered says whether all that is known of a channel is that it has a buffer: then its owner
+// knows what is in it, and a receive or send may well not wait.
+func (c Channels) IsBuffered(info *types.Info, channel ast.Expr) bool {
+	variable := Variable(info, channel)
+	return variable != nil && c.buffered[variable] && !c.unbuffered[variable]
+}

@@ -69,3 +69,12 @@ func allowed(ctx context.Context) {
 	//layerkit:allow ctxgo another pass
 	use(context.Background()) // want `drops ctx`
 }
+
+type values struct {
+	context.Context
+	from context.Context
+}
+
+func onlyValues(ctx context.Context) context.Context {
+	return &values{Context: context.Background(), from: ctx}
+}

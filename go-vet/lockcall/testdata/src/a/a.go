@@ -12,6 +12,8 @@ type cache struct {
 	cond *sync.Cond
 	work chan int
 	post chan int
+
+	closed chan struct{}
 }
 
 func newCache() *cache { return &cache{work: make(chan int), post: make(chan int, 1)} }
@@ -24,6 +26,7 @@ func (c *cache) deferred() {
 	c.work <- 1             // want `a send to c.work`
 	<-c.work                // want `a receive from c.work`
 	c.post <- 1
+	<-c.post
 	c.cond.Wait()
 	go http.Get("http://x")
 	select { // want `a select`
@@ -32,6 +35,10 @@ func (c *cache) deferred() {
 	select {
 	case <-c.work:
 	default:
+	}
+	select {
+	case c.work <- 1:
+	case <-c.closed:
 	}
 }
 
