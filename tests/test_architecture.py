@@ -179,7 +179,7 @@ ONE_OWNER = {
         "cli.look",
         "cli.make",
     }
-    | {"cli.pulling", "cli.pushing", "cli.serving", "cli.signing", "cli.bundle"},
+    | {"cli.pulling", "cli.pushing", "cli.serving", "cli.signing", "cli.bundle", "cli.vet"},
     "oras": {"edges.registry.transport"},
     "requests": {
         "edges.engine",
