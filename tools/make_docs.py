@@ -1,5 +1,6 @@
-"""Write the generated docs: docs/cli.md from click, docs/errors.md from the error tree, README's
-tables from bench/results, and the version of the Go module in examples/feed. `--check` writes nothing and names what is out of date.
+"""Write what is generated: docs/cli.md from click, docs/errors.md from the error tree, README's
+tables from bench/results, and the version of the Go module in examples/feed. `--check` writes
+nothing and names what is out of date.
 
     make docs
 """

@@ -1,4 +1,4 @@
-"""`build --load` and `pull --load`: real engines have the image, from an empty store, and run it."""
+"""`build --load` and `pull --load`: real engines have the image from an empty store, and run it."""
 
 from __future__ import annotations
 

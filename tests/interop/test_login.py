@@ -35,7 +35,9 @@ def server(tmp_path: Path, tokens: Path, token: str) -> Iterator[RunningServer]:
     publish_image(tmp_path / "layout", "secret:v1", hello_files(noise(30_000)))
     source = open_layout(tmp_path / "layout")
     gate = Gate(TokenFile(tokens))
-    with start_server(make_server_app(source, metrics=Metrics(), gate=gate, limits=Limits())) as running:
+    with start_server(
+        make_server_app(source, metrics=Metrics(), gate=gate, limits=Limits())
+    ) as running:
         yield running
 
 
