@@ -369,7 +369,8 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
             f": {said}" if said else ""
         )
         if status == 404:
-            return NotFoundError(f"{self.host} does not have it", cause=cause)
+            what = place.path.removeprefix("/v2/")
+            return NotFoundError(f"{self.host} does not have {what}", cause=cause)
         if status in (401, 403):
             return RemoteDeniedError(
                 f"{self.host} refuses access", cause=cause, hint=f"run 'docker login {self.host}'"
@@ -403,7 +404,8 @@ def _why(exc: BaseException) -> str:
     reason = getattr(exc, "args", None)
     inner = reason[0] if reason and isinstance(reason[0], BaseException) else None
     inner = getattr(inner, "reason", None) or inner
-    return _why(inner) if isinstance(inner, BaseException) else str(exc)
+    # urllib3 puts the connection, an object of its own, before its reason
+    return _why(inner) if isinstance(inner, BaseException) else str(exc).rpartition("): ")[2]
 
 
 def _serialize(document: Any) -> bytes:
