@@ -77,3 +77,10 @@ def engine() -> Iterator[Engine]:
             process.kill()
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def emptied(engine: Engine) -> Iterator[None]:
+    """The engine has no images after the tests of this file: others want its store empty."""
+    yield
+    engine.docker("system", "prune", "-a", "-f")

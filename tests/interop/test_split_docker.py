@@ -19,7 +19,7 @@ from layerkit.formats.tar import TarEntry, write_tar
 from layerkit.formats.tree import parents
 from layerkit.jobs.split import split
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("emptied")]
 AMD64 = oci.Platform("linux", "amd64")
 LAYERS = [
     [

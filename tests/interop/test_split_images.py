@@ -33,7 +33,7 @@ from layerkit.jobs.split import SplitResult, split
 sys.path.append(str(Path(__file__).parent.parent.parent / "bench"))
 import foreign  # needs the line above
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.usefixtures("emptied")]
 AMD64 = oci.Platform("linux", "amd64")
 CONTAINERD_NAMESPACE = "split"
 # What layers do to each other: removed files and folders, a folder made anew (opaque), new rights,
