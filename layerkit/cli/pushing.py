@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.cli.common import (
+    DEFAULT_LAYOUT,
+    State,
+    document_of,
+    json_option,
+    option,
+    state_of,
+    verb,
+)
 from layerkit.console import human_size
+
+if TYPE_CHECKING:
+    from layerkit.jobs.publish import PushResult
 
 __all__ = ["add_push_verb"]
 
@@ -104,6 +116,10 @@ def push(
             olds=[Reference.parse(old) for old in olds],
             warn=state.console.warn,
         )
+    _show(state, result)
+
+
+def _show(state: State, result: PushResult) -> None:
     if state.as_json:
         state.console.document(document_of(result))
         return

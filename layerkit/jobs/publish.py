@@ -118,10 +118,19 @@ def publish(
             done = list(pool.map(send, content.blobs.values()))
         for item, raw in (*content.manifests, *content.referrers):
             target.put_manifest(ref, item, raw)
-        updating = _Beside(layout, ref, target, progress, warn)
-        found = updating.put(content.top, named, update_count, size)
-        referrers = [item for item, _ in content.referrers]
-        target.commit(ref, content.top, [*referrers, *found])
+        beside = _Beside(layout, ref, target, progress, warn)
+        found = beside.put(content.top, named, update_count, size)
+        target.commit(ref, content.top, [*(item for item, _ in content.referrers), *found])
+    return _result(ref, target, content, done, beside.sizes)
+
+
+def _result(
+    ref: Reference,
+    target: Target,
+    content: _Content,
+    done: Sequence[tuple[str, int]],
+    update_sizes: Sequence[int],
+) -> PushResult:
     counts = {kind: sum(became == kind for became, _ in done) for kind in (HELD, MOUNTED, SENT)}
     return PushResult(
         str(ref.pinned(content.top.digest)),
@@ -133,8 +142,8 @@ def publish(
         counts[MOUNTED],
         counts[SENT],
         sum(size for became, size in done if became == SENT),
-        len(updating.sizes),
-        sum(updating.sizes),
+        len(update_sizes),
+        sum(update_sizes),
     )
 
 
