@@ -6,7 +6,10 @@ as it does for what is published; `layerkit, at once` asks a server that was sta
 kept nothing. `layerkit agent` is the whole way: an agent that watches the name, from the move of
 the tag at the server until its link leads to the new version; what was not made before is made in
 that time, too. `layerkit agent, update kept` is the same where the server has the update before the
-tag moves. Nodes were idle before: they have a spare tree of the lower layers, as the engine has
+tag moves; `layerkit agent, pushed` where `layerkit push` published it into the served layout, from
+the move of the tag, and `push to agent` from the start of that push. Pushes over the line, by
+themselves, are in `pushes` (bench/pushes.py): that is where the making of an update is paid.
+Nodes were idle before: they have a spare tree of the lower layers, as the engine has
 these layers extracted.
 """
 
@@ -20,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pushes
 from contest import Contest, Sample, missing_tools
 from netns import Network, why_not
 from versions import layout_of
@@ -54,6 +58,17 @@ def middle(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def pushed(contest: Contest, new: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Samples of an agent whose server is pushed to, from both starts."""
+    found: dict[str, list[dict[str, Any]]] = {"layerkit agent, pushed": [], "push to agent": []}
+    for turn in range(rounds + 1):
+        samples = pushes.agent(contest, new)
+        if turn:
+            for rows, sample in zip(found.values(), samples, strict=True):
+                rows.append(sample.as_row())
+    return found
+
+
 def measure(rounds: int = ROUNDS, changes: dict[str, tuple[str, str]] = CHANGES) -> Table:
     """The samples of each change; {"missing": why} where it cannot be measured."""
     why = missing_tools() or why_not()
@@ -61,7 +76,7 @@ def measure(rounds: int = ROUNDS, changes: dict[str, tuple[str, str]] = CHANGES)
         return {"missing": why}
     names = sorted({name for pair in changes.values() for name in pair})
     layout, plain = layout_of(names), layout_of(names, chunks=False)
-    table: Table = {"round_trip": LINE.round_trip, "rate": LINE.rate, "changes": {}}
+    table: Table = {"round_trip": LINE.round_trip, "rate": LINE.rate, "changes": {}, "pushes": {}}
     for change, (old, new) in changes.items():
         scratch = Path(tempfile.mkdtemp(prefix="lk-latency-"))
         try:
@@ -76,9 +91,16 @@ def measure(rounds: int = ROUNDS, changes: dict[str, tuple[str, str]] = CHANGES)
                 }
                 table["how"] = contest.lab.how
                 table["changes"][change] = in_turn(contestants, rounds)
+                table["changes"][change] |= pushed(contest, new, rounds)
+                pushers = {
+                    "docker push": partial(pushes.docker_push, contest, new),
+                    "layerkit push": partial(pushes.layerkit_push, contest, new),
+                }
+                table["pushes"][change] = in_turn(pushers, rounds)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        ends = {name: middle(rows) for name, rows in table["changes"][change].items()}
+        found = table["changes"][change] | table["pushes"][change]
+        ends = {name: middle(rows) for name, rows in found.items()}
         print(change, ends, flush=True)
     return table
 

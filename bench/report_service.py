@@ -198,7 +198,23 @@ def _ready(rows: Table) -> str:
 def _kept(rows: Table) -> str:
     if not _has_kept(rows):
         return ""
-    return "; *update kept*: at one that has the update before, as after `layerkit push`"
+    text = "; *update kept*: at one that has the update before"
+    if "pushes" in rows:
+        text += (
+            "; *pushed*: at one whose layout `layerkit push` publishes the update and then the tag "
+            "to, from the move of the tag; *push to agent*: the same from the start of that command"
+        )
+    return text
+
+
+def pushes_table(rows: Table) -> str:
+    """What a push takes: there the updates are made that pulls get."""
+    lines = [
+        [change, name, spread(samples), number(int(middle(samples, "received")))]
+        for change, found in rows["pushes"].items()
+        for name, samples in found.items()
+    ]
+    return grid(["change", "pushed by", "s, median (least to most)", "bytes on the line"], lines)
 
 
 def sections(tables: Table) -> list[str]:
@@ -216,6 +232,14 @@ def sections(tables: Table) -> list[str]:
             f"{_kept(rows)}. In turn, medians.",
             latency_table(rows),
         ]
+        if "pushes" in rows:
+            parts += [
+                "The pushes themselves, over the same line to docker-registry, which has the old "
+                "version: layerkit's command makes the update and sends it, the chunks artifact "
+                "and the packs beside the image; docker packs the new layer, which layerkit's "
+                "build has done before.",
+                pushes_table(rows),
+            ]
     if (rows := tables.get("lines")) and "lines" in rows:
         parts += [
             "## Never slower",

@@ -116,6 +116,13 @@ def test_a_slower_pull_is_said_loudly() -> None:
     assert "**missed**" not in service.latency_table({"changes": {"a": rows}})
 
 
+def test_pushes_stand_beside_the_pulls_that_they_make_quick() -> None:
+    service = importlib.import_module("report_service")
+    rows = {"docker push": [{"seconds": 2.0, "received": 9}]}
+    text = service.pushes_table({"pushes": {"base -> x": rows}})
+    assert "docker push" in text and "2.0" in text
+
+
 @pytest.mark.slow
 def test_a_minute_of_soak_shows_no_leak() -> None:
     argv = [sys.executable, str(ROOT / "bench/soak.py"), "--seconds", "60"]
