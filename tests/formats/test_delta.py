@@ -197,7 +197,7 @@ def test_primed_windows_come_back(front: int, size: int) -> None:
     old = edited((noise(300) + b"and so on") * (front // 300 + 1), 3, front // 100)[:front]
     data = edited((old * (size // front + 1))[:size], 4, size // 1000) if size else b""
     filler, packed = primed.compress(old, data)
-    assert primed.decompress(old, filler, packed + b"rest", len(data)) == (data, b"rest")
+    assert primed.decompress([old], filler, packed + b"rest", len(data)) == (data, b"rest")
 
 
 def test_a_dictionary_pays() -> None:
@@ -231,14 +231,14 @@ def test_without_a_place_for_the_data_the_dictionary_is_left_out(
 ) -> None:
     monkeypatch.setattr(primed, "_chunks_from", lambda stream, start: b"")
     filler, packed = primed.compress(OLD, OLD)
-    assert (filler, primed.decompress(OLD, 0, packed, len(OLD))) == (0, (OLD, b""))
+    assert (filler, primed.decompress([OLD], 0, packed, len(OLD))) == (0, (OLD, b""))
 
 
 @pytest.mark.parametrize("size", [99, 101])
 def test_a_window_of_another_size_is_refused(size: int) -> None:
     filler, packed = primed.compress(b"old", noise(100))
     with pytest.raises(FormatError):
-        primed.decompress(b"old", filler, packed, size)
+        primed.decompress([b"old"], filler, packed, size)
 
 
 # --- liars
@@ -298,7 +298,7 @@ def test_a_window_that_makes_too_much_stops_early() -> None:
     bomb = primed.compress(b"", bytes(50 << 20))[1]
     tracemalloc.start()
     with pytest.raises(FormatError):
-        primed.decompress(b"", 0, bomb, 1000)
+        primed.decompress([], 0, bomb, 1000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
