@@ -228,9 +228,38 @@ def test_room_is_made_or_the_error_says_why(path: Path) -> None:
             store.make_room(80_000)
         store.pin(tops[1])
         store.pin(tops[2])
-        with pytest.raises(StoreFullError, match="in use"):
+        with pytest.raises(StoreFullError, match="have to stay"):
             store.make_room(50_000)
         assert len(store.list_images()) == 2 and store.verify().good
+
+
+def test_nothing_is_evicted_for_what_cannot_fit(path: Path) -> None:
+    with timed(path, quota=90_000) as store, Store(path, Disk()) as reader:
+        tops = [put_image(store, f"a:{n}", noise(20_000, n))[0] for n in range(4)]
+        store.pin(tops[0])
+        for at in range(3):
+            with reader.use(tops[1]), pytest.raises(StoreFullError, match="have to stay"):
+                store.make_room(30_001, keep=[tops[2]])
+            assert len(store.list_images()) == 4, at
+        with reader.use(tops[1]):
+            assert store.make_room(20_000, keep=[tops[2]]) == ["a:3"]
+        # what shares its chunks with a pinned image frees nothing of them
+        put_image(store, "b:1", noise(20_000, 0))
+        with pytest.raises(StoreFullError, match="have to stay"):
+            store.make_room(75_000)
+        assert store.find_image("b:1") and store.verify().good
+
+
+def test_what_a_living_session_put_has_to_stay(path: Path) -> None:
+    with timed(path, quota=60_000) as store, Store(path, Disk()) as other:
+        put_image(store, "a:1", noise(20_000))
+        with other.session():
+            data = noise(25_000, 7)
+            other.put_many([(chunk_id(data), data)])
+            with pytest.raises(StoreFullError, match="have to stay"):
+                store.make_room(38_000)
+        assert store.find_image("a:1")
+        assert store.make_room(38_000) == []  # that session has ended: its chunk goes first
 
 
 def test_a_put_over_the_quota_leaves_nothing(path: Path) -> None:

@@ -19,7 +19,7 @@ from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.edges.upstream import UpdateBody
-from layerkit.errors import NotFoundError, RemoteError
+from layerkit.errors import NotFoundError, RemoteError, StoreFullError
 from layerkit.formats import oci, updateparts
 from layerkit.formats.chunkmanifest import build_chunk_manifest, serialize_chunk_manifest
 from layerkit.formats.deflate import compress, compression_by_name
@@ -443,3 +443,36 @@ def test_a_server_of_another_version_is_pulled_from_plainly(
         monkeypatch.setattr("layerkit.edges.remote.UPDATE_TYPE", other)
     result = run(source, store)
     assert result.request_count > 2 and store.find_image(REF) == result.digest
+
+
+def test_an_update_makes_room_before_it_comes(layout: Path, tmp_path: Path) -> None:
+    """What was not used for long goes for it, and never what it is made from."""
+    path = tmp_path / "small"
+    publish_image(layout, "team/other:v1", hello_files(noise(150_000, 5)))
+    source = LayoutSource(layout)
+    with Store(path, Disk()) as store:
+        run(source, store, "team/other:v1")
+        run(source, store)
+        used = store.usage()
+    publish_image(layout, REF, hello_files(noise(120_000, 6)))
+    with Store(path, Disk(), quota=used + 50_000) as store:
+        result = run(source, store)
+        assert [image.ref for image in store.list_images()] == [REF]
+        assert result.request_count == 1 and store.find_image(REF) == result.digest
+
+
+def test_an_update_that_cannot_fit_evicts_nothing(layout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    publish_image(layout, "team/other:v1", hello_files(noise(150_000, 5)))
+    source = LayoutSource(layout)
+    with Store(path, Disk()) as store:
+        run(source, store, "team/other:v1")
+        run(source, store)
+        used = store.usage()
+    publish_image(layout, REF, hello_files(noise(400_000, 6)))
+    with Store(path, Disk(), quota=used + 50_000) as store:
+        held = {image.ref: image.digest for image in store.list_images()}
+        with pytest.raises(StoreFullError, match="have to stay"):
+            run(source, store)
+        assert {image.ref: image.digest for image in store.list_images()} == held
+        assert store.verify().good

@@ -199,11 +199,47 @@ class Sweeper:
             self.collect(wait=True)
         return removed
 
+    def _measure_kept(self, keep: Collection[str]) -> int:
+        """Bytes that no eviction frees, at the least: of images that are pinned, being read or in
+        `keep`, and of what living sessions have put."""
+        self._begin()
+        self.index.query("CREATE TEMP TABLE IF NOT EXISTS kept_images (digest TEXT PRIMARY KEY)")
+        self.index.query("DELETE FROM kept_images")
+        names = self.sessions.list_used() | set(keep)
+        self.index.run_many("INSERT INTO kept_images VALUES (?)", ((one,) for one in names))
+        self.index.query("INSERT OR IGNORE INTO kept_images SELECT digest FROM pins")
+        held = "digest IN (SELECT blob FROM holds JOIN kept_images ON owner = digest)"
+        for (name,) in self.index.query(
+            f"SELECT digest FROM blobs WHERE SUBSTR(data, 1, {len(MAGIC)}) = ? AND {held}",
+            (MAGIC,),
+        ):
+            ids = ((raw,) for raw in self._read_ids(str(name)))
+            self.index.run_many("INSERT OR IGNORE INTO live_chunks VALUES (?)", ids)
+        live = "session IN (SELECT token FROM live_sessions)"
+        rows = self.index.query(
+            f"SELECT COALESCE((SELECT SUM(size) FROM packs WHERE {live}), 0)"
+            " + COALESCE((SELECT SUM(size) FROM chunks WHERE id IN (SELECT id FROM live_chunks)"
+            f" AND pack NOT IN (SELECT pack FROM packs WHERE {live})), 0)"
+            f" + COALESCE((SELECT SUM(LENGTH(data)) FROM blobs WHERE {held} OR {live}), 0)"
+        )
+        self.index.query("DELETE FROM live_chunks")
+        return as_int(rows[0][0])
+
     def make_room(self, size: int, quota: int, keep: Collection[str]) -> list[str]:
-        """Evict until `size` more bytes fit into `quota`; StoreFullError when they cannot."""
+        """Evict until `size` more bytes fit into `quota`; StoreFullError when they cannot: before
+        anything is evicted, where what has to stay leaves no room for them."""
         if size > quota:
             raise StoreFullError(
                 f"{size} bytes do not fit into the quota of {quota}", hint="raise --quota"
+            )
+        if self.usage() + size <= quota:
+            return []
+        stays = self._measure_kept(keep)
+        if stays + size > quota:
+            raise StoreFullError(
+                f"{size} bytes do not fit: {stays} of {quota} bytes have to stay",
+                cause="they are pinned, being read or pulled right now; nothing was evicted",
+                hint="raise --quota, or unpin images",
             )
         removed = self.evict(quota - size, keep)
         left = self.usage()

@@ -6,6 +6,7 @@ bytes move in `fetching` and `updates`; the file tree is made in `trees`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -163,9 +164,19 @@ class Pull:
         """Have the image in the store; returns the bytes that were planned, or would move."""
         if dry_run:
             return self._look()
-        is_first = not held.list_versions(self.store, self.image.ref)
-        with alone(self.store, self.image.ref.repository, is_first=is_first):
+        versions = held.list_versions(self.store, self.image.ref)
+        with (
+            alone(self.store, self.image.ref.repository, is_first=not versions),
+            self._reading(versions[:1]),
+        ):
             return self._bring()
+
+    def _reading(self, tops: Sequence[Digest]) -> contextlib.ExitStack:
+        """What the new version is made from is not evicted for it."""
+        stack = contextlib.ExitStack()
+        for top in tops if self.store.quota else ():
+            stack.enter_context(self.store.use(top))
+        return stack
 
     def _look(self) -> int:
         """The bytes that would move."""

@@ -97,6 +97,8 @@ def try_update(
         image.forget()
         return False
     if not image.up_to_date:
+        # what it brings takes no less room than on the line; StoreFullError ends the pull
+        image.store.make_room(sum(entry.size for entry in reader.table), have[:1])
         sink.begin([layer.diff_id for layer in layers])
         taker = _Taker(image, fetcher, sink, have, layers)
         taker.take_parts(reader)
