@@ -28,6 +28,9 @@ from layerkit.jobs.vet import ANALYZERS
 TOOL = Path(__file__).parent.parent / "go-vet"
 STD = "std"
 MODULES = (
+    "github.com/moby/moby/v2@v2.0.0-beta.24",
+    "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
+    "github.com/containerd/containerd/v2@v2.4.2",
     "github.com/distribution/distribution/v3@v3.1.1",
     "github.com/sigstore/cosign/v3@v3.1.3",
     "github.com/prometheus/prometheus@v0.316.0",

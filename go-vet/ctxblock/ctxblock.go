@@ -70,7 +70,7 @@ func checkSelect(
 	}
 	for _, clause := range clauses {
 		channel, sends := at.Comm(clause)
-		if channel == nil || at.IsDone(channel) || isTimer(pass, channel) || isOwn(pass, f, channel) {
+		if channel == nil || at.IsDone(channel) || at.IsTimer(pass.TypesInfo, channel) || isOwn(pass, f, channel) {
 			return
 		}
 		if sends && isBuffered(pass, channels, channel) {
@@ -86,8 +86,8 @@ func checkReceive(pass *analysis.Pass, f *at.Function, node ast.Node, name strin
 		return true
 	}
 	_, isCall := ast.Unparen(channel).(*ast.CallExpr)
-	if isCall || at.IsDone(channel) || isTimer(pass, channel) || isOwn(pass, f, channel) ||
-		isSignal(pass, channel) {
+	if isCall || at.IsDone(channel) || at.IsTimer(pass.TypesInfo, channel) || isOwn(pass, f, channel) ||
+		isSignal(pass, channel) || givesBack(pass, f, channel) {
 		return true
 	}
 	at.Report(pass, node, "receive waits though %s is done: select on it and <-%s.Done()", name, name)
@@ -113,25 +113,8 @@ func isOwn(pass *analysis.Pass, f *at.Function, channel ast.Expr) bool {
 	return false
 }
 
-func element(pass *analysis.Pass, channel ast.Expr) types.Type {
-	kind := pass.TypesInfo.TypeOf(channel)
-	if kind == nil {
-		return nil
-	}
-	if found, ok := kind.Underlying().(*types.Chan); ok {
-		return found.Elem()
-	}
-	return nil
-}
-
-// isTimer: its values are times, so it is of a timer or ticker, or made for a clock of a test.
-func isTimer(pass *analysis.Pass, channel ast.Expr) bool {
-	kind := element(pass, channel)
-	return kind != nil && at.IsNamed(kind, "time", "Time")
-}
-
 func isSignal(pass *analysis.Pass, channel ast.Expr) bool {
-	kind := element(pass, channel)
+	kind := at.Element(pass.TypesInfo, channel)
 	if kind == nil {
 		return false
 	}
@@ -141,4 +124,16 @@ func isSignal(pass *analysis.Pass, channel ast.Expr) bool {
 
 func isBuffered(pass *analysis.Pass, channels at.Channels, channel ast.Expr) bool {
 	return !channels.IsUnbuffered(pass.TypesInfo, channel)
+}
+
+// givesBack says whether the function sends to the channel, too, perhaps when it ends: then the
+// channel is a lock, or holds a value that one at a time may have.
+func givesBack(pass *analysis.Pass, f *at.Function, channel ast.Expr) bool {
+	text, found := types.ExprString(channel), false
+	ast.Inspect(f.Body, func(node ast.Node) bool {
+		send, ok := node.(*ast.SendStmt)
+		found = found || (ok && types.ExprString(send.Chan) == text)
+		return !found
+	})
+	return found
 }

@@ -63,12 +63,16 @@ func run(pass *analysis.Pass) (any, error) {
 			return
 		}
 		var found []*ast.CallExpr
-		getsContext := false
+		getsContext, isDaemon := false, false
 		at.Own(f.Body, func(node ast.Node) bool {
+			if selector, ok := node.(*ast.SelectorExpr); ok && selector.Sel.Name == "SysProcAttr" {
+				isDaemon = true // in a session or group of its own: it is to live on
+			}
 			call, ok := node.(*ast.CallExpr)
 			if !ok {
 				return true
 			}
+			getsContext = getsContext || takesBoth(pass, call)
 			callee := at.Callee(pass.TypesInfo, call)
 			switch full := at.Name(callee); {
 			case full == "net/http.Request.WithContext" || full == "net/http.Request.Clone":
@@ -80,7 +84,7 @@ func run(pass *analysis.Pass) (any, error) {
 		})
 		for _, call := range found {
 			full := at.Name(at.Callee(pass.TypesInfo, call))
-			if full == "net/http.NewRequest" && getsContext {
+			if (full == "net/http.NewRequest" && getsContext) || (full == "os/exec.Command" && isDaemon) {
 				continue
 			}
 			at.Report(pass, call, "%s takes no context, and %s is at hand: use %s",
@@ -88,4 +92,16 @@ func run(pass *analysis.Pass) (any, error) {
 		}
 	})
 	return nil, nil
+}
+
+// takesBoth says whether a call gets a request and a context: it will put the one into the other.
+func takesBoth(pass *analysis.Pass, call *ast.CallExpr) bool {
+	request, context := false, false
+	for _, argument := range call.Args {
+		if kind := pass.TypesInfo.TypeOf(argument); kind != nil {
+			request = request || at.IsNamed(kind, "net/http", "Request")
+			context = context || at.IsContext(kind)
+		}
+	}
+	return request && context
 }

@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/token"
 	"go/types"
+	"strings"
 
 	"golang.org/x/tools/go/analysis"
 
@@ -23,7 +24,7 @@ var Analyzer = &analysis.Analyzer{
 func run(pass *analysis.Pass) (any, error) {
 	at.Functions(pass, func(f *at.Function) {
 		name := f.Context(pass.TypesInfo)
-		if name == "" || f.IsGo || f.IsDefer || (f.Outer != nil && isLater(f)) {
+		if name == "" || f.IsGo || f.IsDefer || (f.Outer != nil && isLater(f)) || cleansUp(f) {
 			return
 		}
 		check(pass, f, name)
@@ -44,9 +45,11 @@ func isLater(f *at.Function) bool {
 
 func check(pass *analysis.Pass, f *at.Function, name string) {
 	done := doneAfter(f.Body)
-	excused := map[ast.Node]bool{}
+	excused := map[ast.Node]bool{} // what is not looked into
 	at.Own(f.Body, func(node ast.Node) bool {
 		switch node := node.(type) {
+		case *ast.DeferStmt, *ast.GoStmt:
+			return false // clean-up, or what goes on when the function is over
 		case *ast.IfStmt:
 			if comparesWithNil(pass, node.Cond) {
 				excused[node.Body] = true
@@ -61,6 +64,14 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 			}
 		case *ast.CallExpr:
 			callee := at.Name(at.Callee(pass.TypesInfo, node))
+			if outlives(pass, node, callee) {
+				for _, argument := range node.Args {
+					excused[ast.Unparen(argument)] = true
+				}
+			}
+			if excused[node] {
+				return false
+			}
 			if (callee == "context.Background" || callee == "context.TODO") && node.Pos() < done {
 				at.Report(pass, node, "%s() drops %s, which is at hand: pass %s, or "+
 					"context.WithoutCancel(%s) to what must outlive it", callee, name, name, name)
@@ -84,6 +95,46 @@ func doneAfter(body *ast.BlockStmt) token.Pos {
 		return true
 	})
 	return found
+}
+
+var outliving = []string{
+	"start", "spawn", "monitor", "watch", "background",
+	"release", "clean", "close", "delete", "remove", "rollback", "abort", "stop", "shutdown", "unlock",
+}
+
+// cleansUp says whether a function's name says that it cleans up, also after a context that is done.
+func cleansUp(f *at.Function) bool {
+	declared, ok := f.Node.(*ast.FuncDecl)
+	if !ok {
+		return false
+	}
+	name := strings.ToLower(declared.Name.Name)
+	for _, part := range []string{"release", "cleanup", "rollback", "abort", "shutdown", "unlock"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// outlives says whether a call is meant to outlive its caller: it makes a context that is ended by
+// hand, takes a request's context away, or its name says that it begins something or cleans up: startMonitor, Release.
+func outlives(pass *analysis.Pass, call *ast.CallExpr, full string) bool {
+	switch full {
+	case "context.WithCancel", "context.WithCancelCause", "net/http.Request.WithContext":
+		return true
+	}
+	callee := at.Callee(pass.TypesInfo, call)
+	if callee == nil {
+		return false
+	}
+	name := strings.ToLower(callee.Name())
+	for _, begin := range outliving {
+		if strings.HasPrefix(name, begin) {
+			return true
+		}
+	}
+	return false
 }
 
 // isOwnContext says whether a literal makes a context of the package's own: what stands in it for

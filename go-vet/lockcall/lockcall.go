@@ -49,7 +49,7 @@ func run(pass *analysis.Pass) (any, error) {
 	at.Functions(pass, func(f *at.Function) {
 		at.Own(f.Body, func(node ast.Node) bool {
 			if list := statements(node); list != nil {
-				checkList(pass, channels, list)
+				checkList(pass, channels, f, list)
 			}
 			return true
 		})
@@ -71,7 +71,7 @@ func statements(node ast.Node) []ast.Stmt {
 }
 
 // checkList looks, after each lock in a list of statements, at what follows until its unlock.
-func checkList(pass *analysis.Pass, channels at.Channels, list []ast.Stmt) {
+func checkList(pass *analysis.Pass, channels at.Channels, f *at.Function, list []ast.Stmt) {
 	for from, statement := range list {
 		lock, method := lockCall(pass, statement)
 		if lock == "" || !strings.HasSuffix(method, "Lock") || strings.HasSuffix(method, "Unlock") {
@@ -88,7 +88,7 @@ func checkList(pass *analysis.Pass, channels at.Channels, list []ast.Stmt) {
 			if unlocks(pass, next, lock, unlock) {
 				continue // one of its branches gives the lock back: which, is not looked into
 			}
-			report(pass, channels, next, lock)
+			report(pass, channels, f, next, lock)
 		}
 	}
 }
@@ -131,27 +131,38 @@ func unlocks(pass *analysis.Pass, node ast.Node, lock, unlock string) bool {
 	return found
 }
 
-func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock string) {
+// report reports what blocks in a statement. Waiting for goroutines of the package is no finding
+// where the function started them itself (workers that share the work that the lock protects), and
+// where it ends what the lock protects.
+func report(
+	pass *analysis.Pass, channels at.Channels, f *at.Function, node ast.Node, lock string,
+) {
+	quiet := func(waitedFor ast.Expr) bool {
+		return f.EndsSomething() || at.IsDone(waitedFor) || isLocal(pass, f, waitedFor)
+	}
 	at.Own(node, func(node ast.Node) bool {
 		switch node := node.(type) {
 		case *ast.GoStmt, *ast.DeferStmt:
 			return false
 		case *ast.SelectStmt:
-			if !hasWayOut(node) {
+			if !hasWayOut(pass, node) && !f.EndsSomething() {
 				say(pass, node, lock, "a select")
 			}
 			return false
 		case *ast.SendStmt:
-			if channels.IsUnbuffered(pass.TypesInfo, node.Chan) {
+			if channels.IsUnbuffered(pass.TypesInfo, node.Chan) && !quiet(node.Chan) {
 				say(pass, node, lock, "a send to "+types.ExprString(node.Chan))
 			}
 		case *ast.UnaryExpr:
 			channel := at.Received(node)
-			if channel != nil && !at.IsDone(channel) && !channels.IsBuffered(pass.TypesInfo, channel) {
+			if channel != nil && !quiet(channel) && !channels.IsBuffered(pass.TypesInfo, channel) {
 				say(pass, node, lock, "a receive from "+types.ExprString(channel))
 			}
 		case *ast.CallExpr:
-			if name := at.Name(at.Callee(pass.TypesInfo, node)); blocking[name] {
+			name := at.Name(at.Callee(pass.TypesInfo, node))
+			selector, ok := node.Fun.(*ast.SelectorExpr)
+			isQuiet := name == "sync.WaitGroup.Wait" && ok && quiet(selector.X)
+			if blocking[name] && !isQuiet {
 				say(pass, node, lock, name)
 			}
 		}
@@ -159,13 +170,24 @@ func report(pass *analysis.Pass, channels at.Channels, node ast.Node, lock strin
 	})
 }
 
-// hasWayOut says whether a select has a default or waits for a word to stop, too: its lock then keeps
-// others from writing between, as that of a net.Pipe does.
-func hasWayOut(statement *ast.SelectStmt) bool {
+// isLocal says whether an expression names a variable that the function declares in its body.
+func isLocal(pass *analysis.Pass, f *at.Function, expr ast.Expr) bool {
+	id, ok := ast.Unparen(expr).(*ast.Ident)
+	if !ok {
+		return false
+	}
+	variable := at.Variable(pass.TypesInfo, id)
+	return variable != nil && f.Body.Pos() <= variable.Pos() && variable.Pos() < f.Body.End()
+}
+
+// hasWayOut says whether a select has a default or waits for a word to stop or a timer, too: its lock
+// then keeps others from writing between, as that of a net.Pipe does.
+func hasWayOut(pass *analysis.Pass, statement *ast.SelectStmt) bool {
 	clauses, found := at.Clauses(statement)
 	for _, clause := range clauses {
 		channel, sends := at.Comm(clause)
-		found = found || (channel != nil && !sends && at.IsDone(channel))
+		found = found ||
+			(channel != nil && !sends && (at.IsDone(channel) || at.IsTimer(pass.TypesInfo, channel)))
 	}
 	return found
 }

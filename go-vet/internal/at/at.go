@@ -18,14 +18,16 @@ type Function struct {
 	Outer   *Function // of a literal; nil for a declared function
 	IsGo    bool      // a literal that a go statement runs
 	IsDefer bool      // a literal that a defer statement runs
+	IsKept  bool      // a literal that is returned or stored, so that it may run when its function is over
 }
 
 // Functions calls visit for each function of the package that has a body, outer ones first; those
-// of generated files and of tests are left out: nobody reads the findings there.
+// of generated files and of tests, also of suites that import testing, are left out: nobody reads
+// the findings there.
 func Functions(pass *analysis.Pass, visit func(*Function)) {
 	for _, file := range pass.Files {
 		name := pass.Fset.Position(file.Package).Filename
-		if strings.HasSuffix(name, "_test.go") || ast.IsGenerated(file) {
+		if strings.HasSuffix(name, "_test.go") || ast.IsGenerated(file) || imports(file, "testing") {
 			continue
 		}
 		for _, one := range file.Decls {
@@ -36,11 +38,39 @@ func Functions(pass *analysis.Pass, visit func(*Function)) {
 	}
 }
 
+func imports(file *ast.File, path string) bool {
+	for _, one := range file.Imports {
+		if one.Path.Value == `"`+path+`"` {
+			return true
+		}
+	}
+	return false
+}
+
 func walk(f *Function, visit func(*Function)) {
 	visit(f)
-	inGo, inDefer := map[*ast.FuncLit]bool{}, map[*ast.FuncLit]bool{}
+	inGo, inDefer, kept := map[*ast.FuncLit]bool{}, map[*ast.FuncLit]bool{}, map[*ast.FuncLit]bool{}
+	keep := func(values ...ast.Expr) {
+		for _, value := range values {
+			if literal, ok := ast.Unparen(value).(*ast.FuncLit); ok {
+				kept[literal] = true
+			}
+		}
+	}
 	ast.Inspect(f.Body, func(node ast.Node) bool {
 		switch node := node.(type) {
+		case *ast.ReturnStmt:
+			keep(node.Results...)
+		case *ast.CompositeLit:
+			keep(node.Elts...)
+		case *ast.KeyValueExpr:
+			keep(node.Value)
+		case *ast.AssignStmt:
+			for at, to := range node.Lhs {
+				if _, local := to.(*ast.Ident); !local && at < len(node.Rhs) {
+					keep(node.Rhs[at])
+				}
+			}
 		case *ast.GoStmt:
 			if literal, ok := ast.Unparen(node.Call.Fun).(*ast.FuncLit); ok {
 				inGo[literal] = true
@@ -52,7 +82,7 @@ func walk(f *Function, visit func(*Function)) {
 		case *ast.FuncLit:
 			walk(&Function{
 				Node: node, Type: node.Type, Body: node.Body, Outer: f,
-				IsGo: inGo[node], IsDefer: inDefer[node],
+				IsGo: inGo[node], IsDefer: inDefer[node], IsKept: kept[node],
 			}, visit)
 			return false
 		}
@@ -72,12 +102,9 @@ func Own(body ast.Node, visit func(ast.Node) bool) {
 
 // Context is the name of what gives the function a context: a parameter of its own or of a function
 // around it, of type context.Context or *http.Request (then with `.Context()`); "" for none. A
-// literal that outlives its function, since it is stored or given away, is not told from others.
+// literal that is returned or stored has only its own: when it runs, the others may be done.
 func (f *Function) Context(info *types.Info) string {
 	for at := f; at != nil; at = at.Outer {
-		if at.Type.Params == nil {
-			continue
-		}
 		for _, field := range at.Type.Params.List {
 			for _, name := range field.Names {
 				if name.Name == "_" {
@@ -90,6 +117,9 @@ func (f *Function) Context(info *types.Info) string {
 					return name.Name + ".Context()"
 				}
 			}
+		}
+		if at.IsKept {
+			break
 		}
 	}
 	return ""
@@ -182,6 +212,12 @@ var stopNames = []string{
 	"done", "quit", "stop", "clos", "exit", "cancel", "shutdown", "term", "kill", "end", "finish",
 	"dead", "abort", "death", "dying", "leaving", "wait", "ready", "sig",
 	"mu", "mutex", "lock", "sem", "token", // a channel as a lock: it is given back soon
+}
+
+// EndsSomething says whether a function's name says that it stops or closes something.
+func (f *Function) EndsSomething() bool {
+	declared, ok := f.Node.(*ast.FuncDecl)
+	return ok && isStopName(declared.Name.Name)
 }
 
 func isStopName(name string) bool {

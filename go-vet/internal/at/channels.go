@@ -77,3 +77,21 @@ func (c Channels) IsBuffered(info *types.Info, channel ast.Expr) bool {
 	variable := Variable(info, channel)
 	return variable != nil && c.buffered[variable] && !c.unbuffered[variable]
 }
+
+// Element is the type of what a channel carries, nil for what is no channel.
+func Element(info *types.Info, channel ast.Expr) types.Type {
+	kind := info.TypeOf(channel)
+	if kind == nil {
+		return nil
+	}
+	if found, ok := kind.Underlying().(*types.Chan); ok {
+		return found.Elem()
+	}
+	return nil
+}
+
+// IsTimer says whether a channel carries times, so is of a timer or ticker, or made for a clock.
+func IsTimer(info *types.Info, channel ast.Expr) bool {
+	kind := Element(info, channel)
+	return kind != nil && IsNamed(kind, "time", "Time")
+}

@@ -29,6 +29,11 @@ func (s *server) waits(ctx context.Context, given chan int) {
 	}
 }
 
+func (s *server) holds(ctx context.Context) {
+	text := <-s.post
+	defer func() { s.post <- text }()
+}
+
 func (s *server) watches(ctx context.Context) {
 	select {
 	case <-s.work:

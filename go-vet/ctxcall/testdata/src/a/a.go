@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"syscall"
 )
 
 func calls(ctx context.Context, db *sql.DB, client *http.Client) {
@@ -36,3 +37,16 @@ func later(ctx context.Context) *http.Request {
 }
 
 func none() { http.Get("http://x") }
+
+func do(context.Context, *http.Request) {}
+
+func given(ctx context.Context) {
+	request, _ := http.NewRequest("GET", "x", nil)
+	do(ctx, request)
+}
+
+func daemon(ctx context.Context) error {
+	command := exec.Command("true")
+	command.SysProcAttr = &syscall.SysProcAttr{}
+	return command.Start()
+}

@@ -78,3 +78,43 @@ type values struct {
 func onlyValues(ctx context.Context) context.Context {
 	return &values{Context: context.Background(), from: ctx}
 }
+
+type hooks struct{ credentials func() }
+
+func kept(ctx context.Context, h *hooks) func() {
+	h.credentials = func() { use(context.Background()) }
+	_ = hooks{credentials: func() { use(context.Background()) }}
+	local := func() {
+		use(context.Background()) // want `drops ctx`
+	}
+	local()
+	return func() {
+		use(context.Background())
+		func(ctx context.Context) {
+			use(context.Background()) // want `drops ctx`
+		}(nil)
+	}
+}
+
+func startMonitor(context.Context) {}
+
+func release(context.Context) {}
+
+func sendRelease(ctx context.Context) { use(context.Background()) }
+
+func quiet(request *http.Request) *http.Request {
+	return request.WithContext(context.Background())
+}
+
+func lives(ctx context.Context) {
+	startMonitor(context.Background())
+	release(context.Background())
+	defer use(context.Background())
+	go use(context.Background())
+	own, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	use(own)
+	late, stop := context.WithTimeout(context.Background(), time.Second) // want `drops ctx`
+	defer stop()
+	use(late)
+}

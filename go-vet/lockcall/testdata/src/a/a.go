@@ -67,3 +67,36 @@ func (c *cache) later() func() {
 	defer c.mu.Unlock()
 	return func() { time.Sleep(time.Second) }
 }
+
+type pool struct {
+	mu      sync.Mutex
+	workers sync.WaitGroup
+	stopc   chan chan int
+	tasks   chan int
+}
+
+func newPool() *pool { return &pool{stopc: make(chan chan int), tasks: make(chan int)} }
+
+func (p *pool) drain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.workers.Wait() // want `p.mu is held over sync.WaitGroup.Wait`
+	var own sync.WaitGroup
+	work := make(chan int)
+	go func() { <-work }()
+	work <- 1
+	own.Wait()
+	p.stopc <- nil
+	select {
+	case <-p.tasks:
+	case <-time.After(time.Second):
+	}
+}
+
+func (p *pool) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tasks <- 1
+	p.workers.Wait()
+	http.Get("http://x") // want `net/http.Get`
+}
