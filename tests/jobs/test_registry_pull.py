@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import hello_files, noise, publish_image
@@ -17,9 +18,12 @@ from layerkit.edges.layout import Layout
 from layerkit.edges.registry import Registry, Transport
 from layerkit.edges.registry.upstream import RegistryUpstream
 from layerkit.edges.storage.targets import RegistryTarget
-from layerkit.edges.store import Store
+from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.errors import IntegrityError, NotFoundError, RemoteError
 from layerkit.formats import oci
+from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
+from layerkit.formats.chunkpack import PACK_TYPE
+from layerkit.formats.layerform import ADDRESS_FREE
 from layerkit.formats.reference import Reference
 from layerkit.jobs.publish import publish
 from layerkit.jobs.pull import PullResult, pull
@@ -357,6 +361,50 @@ def test_a_bad_pack_means_the_plain_layer(
         fake.blobs["fn"][packed] = spoiled
     bring(fake, store)
     assert read_file(fake, store, tmp_path) == LONG[:600_000] + EDIT + LONG[600_000:]
+
+
+def test_an_image_that_came_plainly_holds_no_list_of_chunks_that_are_not_here(
+    fake: FakeRegistry, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published chunk manifests are of forms that a plain blob does not give at once, as
+    address-free ones: the image cannot be committed with them."""
+    push_packed(tmp_path / "layout", fake, LONG)
+    bring(fake, store)
+    new = LONG[:600_000] + EDIT + LONG[600_000:]
+
+    def of_another_form(form: bytes, _: str, *facts: Any) -> ChunkManifest:
+        return build_chunk_manifest(noise(len(form), 8), ADDRESS_FREE, *facts)
+
+    monkeypatch.setattr("builders.build_chunk_manifest", of_another_form)
+    top = push_packed(tmp_path / "layout", fake, new)
+    monkeypatch.undo()
+    listed = [
+        oci.parse_manifest(raw)
+        for _, raw in fake.manifests["fn"].values()
+        if json.loads(raw).get("subject", {}).get("digest") == str(top.digest)
+    ]
+    published = {
+        part.digest
+        for artifact in listed
+        for part in artifact.layers
+        if part.media_type == oci.CHUNK_MANIFEST
+    }
+    for digest in published:  # as an earlier pull that began with its chunks leaves it
+        store.put_blob(fake.blobs["fn"][str(digest)], CHUNK_MANIFEST_KIND)
+    for media_type in (PACK_TYPE, oci.FORM_ZSTD):
+        for artifact in listed:
+            for part in artifact.layers:
+                if part.media_type == media_type:
+                    fake.blobs["fn"].pop(str(part.digest), None)
+    assert bring(fake, store).digest == top.digest == store.find_image(str(REF))
+    held = store.list_blobs(top.digest, CHUNK_MANIFEST_KIND)
+    assert len(held) == len(fake_layers(fake, top)) and store.verify().good
+    assert read_file(fake, store, tmp_path) == new
+
+
+def fake_layers(fake: FakeRegistry, top: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
+    raw = next(raw for _, raw in fake.manifests["fn"].values() if sha256_digest(raw) == top.digest)
+    return oci.parse_manifest(raw).layers
 
 
 def test_a_range_that_is_cut_is_asked_for_again(
