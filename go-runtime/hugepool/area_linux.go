@@ -14,7 +14,6 @@ type area struct {
 	mapped  []byte
 	memory  []byte
 	backing Backing
-	guarded guarded
 }
 
 // enabledFile says whether the kernel has transparent huge pages: [never] means that madvise
@@ -70,6 +69,3 @@ func grantsHuge() bool {
 func (a *area) unmap() error {
 	return syscall.Munmap(a.mapped)
 }
-
-// protect takes all rights to memory away.
-func protect(memory []byte) error { return syscall.Mprotect(memory, syscall.PROT_NONE) }

@@ -6,7 +6,6 @@ package hugepool
 type area struct {
 	memory  []byte
 	backing Backing
-	guarded guarded
 }
 
 func mapArea(size int) (area, error) {
@@ -14,5 +13,3 @@ func mapArea(size int) (area, error) {
 }
 
 func (a *area) unmap() error { return nil }
-
-func protect([]byte) error { return nil }

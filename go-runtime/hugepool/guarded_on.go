@@ -17,29 +17,29 @@ type guarded struct {
 	sizes map[int]int // by the block's start: its size; -1 once it was freed
 }
 
-func (a *area) takeGuarded(n int) ([]byte, error) {
+func (g *guarded) take(a *area, n int) ([]byte, error) {
 	unit := os.Getpagesize()
 	pages := (n + unit - 1) / unit * unit
-	start := a.guarded.next + pages - (n+LineSize-1)&^(LineSize-1)
-	if a.guarded.next+pages+unit > len(a.memory) {
+	start := g.next + pages - (n+LineSize-1)&^(LineSize-1)
+	if g.next+pages+unit > len(a.memory) {
 		return nil, fmt.Errorf("%w: the debug build uses no address twice", ErrFull)
 	}
-	guard := a.memory[a.guarded.next+pages : a.guarded.next+pages+unit]
+	guard := a.memory[g.next+pages : g.next+pages+unit]
 	if err := protect(guard); err != nil {
 		return nil, fmt.Errorf("hugepool: protect: %w", err)
 	}
-	a.guarded.next += pages + unit
-	if a.guarded.sizes == nil {
-		a.guarded.sizes = map[int]int{}
+	g.next += pages + unit
+	if g.sizes == nil {
+		g.sizes = map[int]int{}
 	}
-	a.guarded.sizes[start] = n
+	g.sizes[start] = n
 	return a.memory[start : start+n : start+n], nil
 }
 
-func (a *area) freeGuarded(block []byte) int {
+func (g *guarded) free(a *area, block []byte) int {
 	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(block))) -
 		uintptr(unsafe.Pointer(unsafe.SliceData(a.memory))))
-	n, ok := a.guarded.sizes[at]
+	n, ok := g.sizes[at]
 	if !ok || n < 0 {
 		panic("hugepool: free of what is no block, or twice")
 	}
@@ -48,6 +48,6 @@ func (a *area) freeGuarded(block []byte) int {
 	if err := protect(a.memory[first : (at+n+unit-1)&^(unit-1)]); err != nil {
 		panic(fmt.Sprintf("hugepool: protect: %v", err))
 	}
-	a.guarded.sizes[at] = -1
+	g.sizes[at] = -1
 	return n
 }

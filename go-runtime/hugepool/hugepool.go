@@ -66,7 +66,7 @@ type Pool struct {
 	area    area
 	pages   []page          // state of each page of the area
 	free    map[int][]int32 // by class: pages that have room
-	classes map[int]int     // class -> blocks a page
+	guarded guarded
 	used    int
 	blocks  int
 	unlimit func()
@@ -129,7 +129,7 @@ func (p *Pool) take(n int) ([]byte, error) {
 		return nil, errors.New("hugepool: closed")
 	}
 	if isDebug {
-		block, err := p.area.takeGuarded(n)
+		block, err := p.guarded.take(&p.area, n)
 		if err == nil {
 			p.used, p.blocks = p.used+n, p.blocks+1
 		}
@@ -218,7 +218,7 @@ func (p *Pool) Free(block []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if isDebug {
-		p.used -= p.area.freeGuarded(block)
+		p.used -= p.guarded.free(&p.area, block)
 		p.blocks--
 		return
 	}
