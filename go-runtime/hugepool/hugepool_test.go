@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -163,29 +160,6 @@ func TestMakeTakesNoPointers(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
-
-func TestTheBackingIsToldByTheKernel(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("huge pages are asked for on Linux only")
-	}
-	was := enabledFile
-	defer func() { enabledFile = was }()
-	for text, want := range map[string]Backing{
-		"always [madvise] never\n": Transparent, "always madvise [never]\n": Ordinary,
-	} {
-		enabledFile = filepath.Join(t.TempDir(), "enabled")
-		if err := os.WriteFile(enabledFile, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := newPool(t, PageSize).Stats().Backing; got != want && got != HugeTLB {
-			t.Errorf("%s: got %v, want %v", text, got, want)
-		}
-	}
-	enabledFile = "/nowhere"
-	if got := newPool(t, PageSize).Stats().Backing; got != Ordinary && got != HugeTLB {
-		t.Errorf("unreadable: got %v", got)
-	}
-}
 
 func TestCloseTwice(t *testing.T) {
 	p := newPool(t, PageSize)
