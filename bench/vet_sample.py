@@ -86,6 +86,12 @@ def draw(found: Iterable[Found], size: int, seed: int) -> list[Found]:
     return sorted(random.Random(seed).sample(every, min(size, len(every))))
 
 
+def short_name(module: str) -> str:
+    """The name of a module's repository, without its major version."""
+    parts = module.partition("@")[0].split("/")
+    return parts[-2] if parts[-1].lstrip("v").isdigit() else parts[-1]
+
+
 def counts_table(found: Sequence[Found], modules: Sequence[str]) -> str:
     counts = Counter((one.module, one.analyzer) for one in found)
     rows = ["| module | " + " | ".join(ANALYZERS) + " | all |", "|---" * (len(ANALYZERS) + 2) + "|"]
@@ -100,7 +106,7 @@ def counts_table(found: Sequence[Found], modules: Sequence[str]) -> str:
 def sample_table(sample: Sequence[Found]) -> str:
     rows = ["| # | module | place | pass | message | right? | why |", "|---" * 7 + "|"]
     for number, one in enumerate(sample, 1):
-        module = one.module.rpartition("/")[2] if one.module != STD else STD
+        module = short_name(one.module)
         short = one.message.partition(":")[0].replace("|", "\\|")
         rows.append(f"| {number} | {module} | {one.place} | {one.analyzer} | {short} |  |  |")
     return "\n".join(rows)

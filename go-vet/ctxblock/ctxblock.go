@@ -87,7 +87,7 @@ func checkReceive(pass *analysis.Pass, f *at.Function, node ast.Node, name strin
 	}
 	_, isCall := ast.Unparen(channel).(*ast.CallExpr)
 	if isCall || at.IsDone(channel) || at.IsTimer(pass.TypesInfo, channel) || isOwn(pass, f, channel) ||
-		isSignal(pass, channel) || givesBack(pass, f, channel) {
+		isSignal(pass, channel) || f.GivesBack(channel) {
 		return true
 	}
 	at.Report(pass, node, "receive waits though %s is done: select on it and <-%s.Done()", name, name)
@@ -124,16 +124,4 @@ func isSignal(pass *analysis.Pass, channel ast.Expr) bool {
 
 func isBuffered(pass *analysis.Pass, channels at.Channels, channel ast.Expr) bool {
 	return !channels.IsUnbuffered(pass.TypesInfo, channel)
-}
-
-// givesBack says whether the function sends to the channel, too, perhaps when it ends: then the
-// channel is a lock, or holds a value that one at a time may have.
-func givesBack(pass *analysis.Pass, f *at.Function, channel ast.Expr) bool {
-	text, found := types.ExprString(channel), false
-	ast.Inspect(f.Body, func(node ast.Node) bool {
-		send, ok := node.(*ast.SendStmt)
-		found = found || (ok && types.ExprString(send.Chan) == text)
-		return !found
-	})
-	return found
 }

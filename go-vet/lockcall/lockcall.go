@@ -144,6 +144,10 @@ func report(
 		switch node := node.(type) {
 		case *ast.GoStmt, *ast.DeferStmt:
 			return false
+		case *ast.IfStmt:
+			if failsToStart(pass, node) {
+				return false // Wait does not wait for what never ran
+			}
 		case *ast.SelectStmt:
 			if !hasWayOut(pass, node) && !f.EndsSomething() {
 				say(pass, node, lock, "a select")
@@ -155,7 +159,8 @@ func report(
 			}
 		case *ast.UnaryExpr:
 			channel := at.Received(node)
-			if channel != nil && !quiet(channel) && !channels.IsBuffered(pass.TypesInfo, channel) {
+			if channel != nil && !quiet(channel) && !f.GivesBack(channel) &&
+				!channels.IsBuffered(pass.TypesInfo, channel) {
 				say(pass, node, lock, "a receive from "+types.ExprString(channel))
 			}
 		case *ast.CallExpr:
@@ -168,6 +173,17 @@ func report(
 		}
 		return true
 	})
+}
+
+// failsToStart says whether an if statement is about a command that did not start:
+// if err := c.Start(); err != nil.
+func failsToStart(pass *analysis.Pass, statement *ast.IfStmt) bool {
+	assign, ok := statement.Init.(*ast.AssignStmt)
+	if !ok || len(assign.Rhs) != 1 {
+		return false
+	}
+	call, ok := assign.Rhs[0].(*ast.CallExpr)
+	return ok && at.Name(at.Callee(pass.TypesInfo, call)) == "os/exec.Cmd.Start"
 }
 
 // isLocal says whether an expression names a variable that the function declares in its body.

@@ -276,3 +276,15 @@ func Variable(info *types.Info, expr ast.Expr) *types.Var {
 	}
 	return nil
 }
+
+// GivesBack says whether the function sends to the channel, too, perhaps when it ends: then the
+// channel is a lock, or holds a value that one at a time may have.
+func (f *Function) GivesBack(channel ast.Expr) bool {
+	text, found := types.ExprString(channel), false
+	ast.Inspect(f.Body, func(node ast.Node) bool {
+		send, ok := node.(*ast.SendStmt)
+		found = found || (ok && types.ExprString(send.Chan) == text)
+		return !found
+	})
+	return found
+}

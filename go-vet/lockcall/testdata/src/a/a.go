@@ -2,6 +2,7 @@ package a
 
 import (
 	"net/http"
+	"os/exec"
 	"sync"
 	"time"
 )
@@ -14,6 +15,7 @@ type cache struct {
 	post chan int
 
 	closed chan struct{}
+	free   chan int
 }
 
 func newCache() *cache { return &cache{work: make(chan int), post: make(chan int, 1)} }
@@ -24,7 +26,7 @@ func (c *cache) deferred() {
 	http.Get("http://x")    // want `c.mu is held over net/http.Get, which may block`
 	time.Sleep(time.Second) // want `c.mu is held over time.Sleep`
 	c.work <- 1             // want `a send to c.work`
-	<-c.work                // want `a receive from c.work`
+	<-c.free                // want `a receive from c.free`
 	c.post <- 1
 	<-c.post
 	c.cond.Wait()
@@ -99,4 +101,16 @@ func (p *pool) Close() {
 	p.tasks <- 1
 	p.workers.Wait()
 	http.Get("http://x") // want `net/http.Get`
+}
+
+func (p *pool) runs(command *exec.Cmd) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := command.Start(); err != nil {
+		command.Wait()
+	}
+	command.Wait() // want `os/exec.Cmd.Wait`
+	task := <-p.tasks
+	defer func() { p.tasks <- task }()
+	return task
 }
