@@ -515,7 +515,7 @@ def refer(registry: Registry, subject: oci.Descriptor, note: str, kind: str) -> 
     raw = oci.serialize_manifest(manifest)
     entry = oci.describe(raw, oci.MANIFEST, {"note": note}, artifact_type=kind)
     if not registry.put_manifest("fn", str(entry.digest), entry, raw):
-        add_fallback(registry, "fn", subject.digest, entry)
+        add_fallback(registry, "fn", subject.digest, [entry])
     return entry
 
 

@@ -156,7 +156,7 @@ def push(fake: FakeRegistry, layout: Path) -> None:
         tag = text.partition(":")[2] or str(entry.digest)
         subject = None if text else oci.parse_manifest(raw).subject
         if not registry.put_manifest("fn", tag, entry, raw) and subject:
-            add_fallback(registry, "fn", subject.digest, entry, sleep=lambda _: None)
+            add_fallback(registry, "fn", subject.digest, [entry], sleep=lambda _: None)
 
 
 def over(fake: FakeRegistry, cache: Path, names: tuple[str, ...] = ("fn",)) -> CachedStorage:

@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
@@ -109,24 +109,32 @@ def add_fallback(
     registry: Registry,
     name: str,
     subject: Digest,
-    referrer: Descriptor,
+    referrers: Sequence[Descriptor],
     *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """List `referrer` under the fallback tag of `subject`, beside what others list there."""
+    """List `referrers` under the fallback tag of `subject`, beside what others list there."""
     tag = fallback_tag(subject)
-    entry = replace(referrer, platform=None)
+    entries = [replace(one, platform=None) for one in referrers]
     for _ in range(ROUNDS):
-        index, _digest = _read_fallback(registry, name, subject)
-        if any(item.digest == entry.digest for item in index.manifests):
+        index, missing = _find_missing(registry, name, subject, entries)
+        if not missing:
             return
-        raw = serialize_index(replace(index, manifests=(*index.manifests, entry)))
+        raw = serialize_index(replace(index, manifests=(*index.manifests, *missing)))
         registry.put_manifest(name, tag, describe(raw, INDEX), raw)
         sleep(SETTLE_SECONDS * random.uniform(1.0, 3.0))
-    index, _digest = _read_fallback(registry, name, subject)
-    if all(item.digest != entry.digest for item in index.manifests):
+    if _find_missing(registry, name, subject, entries)[1]:
         raise RemoteError(
             f"tag {tag[:19]} of {registry.host}/{name} is overwritten again and again",
             cause=f"tried {ROUNDS} times",
             hint="push again",
         )
+
+
+def _find_missing(
+    registry: Registry, name: str, subject: Digest, entries: Sequence[Descriptor]
+) -> tuple[Index, list[Descriptor]]:
+    """The list as it is, and what it lacks."""
+    index, _digest = _read_fallback(registry, name, subject)
+    listed = {item.digest for item in index.manifests}
+    return index, [entry for entry in entries if entry.digest not in listed]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
+from layerkit.digest import Digest
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.storage.opening import is_bucket, is_registry, open_registry
@@ -113,25 +114,33 @@ def _open_bucket(url: str) -> BucketTarget:
 
 
 class RegistryTarget:
-    """Repository `ref.repository` of a registry."""
+    """Repository `ref.repository` of a registry. Referrers that it does not list by itself are
+    listed by us: in a session all of a subject at once, before the tag moves, for each time takes
+    half a second (`registry.referrers`); outside of one at once."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._unlisted: dict[tuple[str, Digest], list[Descriptor]] = {}
+        self._is_collecting = False
         self.reader: ImageReader = RegistryReader(registry)
         self.where = registry.transport.base
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         self._registry.ping()
-        yield
+        self._is_collecting = True
+        try:
+            yield
+            self._list_referrers()
+        finally:
+            self._is_collecting = False
+            self._unlisted.clear()
 
     def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
         return self._registry.put_blob(ref.repository, item, open_, near)
 
     def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
-        """And list it as a referrer where the registry does not do that by itself."""
-        from layerkit.edges.registry import add_fallback
-
+        """And have it listed as a referrer where the registry does not do that by itself."""
         manifest = parse_manifest(raw) if item.media_type == MANIFEST else None
         subject = manifest.subject if manifest else None
         name = ref.repository
@@ -144,7 +153,16 @@ class RegistryTarget:
                 artifact_type=manifest.artifact_type or manifest.config.media_type,
                 annotations=dict(manifest.annotations),
             )
-            add_fallback(self._registry, name, subject.digest, entry)
+            self._unlisted.setdefault((name, subject.digest), []).append(entry)
+            if not self._is_collecting:
+                self._list_referrers()
+
+    def _list_referrers(self) -> None:
+        from layerkit.edges.registry import add_fallback
+
+        for name, subject in list(self._unlisted):
+            add_fallback(self._registry, name, subject, self._unlisted[name, subject])
+            del self._unlisted[name, subject]
 
     def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
         """What the tag names now is written down as a referrer of `top` first: a registry forgets
@@ -156,6 +174,7 @@ class RegistryTarget:
             return
         if old is not None:
             self.put_was(ref, top, old)
+        self._list_referrers()
         _, raw = self._registry.read_manifest(ref.repository, str(top.digest))
         self._registry.put_manifest(ref.repository, ref.tag, top, raw)
 
