@@ -35,6 +35,10 @@ func run(pass *analysis.Pass) (any, error) {
 			switch node := node.(type) {
 			case *ast.DeferStmt, *ast.GoStmt:
 				return false
+			case *ast.ForStmt:
+				if node.Cond != nil && drains(pass, node.Cond) {
+					return false
+				}
 			case *ast.SelectStmt:
 				checkSelect(pass, channels, f, node, name)
 				for _, one := range node.Body.List {
@@ -124,4 +128,18 @@ func isSignal(pass *analysis.Pass, channel ast.Expr) bool {
 
 func isBuffered(pass *analysis.Pass, channels at.Channels, channel ast.Expr) bool {
 	return !channels.IsUnbuffered(pass.TypesInfo, channel)
+}
+
+// drains says whether a loop's condition looks at how many values a channel holds.
+func drains(pass *analysis.Pass, cond ast.Expr) bool {
+	found := false
+	at.Own(cond, func(node ast.Node) bool {
+		if call, ok := node.(*ast.CallExpr); ok && len(call.Args) == 1 {
+			id, isIdent := call.Fun.(*ast.Ident)
+			found = found ||
+				(isIdent && id.Name == "len" && at.Element(pass.TypesInfo, call.Args[0]) != nil)
+		}
+		return !found
+	})
+	return found
 }

@@ -63,7 +63,7 @@ func run(pass *analysis.Pass) (any, error) {
 			return
 		}
 		var found []*ast.CallExpr
-		getsContext, isDaemon := false, false
+		getsContext, isDaemon := givesRequest(pass, f), false
 		at.Own(f.Body, func(node ast.Node) bool {
 			if selector, ok := node.(*ast.SelectorExpr); ok && selector.Sel.Name == "SysProcAttr" {
 				isDaemon = true // in a session or group of its own: it is to live on
@@ -104,4 +104,17 @@ func takesBoth(pass *analysis.Pass, call *ast.CallExpr) bool {
 		}
 	}
 	return request && context
+}
+
+// givesRequest says whether the function returns a request: who sends it gives it the context.
+func givesRequest(pass *analysis.Pass, f *at.Function) bool {
+	if f.Type.Results == nil {
+		return false
+	}
+	for _, field := range f.Type.Results.List {
+		if at.IsNamed(pass.TypesInfo.TypeOf(field.Type), "net/http", "Request") {
+			return true
+		}
+	}
+	return false
 }

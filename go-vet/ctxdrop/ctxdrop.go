@@ -134,7 +134,7 @@ func outlives(pass *analysis.Pass, call *ast.CallExpr, full string) bool {
 			return true
 		}
 	}
-	return false
+	return strings.Contains(name, "shutdown")
 }
 
 // isOwnContext says whether a literal makes a context of the package's own: what stands in it for

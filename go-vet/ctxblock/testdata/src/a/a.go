@@ -78,3 +78,9 @@ func beside(ctx context.Context, s *server) {
 }
 
 func none(s *server) { <-s.work }
+
+func (s *server) removeAll(ctx context.Context) {
+	for len(s.work) > 0 {
+		<-s.work
+	}
+}

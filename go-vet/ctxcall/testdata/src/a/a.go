@@ -50,3 +50,5 @@ func daemon(ctx context.Context) error {
 	command.SysProcAttr = &syscall.SysProcAttr{}
 	return command.Start()
 }
+
+func makes(ctx context.Context) (*http.Request, error) { return http.NewRequest("GET", "x", nil) }

@@ -100,6 +100,8 @@ func startMonitor(context.Context) {}
 
 func release(context.Context) {}
 
+func runAtShutdown(context.Context) {}
+
 func sendRelease(ctx context.Context) { use(context.Background()) }
 
 func quiet(request *http.Request) *http.Request {
@@ -109,6 +111,7 @@ func quiet(request *http.Request) *http.Request {
 func lives(ctx context.Context) {
 	startMonitor(context.Background())
 	release(context.Background())
+	runAtShutdown(context.Background())
 	defer use(context.Background())
 	go use(context.Background())
 	own, cancel := context.WithCancel(context.Background())
