@@ -29,8 +29,8 @@ def growth(times: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(middle, low, 1)[0]) * (times[-1] - start)
 
 
-def judge(name: str, times: Sequence[float], values: Sequence[float], more: float = 0) -> Table:
-    """`more`: what it may grow by besides its limit."""
-    grown, limit = growth(times, values), LIMITS[name.rpartition(", ")[2]] + more
+def judge(name: str, times: Sequence[float], values: Sequence[float]) -> Table:
+    """Whether what was sampled grew by more than the limit of its kind."""
+    grown, limit = growth(times, values), LIMITS[name.rpartition(", ")[2]]
     row: Table = {"first": values[len(values) // 3], "last": values[-1], "most": max(values)}
     return row | {"growth": round(grown, 1), "limit": limit, "good": grown <= limit}

@@ -45,7 +45,6 @@ NAME = "functions/soak"
 AGENTS = ("agent", "restless agent")
 BINARY_SIZE = 1_000_000
 KEPT = 4  # versions in the layout
-FORMS_SIZE = 512 << 20  # bytes of forms that a server keeps: until it does, its memory grows
 PERIOD = 2.0  # seconds between two versions
 SAMPLE_SECONDS = 0.25
 
@@ -144,7 +143,7 @@ class Soak:
 
     def _start_server(self, name: str, port: int) -> None:
         argv = serve_argv(self.layout, f"127.0.0.1:{port}")[3:]
-        made = ["--made", str(self.folder / "made"), "--made-size", "32M"]
+        made = ["--made", str(self.folder / "made"), "--made-size", "32M", "--memory", "64M"]
         self.urls[name] = self._start(name, *argv, *made)
 
     def _start_agent(self, name: str) -> None:
@@ -259,12 +258,7 @@ def run(seconds: float, folder: Path, seed: int = 1) -> Table:
         soak.close()
     stores = [*(folder / name / "store" for name in AGENTS), folder / "node"]
     whole = all(verify_store(store, Disk()).good for store in stores)
-    cached = soak.counts["versions"] * BINARY_SIZE
-    more = {"server, memory": 2.0 * cached if cached < FORMS_SIZE else 0.0}
-    rows = {
-        name: judge(name, sampler.times, values, more.get(name, 0.0))
-        for name, values in sampler.values.items()
-    }
+    rows = {name: judge(name, sampler.times, values) for name, values in sampler.values.items()}
     return {
         "seconds": round(time.monotonic() - started),
         "counts": soak.counts,

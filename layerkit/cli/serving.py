@@ -97,6 +97,13 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @option("--made", default="", metavar="DIR|URL", help="For what servers make, to share it.")
 @option("--made-size", type=_Size(), default="1G", show_default=True, help="Bytes of what is made.")
 @option(
+    "--memory",
+    type=_Size(),
+    default="800M",
+    show_default=True,
+    help="Bytes of what was read and made in memory, of all workers.",
+)
+@option(
     "--prepare",
     type=click.IntRange(0, 100),
     default=3,
@@ -142,7 +149,11 @@ def serve(context: click.Context, /, storage: str, **facts: Any) -> None:
             opened,
             _server_options(facts),
             console.result,
-            SourceOptions(prepare_count=facts["prepare"], budget_seconds=facts["cpu_budget"]),
+            SourceOptions(
+                prepare_count=facts["prepare"],
+                budget_seconds=facts["cpu_budget"],
+                memory_size=int(facts["memory"]),
+            ),
         )
     console.say("stopped")
 

@@ -343,7 +343,7 @@ def test_a_form_beyond_the_limit_is_not_decompressed(
 
 
 def test_decompressed_forms_are_bounded(layout: Path) -> None:
-    source = LayoutSource(layout, options=SourceOptions(cache_size=150_000))
+    source = LayoutSource(layout, options=SourceOptions(memory_size=280_000))
     for name in ("team/a", "team/b", "team/a"):
         wanted = code_list(source, name)
         b"".join(source.read_listed(name, wanted, chunk_places([0]), None, ANYONE))

@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve a storage until a signal, and make aside what nodes will ask for; `ready` gets the URL
     once requests can be sent. `open_storage` is called in each worker; one of them prepares, and
-    each gives its part of a caller's budget."""
+    each gives its part of a caller's budget and of the memory."""
     given = source_options or SourceOptions()
 
     @contextlib.contextmanager
@@ -51,6 +51,7 @@ def serve(
             given,
             bare_name=_bare_name(storage),
             budget_seconds=given.budget_seconds / options.worker_count,
+            memory_size=given.memory_size // options.worker_count,
             is_preparing=worker == 0 or storage.made is not None,
         )
         source, stop = StorageSource(storage, own, meter), threading.Event()

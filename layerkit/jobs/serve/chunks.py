@@ -24,7 +24,6 @@ from layerkit.jobs.updating.forms import Forms
 
 __all__ = ["Chunks"]
 
-CHANGES_SIZE: Final = 64 << 20  # bytes of changes of chunk manifests kept
 ENTRY_SIZE: Final = 4096  # bytes that an entry counts at least: names of runs are in its key
 SMALL_SIZE: Final = 4 << 20  # bytes of dictionary, and
 SMALL_COUNT: Final = 4096  # chunks, up to which a batch is worth SMALL_LEVEL: 0.1 s for 300 chunks
@@ -34,10 +33,10 @@ SMALL_LEVEL: Final = 19
 class Chunks:
     """Chunk manifests of `catalogue` and the chunks that they list. Safe for threads."""
 
-    def __init__(self, catalogue: Catalogue, forms: Forms) -> None:
+    def __init__(self, catalogue: Catalogue, forms: Forms, changes_size: int) -> None:
         self._catalogue = catalogue
         self._forms = forms
-        self._changes = Cache[bytes](CHANGES_SIZE)
+        self._changes = Cache[bytes](changes_size)
 
     def read_chunk(self, name: str, chunk: Digest) -> memoryview | None:
         """A chunk of an image of repository `name`, the newest that has it."""

@@ -4,8 +4,7 @@ What makes updates is `jobs/updating`, at the cost of who asks; `chunks` cuts ch
 makes things before anyone asks. The server has no state but what it can
 find again: several over one storage serve the same.
 
-Memory: constants of `forms` (CACHE_SIZE, PLACES_COUNT), of `workshop` (MAKING_SIZE), DELTAS_SIZE
-and PACKED_MEMORY here, CHANGES_SIZE of `chunks`.
+Memory: `memory_size` of what was read and made, and what is being made (MAKING_SIZE of `workshop`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from layerkit.jobs.serve.preparing import PREPARE_COUNT, Preparing
 from layerkit.jobs.serve.stored import StoredUpdates
 from layerkit.jobs.updating.budget import BUDGET_SECONDS, BUDGET_WINDOW, Budgets
 from layerkit.jobs.updating.catalogue import Catalogue
-from layerkit.jobs.updating.forms import CACHE_SIZE, Forms
+from layerkit.jobs.updating.forms import Forms
 from layerkit.jobs.updating.kept import Kept, NoMeter
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.packing import Packing
@@ -39,8 +38,10 @@ from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = ["SourceOptions", "StorageSource", "open_layout"]
 
-DELTAS_SIZE: Final = 128 << 20  # bytes of deltas in memory: some ten thousand of an edit each
-PACKED_MEMORY: Final = 64 << 20  # bytes of packed forms in memory
+MEMORY_SIZE: Final = 768 << 20  # bytes; the shelf keeps more of what was made
+# of it for forms (5 to 100 MB each) and where their chunks lie, for deltas (some ten thousand of an
+# edit each), packed forms, changes of chunk manifests:
+FORMS_SHARE, DELTAS_SHARE, PACKED_SHARE, CHANGES_SHARE = 10 / 16, 3 / 16, 2 / 16, 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class SourceOptions:
     """How a source serves. `bare_name` is the repository of tags that name none."""
 
     bare_name: str = ""
-    cache_size: int = CACHE_SIZE  # bytes of decompressed forms
+    memory_size: int = MEMORY_SIZE  # bytes of what was read and made
     prepare_count: int = PREPARE_COUNT  # versions from which updates are prepared; 0: none
     budget_seconds: float = BUDGET_SECONDS  # of a processor, for each caller; 0: no limit
     budget_window: float = BUDGET_WINDOW  # seconds
@@ -77,10 +78,12 @@ class StorageSource:
             Budgets(options.budget_seconds, options.budget_window)
         )
         self.catalogue = Catalogue(storage, options.bare_name)
-        self._forms = Forms(self.catalogue, options.cache_size)
-        self._chunks = Chunks(self.catalogue, self._forms)
-        self._deltas = Kept("delta", DELTAS_SIZE, self._workshop, meter, storage.made)
-        packed = Kept("packed", PACKED_MEMORY, self._workshop, meter, storage.made)
+        size = options.memory_size
+        self._forms = Forms(self.catalogue, int(size * FORMS_SHARE))
+        self._chunks = Chunks(self.catalogue, self._forms, int(size * CHANGES_SHARE))
+        deltas_size, packed_size = int(size * DELTAS_SHARE), int(size * PACKED_SHARE)
+        self._deltas = Kept("delta", deltas_size, self._workshop, meter, storage.made)
+        packed = Kept("packed", packed_size, self._workshop, meter, storage.made)
         self._packing = Packing(self.catalogue, self._forms, packed, may_come=options.is_preparing)
         self._updates = Updates(self._library(is_aside=False))
         self._stored = StoredUpdates(self.catalogue, self._library(is_aside=False), storage)

@@ -1,7 +1,7 @@
 """Forms as a server reads them: chunk manifests, where each chunk lies, decompressed forms.
 
 A form is decompressed once for all who ask at the same time, compared with its chunk manifest, and
-kept while it fits. Memory: the sizes given to `Forms`, and one form for each thread that reads one.
+kept while it fits. Memory: the size given to `Forms`, and one form for each thread that reads one.
 Safe for threads.
 """
 
@@ -19,10 +19,10 @@ from layerkit.formats.protocol import unpack_form
 from layerkit.jobs.updating.cache import Cache
 from layerkit.jobs.updating.catalogue import Catalogue
 
-__all__ = ["CACHE_SIZE", "Forms", "Places"]
+__all__ = ["Forms", "Places"]
 
-CACHE_SIZE: Final = 512 << 20  # bytes of decompressed forms; a function's layer is 5 to 100 MB
-PLACES_COUNT: Final = 500_000  # chunks whose places are kept: some 200 bytes each, so 100 MB
+PLACE_SIZE: Final = 300  # bytes of memory for the place of a chunk: its id, two numbers, a slot
+PLACES_SHARE: Final = 5  # to forms of a size belong places of a fifth of it: chunks are 1 to 2 KiB
 MAX_LIST_SIZE: Final = 64 << 20  # bytes of a chunk manifest: 1.8 million chunks, forms of 15 GB
 MAX_FORM_SIZE: Final = 1 << 30  # bytes; a larger form is served as a blob, and by no other means
 Place = tuple[int, int]  # offset and size of a chunk in its form
@@ -41,10 +41,10 @@ class Places:
 class Forms:
     """Reads chunk manifests and forms through `catalogue`."""
 
-    def __init__(self, catalogue: Catalogue, cache_size: int = CACHE_SIZE) -> None:
+    def __init__(self, catalogue: Catalogue, size: int) -> None:
         self._catalogue = catalogue
-        self._places = Cache[Places](PLACES_COUNT)
-        self._forms = Cache[bytes](cache_size)
+        self._places = Cache[Places](size // (PLACES_SHARE + 1))
+        self._forms = Cache[bytes](size - size // (PLACES_SHARE + 1))
 
     def read_list(self, name: str, digest: Digest) -> bytes:
         """A chunk manifest of repository `name`, verified."""
@@ -68,7 +68,7 @@ class Forms:
             places = dict(zip(manifest.list_raw_ids(), pairs, strict=True))
             role = ROLE_NAMES[manifest.role]
             found = Places(manifest.form_size, manifest.form_digest, role, places)
-            return found, len(places) + 1
+            return found, (len(places) + 1) * PLACE_SIZE
 
         return self._places.get(digest, make)
 

@@ -66,7 +66,7 @@ __all__ = [
 UPDATE_COUNT: Final = 3  # versions before a new one: nodes that watch have one of them
 MAX_BLOB_SIZE: Final = 1 << 30  # bytes that are read at once
 MAKE_SECONDS: Final = 3600.0  # for one update; it is made in this thread, so nothing runs on
-CACHE_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
+FORMS_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
 KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share layers
 MAX_SHARE: Final = 0.7  # of what a plain pull moves; a larger update is not worth its place,
 SMALL_SIZE: Final = 64 << 10  # bytes; but for a small one, which saves requests
@@ -206,7 +206,7 @@ def _without_doubles(images: Iterable[Image]) -> list[Image]:
 
 
 def _make_engine(catalogue: Catalogue) -> Updates:
-    forms = Forms(catalogue, CACHE_SIZE)
+    forms = Forms(catalogue, FORMS_SIZE)
     workshop = Workshop()
     deltas = Kept("delta", KEPT_SIZE, workshop, NoMeter())
     packing = Packing(catalogue, forms, Kept("packed", 0, workshop, NoMeter()))
