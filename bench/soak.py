@@ -143,7 +143,7 @@ class Soak:
 
     def _start_server(self, name: str, port: int) -> None:
         argv = serve_argv(self.layout, f"127.0.0.1:{port}")[3:]
-        made = ["--made", str(self.folder / "made"), "--made-size", "32M", "--memory", "64M"]
+        made = ["--made", str(self.folder / "made"), "--made-size", "32M", "--memory", "16M"]
         self.urls[name] = self._start(name, *argv, *made)
 
     def _start_agent(self, name: str) -> None:
