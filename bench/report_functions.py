@@ -121,7 +121,7 @@ def section(rows: Table) -> list[str]:
         start_table(rows["start"]),
         "After a start, on one connection; a probe at /warmz came first where it says so.",
         warm_table(rows["warm"]),
-        "2.5 GB alive, 1,000 requests a second, in a cgroup (v1) of 3.2 GB:",
+        "2.5 GB alive, 1,000 requests a second of 64 KB garbage each, in a cgroup (v1) of 3.2 GB:",
         limit_table(rows["limit"]),
         "Functions of 512 MiB under a fixed load; what GOGC may cost is memory that is free,"
         " so peak memory is shown and not judged:",

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"example.com/layerkit/go-runtime/portrait"
@@ -90,6 +91,8 @@ type Breaker struct {
 	options Options
 	now     func() time.Time
 
+	isClosed atomic.Bool // as state says: a request of a healthy handler takes no lock
+
 	mu      sync.Mutex
 	state   State
 	reason  string
@@ -109,9 +112,11 @@ func New(p *portrait.Portrait, handler *portrait.Handler, options Options) *Brea
 
 func newBreaker(next http.Handler, name string, options Options, now func() time.Time) *Breaker {
 	o := options.filled()
-	return &Breaker{
+	b := &Breaker{
 		next: next, name: name, options: o, now: now, openFor: o.OpenFor, rules: rules{options: o},
 	}
+	b.isClosed.Store(true)
+	return b
 }
 
 // State is how it stands, and why if it is not closed.
@@ -124,6 +129,10 @@ func (b *Breaker) State() (State, string) {
 
 // ServeHTTP lets a request through, or answers 503.
 func (b *Breaker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if b.isClosed.Load() {
+		b.next.ServeHTTP(w, r)
+		return
+	}
 	isProbe, wait := b.enter()
 	if wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int((wait+time.Second-1)/time.Second)))
@@ -177,6 +186,7 @@ func (b *Breaker) leave(isGood bool) {
 	if b.good++; b.good >= b.options.Probes {
 		b.options.Log("layerkit: breaker of %s is closed again", b.name)
 		b.state, b.reason, b.openFor = Closed, "", b.options.OpenFor
+		b.isClosed.Store(true)
 		b.rules.forget()
 	}
 }
@@ -189,6 +199,7 @@ func (b *Breaker) passTime() {
 }
 
 func (b *Breaker) open(reason string) {
+	b.isClosed.Store(false)
 	b.state, b.reason = Open, reason
 	b.until = b.now().Add(b.openFor)
 	b.options.Log("layerkit: breaker of %s is open for %v: %s", b.name, b.openFor, reason)
