@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache, partial
 from pathlib import Path
 
 import click
 
-from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.cli.common import (
+    DEFAULT_LAYOUT,
+    docker_config,
+    document_of,
+    json_option,
+    option,
+    state_of,
+    verb,
+)
 from layerkit.console import human_size
 from layerkit.errors import UsageError
 
@@ -72,9 +79,7 @@ def bundle(
             f"got {len(refs)} images, want [OLD] NEW", hint="name further old ones with --from"
         )
     state = state_of(context)
-    docker = os.environ.get("DOCKER_CONFIG")
-    config = Path(docker) / "config.json" if docker else None
-    opened = cache(partial(open_registry, config=config, ca=ca, realms=realms))
+    opened = cache(partial(open_registry, config=docker_config(), ca=ca, realms=realms))
     found = [
         find_image(text, layout, DEFAULT_LAYOUT, opened, server) for text in (*refs[:-1], *olds)
     ]

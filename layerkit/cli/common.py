@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "default_cache",
     "default_store",
+    "docker_config",
     "document_of",
     "error_document",
     "json_option",
@@ -59,6 +60,12 @@ def default_cache(of: str) -> Path:
     """Where what can be made or fetched again is kept, when nobody says; `of` is a verb."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "layerkit" / of
+
+
+def docker_config() -> Path | None:
+    """The file with docker's logins where it is not at its usual place."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    return Path(folder) / "config.json" if folder else None
 
 
 def default_store() -> Path:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerkit.cli.common import option, state_of, verb
+from layerkit.cli.common import (
+    docker_config,
+    option,
+    state_of,
+    verb,
+)
+from layerkit.cli.serving import tls_files
 from layerkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +94,6 @@ def hook(context: click.Context, /, **facts: Any) -> None:
     """
     from layerkit.jobs.hook import HookSettings, run_hook
 
-    docker = os.environ.get("DOCKER_CONFIG")
     settings = HookSettings(
         registry=facts["registry"].rstrip("/"),
         queue=facts["queue"],
@@ -96,7 +101,7 @@ def hook(context: click.Context, /, **facts: Any) -> None:
         delta_count=facts["deltas"],
         job_count=facts["jobs"],
         scan_seconds=facts["scan"],
-        config=Path(docker) / "config.json" if docker else None,
+        config=docker_config(),
         ca=facts["ca"],
         realms=facts["realms"],
     )
@@ -118,19 +123,12 @@ def _read_secret(path: Path | None) -> str:
 
 
 def _server_options(facts: dict[str, Any], *, is_guarded: bool) -> ServerOptions:
-    from layerkit.edges.http import ServerOptions, TlsFiles
+    from layerkit.edges.http import ServerOptions
 
-    cert, key, tls = facts["tls_cert"], facts["tls_key"], None
-    if (cert is None) != (key is None):
-        raise UsageError(
-            "TLS takes a certificate and its key", hint="give both --tls-cert and --tls-key"
-        )
-    if cert is not None:
-        tls = TlsFiles(cert, key)
     try:
         return ServerOptions(
             listen=facts["listen"],
-            tls=tls,
+            tls=tls_files(facts),
             open_to_all=facts["open_to_all"] or is_guarded,
             log_format=facts["log_format"] or "",
         )

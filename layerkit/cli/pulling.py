@@ -14,6 +14,7 @@ import click
 
 from layerkit.cli.common import (
     State,
+    docker_config,
     document_of,
     json_option,
     option,
@@ -200,11 +201,10 @@ def open_registry(url: str, facts: dict[str, Any], store: Store) -> Upstream:
     """The registry at `url`; what is found out about it is kept in the store."""
     from layerkit.edges.registry.upstream import open_upstream
 
-    docker = os.environ.get("DOCKER_CONFIG")
     return open_upstream(
         url,
         store,
-        config=Path(docker) / "config.json" if docker else None,
+        config=docker_config(),
         ca=facts["ca"],
         client_cert=facts["client_cert"],
         client_key=facts["client_key"],

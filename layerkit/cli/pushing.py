@@ -11,6 +11,7 @@ import click
 from layerkit.cli.common import (
     DEFAULT_LAYOUT,
     State,
+    docker_config,
     document_of,
     json_option,
     option,
@@ -91,13 +92,12 @@ def push(
     from layerkit.jobs.publish import publish
 
     state = state_of(context)
-    docker = os.environ.get("DOCKER_CONFIG")
     parsed = Reference.parse(ref)
     found = find_target(
         target,
         parsed,
         disk=Disk(),
-        config=Path(docker) / "config.json" if docker else None,
+        config=docker_config(),
         ca=ca,
         realms=realms,
     )

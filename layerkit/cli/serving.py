@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerkit.cli.common import default_cache, document_of, json_option, option, state_of, verb
+from layerkit.cli.common import (
+    default_cache,
+    docker_config,
+    document_of,
+    json_option,
+    option,
+    state_of,
+    verb,
+)
 from layerkit.errors import UsageError
 
 if TYPE_CHECKING:
     from layerkit.edges.http import Limits, ServerOptions, TlsFiles
 
-__all__ = ["add_serving_verbs"]
+__all__ = ["add_serving_verbs", "tls_files"]
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 
@@ -132,7 +139,6 @@ def serve(context: click.Context, /, storage: str, **facts: Any) -> None:
     from layerkit.jobs.serve import serve as run_serve
 
     console = state_of(context).console
-    docker = os.environ.get("DOCKER_CONFIG")
     opened = functools.partial(
         open_storage,
         storage,
@@ -140,7 +146,7 @@ def serve(context: click.Context, /, storage: str, **facts: Any) -> None:
         cache=facts["cache"],
         made=facts["made"],
         made_size=int(facts["made_size"]),
-        config=Path(docker) / "config.json" if docker else None,
+        config=docker_config(),
         ca=facts["storage_ca"],
         realms=facts["realms"],
     )
@@ -163,7 +169,7 @@ def _server_options(facts: dict[str, Any]) -> ServerOptions:
 
     return ServerOptions(
         listen=facts["listen"],
-        tls=_tls_files(facts),
+        tls=tls_files(facts),
         token_file=facts["token_file"],
         open_to_all=facts["open_to_all"],
         worker_count=facts["workers"],
@@ -184,10 +190,11 @@ def _limits(facts: dict[str, Any]) -> Limits:
     )
 
 
-def _tls_files(facts: dict[str, Any]) -> TlsFiles | None:
+def tls_files(facts: dict[str, Any]) -> TlsFiles | None:
+    """What `--tls-cert`, `--tls-key` and, where a verb has it, `--client-ca` name."""
     from layerkit.edges.http import TlsFiles
 
-    cert, key, client_ca = facts["tls_cert"], facts["tls_key"], facts["client_ca"]
+    cert, key, client_ca = facts["tls_cert"], facts["tls_key"], facts.get("client_ca")
     if cert is None and key is None and client_ca is None:
         return None
     if cert is None or key is None:
