@@ -264,12 +264,10 @@ class BundleUpstream:
         wait: float | None = None,
     ) -> UpdateBody | None:
         """The least update from one of `have`, or from nothing; None if `ref` names the first."""
-        top = self.find_top(name, ref)
-        if have and have[0] == top:
+        found = self._find_update(name, ref, have, platform)
+        if found is None:
             return None
-        update = self.find_update(top, have, platform)
-        if update is None:
-            raise NotFoundError(f"{self.url} has no update from an image that is held")
+        top, update = found
         return UpdateBody(self.stream_blob(name, update.blob, update.size), top)
 
     def find_update(
@@ -281,13 +279,20 @@ class BundleUpstream:
 
     def measure_update(self, name: str, ref: str, have: Sequence[Digest], platform: str) -> int:
         """Bytes that `open_update` would read."""
+        found = self._find_update(name, ref, have, platform)
+        return 0 if found is None else found[1].size
+
+    def _find_update(
+        self, name: str, ref: str, have: Sequence[Digest], platform: str
+    ) -> tuple[Digest, StoredUpdate] | None:
+        """And the image that it leads to; None if that is the first of `have`."""
         top = self.find_top(name, ref)
-        update = self.find_update(top, have, platform)
         if have and have[0] == top:
-            return 0
+            return None
+        update = self.find_update(top, have, platform)
         if update is None:
             raise NotFoundError(f"{self.url} has no update from an image that is held")
-        return update.size
+        return top, update
 
     def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:
         """Descriptors of the manifests of that type whose subject is `digest`."""

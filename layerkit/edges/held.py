@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from layerkit.digest import Digest
@@ -96,26 +96,28 @@ def list_proven(store: Store, ref: Reference) -> set[Digest]:
 def find_layers(store: Store, ref: Reference, wanted: set[Digest]) -> dict[Digest, ChunkManifest]:
     """Chunk manifests held of layers with these diff_ids, from whole images: those of the
     reference's repository, then one of each other repository."""
-    found: dict[Digest, ChunkManifest] = {}
-    for top in list_held(store, ref):
-        for listed in store.list_blobs(top, CHUNK_MANIFEST_KIND):
-            if len(found) == len(wanted):
-                return found
-            try:
-                raw = store.get_blob(listed)
-                diff_id = parse_root(raw).diff_id
-                if diff_id in wanted and diff_id not in found:
-                    found[diff_id] = parse_chunk_manifest(raw)
-            except (FormatError, IntegrityError, NotFoundError):
-                continue  # damaged: of no use here
-    return found
+    listed = (
+        digest
+        for top in list_held(store, ref)
+        for digest in store.list_blobs(top, CHUNK_MANIFEST_KIND)
+    )
+    return _find_wanted(store, listed, wanted)
 
 
 def find_begun(store: Store, wanted: set[Digest]) -> dict[Digest, ChunkManifest]:
     """Chunk manifests of layers with these diff_ids, whether or not an image was committed with
     them: what a pull that ended early left. Their chunks may be gone."""
+    return _find_wanted(store, store.list_kind(CHUNK_MANIFEST_KIND), wanted)
+
+
+def _find_wanted(
+    store: Store, listed: Iterable[Digest], wanted: set[Digest]
+) -> dict[Digest, ChunkManifest]:
+    """The first of the chunk manifests `listed` for each wanted diff_id."""
     found: dict[Digest, ChunkManifest] = {}
-    for digest in store.list_kind(CHUNK_MANIFEST_KIND):
+    for digest in listed:
+        if len(found) == len(wanted):
+            break
         try:
             raw = store.get_blob(digest)
             diff_id = parse_root(raw).diff_id

@@ -105,8 +105,7 @@ class Upstream(Protocol):
 
     @property
     def has_layers(self) -> bool:
-        """Can each layer be had by itself, too? A bundle has an update, and
-        what that lacks."""
+        """Can each layer be had by itself, too? A bundle has an update, and what that lacks."""
 
     def close(self) -> None: ...
 

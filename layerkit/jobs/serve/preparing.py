@@ -18,12 +18,12 @@ from typing import Final
 
 from layerkit.digest import Digest
 from layerkit.errors import LayerkitError
-from layerkit.formats.oci import INDEX_TYPES, Index, Platform
+from layerkit.formats.oci import INDEX_TYPES, Platform
 from layerkit.formats.tokens import Caller
 from layerkit.jobs.serve.ledger import Ledger, Prepared
 from layerkit.jobs.updating.catalogue import Catalogue, Repository, View
 from layerkit.jobs.updating.packing import Packing
-from layerkit.jobs.updating.updates import Updates
+from layerkit.jobs.updating.updates import ANY, MAKE_SECONDS, Updates
 from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = ["PREPARE_COUNT", "Preparing"]
@@ -32,8 +32,6 @@ PREPARE_COUNT: Final = 3  # versions before the new one: nodes that watch have o
 PAUSE: Final = 0.5  # seconds between two looks for new tags: one stat of a file
 IDLE_SECONDS: Final = 1.0  # between two looks whether it is to stop while callers wait
 NICENESS: Final = 15
-MAKE_SECONDS: Final = 3600.0  # for one update; it is made in this thread, so nothing runs on
-ANY: Final = Platform("any", "any")  # for images that are no index: not looked at
 _log = logging.getLogger(__name__)
 
 
@@ -130,10 +128,7 @@ class Preparing:
     def _platforms(self, repository: Repository, top: Digest) -> list[Platform]:
         if repository.manifests[top].media_type not in INDEX_TYPES:
             return [ANY]
-        index = self._catalogue.find_document(top)
-        children = index.manifests if isinstance(index, Index) else ()
-        found = dict.fromkeys(child.platform for child in children)
-        return [one for one in found if one is not None and one.os != "unknown"]  # attestations
+        return self._catalogue.list_platforms(top)
 
     def _prepare(self, step: _Step) -> None:
         what = f"{step.name} from {step.old.short} to {step.new.short}"

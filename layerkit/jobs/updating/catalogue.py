@@ -38,6 +38,7 @@ from layerkit.formats.oci import (
     Descriptor,
     Index,
     Manifest,
+    Platform,
     parse_index,
     parse_manifest,
 )
@@ -149,6 +150,13 @@ class Catalogue:
         children = document.manifests if document is not None else ()
         found = [(child.digest, self.find_document(child.digest)) for child in children]
         return [(digest, one) for digest, one in found if isinstance(one, Manifest)]
+
+    def list_platforms(self, top: Digest) -> list[Platform]:
+        """The platforms that an index has images for; none of an image that is no index."""
+        document = self.find_document(top)
+        children = document.manifests if isinstance(document, Index) else ()
+        found = dict.fromkeys(child.platform for child in children)
+        return [one for one in found if one is not None and one.os != "unknown"]  # attestations
 
     def find_document(self, digest: Digest) -> Manifest | Index | None:
         """A manifest or index that the index of the storage reaches, parsed; None for one that

@@ -49,7 +49,7 @@ from layerkit.jobs.updating.kept import Kept, NoMeter
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.packing import Packing
 from layerkit.jobs.updating.sources import Sources
-from layerkit.jobs.updating.updates import Updates
+from layerkit.jobs.updating.updates import ANY, MAKE_SECONDS, Updates
 from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = [
@@ -65,12 +65,10 @@ __all__ = [
 
 UPDATE_COUNT: Final = 3  # versions before a new one: nodes that watch have one of them
 MAX_BLOB_SIZE: Final = 1 << 30  # bytes that are read at once
-MAKE_SECONDS: Final = 3600.0  # for one update; it is made in this thread, so nothing runs on
 FORMS_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
 KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share layers
 MAX_SHARE: Final = 0.7  # of what a plain pull moves; a larger update is not worth its place,
 SMALL_SIZE: Final = 64 << 10  # bytes; but for a small one, which saves requests
-ANY: Final = Platform("any", "any")  # for images that are no index: not looked at
 _log = logging.getLogger(__name__)
 
 
@@ -218,11 +216,8 @@ def _platforms(
 ) -> list[Platform | None]:
     if image.top.media_type not in INDEX_TYPES:
         return [None]
-    index = catalogue.find_document(image.top.digest)
-    children = index.manifests if isinstance(index, Index) else ()
-    found = dict.fromkeys(child.platform for child in children)
-    images = [one for one in found if one is not None and one.os != "unknown"]  # attestations
-    return [one for one in images if not only or one in only]
+    found = catalogue.list_platforms(image.top.digest)
+    return [one for one in found if not only or one in only]
 
 
 class _Joined:

@@ -57,8 +57,10 @@ from layerkit.formats.updating import (
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.streams import Piece, UpdateStream
 
-__all__ = ["Update", "Updates", "count_shares"]
+__all__ = ["ANY", "MAKE_SECONDS", "Update", "Updates", "count_shares"]
 
+MAKE_SECONDS: Final = 3600.0  # for who makes an update in its own thread: nothing runs on
+ANY: Final = Platform("any", "any")  # for images that are no index: not looked at
 ANSWER_SIZE: Final = 96 << 20  # bytes of parts
 MAX_ROUTE_COUNT: Final = 1024  # kept; each holds the documents of two images
 CERTAIN_SIZE: Final = 4 << 10  # bytes of a part below which no less is looked for
