@@ -8,9 +8,8 @@
 package auto
 
 import (
-	"os"
-
 	"example.com/layerkit/go-runtime/gctune"
+	"example.com/layerkit/go-runtime/internal/environ"
 	"example.com/layerkit/go-runtime/internal/note"
 	"example.com/layerkit/go-runtime/memlimit"
 )
@@ -30,12 +29,11 @@ func start() (undo func()) {
 			undo = func() {}
 		}
 	}()
-	switch text := os.Getenv("LAYERKIT_RUNTIME"); text {
-	case "off":
+	isOn := environ.Get("LAYERKIT_RUNTIME", true, "on or off", func(text string) (bool, bool) {
+		return text == "on", text == "on" || text == "off"
+	})
+	if !isOn {
 		return func() {}
-	case "", "on":
-	default:
-		note.Once("LAYERKIT_RUNTIME", "LAYERKIT_RUNTIME: got %.40q, want on or off", text)
 	}
 	limit, undoLimit := memlimit.Set()
 	Limit = limit

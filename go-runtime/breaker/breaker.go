@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"example.com/layerkit/go-runtime/internal/answer"
 	"example.com/layerkit/go-runtime/portrait"
 )
 
@@ -143,10 +144,10 @@ func (b *Breaker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		b.next.ServeHTTP(w, r)
 		return
 	}
-	started, probe := b.now(), &statusWriter{ResponseWriter: w, status: http.StatusInternalServerError}
-	defer func() { b.leave(probe.status < 500 && b.isQuick(b.now().Sub(started))) }()
+	started, probe := b.now(), answer.Wrap(w)
+	defer func() { b.leave(probe.Status() < 500 && b.isQuick(b.now().Sub(started))) }()
 	b.next.ServeHTTP(probe, r)
-	probe.end()
+	probe.End()
 }
 
 func (b *Breaker) isQuick(took time.Duration) bool {
@@ -214,42 +215,5 @@ func (b *Breaker) follow(look portrait.Look) {
 	if reason := b.rules.check(look, look.Handlers[b.name]); reason != "" && b.state == Closed {
 		b.open(reason)
 		b.rules.forget()
-	}
-}
-
-// statusWriter notes the status of a probe's answer.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-	wrote  bool
-}
-
-func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *statusWriter) WriteHeader(status int) {
-	if !w.wrote && status >= 200 {
-		w.status, w.wrote = status, true
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *statusWriter) Write(data []byte) (int, error) {
-	if !w.wrote {
-		w.status, w.wrote = http.StatusOK, true
-	}
-	return w.ResponseWriter.Write(data)
-}
-
-// Flush is for handlers that ask for http.Flusher.
-func (w *statusWriter) Flush() {
-	if flusher, ok := w.ResponseWriter.(http.Flusher); ok {
-		flusher.Flush()
-	}
-}
-
-// end notes that the handler returned.
-func (w *statusWriter) end() {
-	if !w.wrote {
-		w.status = http.StatusOK
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"sync"
 
 	"example.com/layerkit/go-runtime/internal/cgroup"
+	"example.com/layerkit/go-runtime/internal/environ"
 	"example.com/layerkit/go-runtime/internal/note"
 )
 
@@ -74,7 +75,7 @@ func SetFrom(root string) (Limit, func()) {
 	if text := os.Getenv("GOMEMLIMIT"); text != "" {
 		return Limit{debug.SetMemoryLimit(-1), "GOMEMLIMIT"}, func() {}
 	}
-	limit, err := Find(root, shareOf(os.Getenv(shareVariable)))
+	limit, err := Find(root, share())
 	if err != nil {
 		note.Once("memlimit", "memory limit: %v", err)
 	}
@@ -89,17 +90,13 @@ func SetFrom(root string) (Limit, func()) {
 	return limit, func() { debug.SetMemoryLimit(old) }
 }
 
-// shareOf parses LAYERKIT_MEMORY_SHARE; DefaultShare for nothing and nonsense.
-func shareOf(text string) float64 {
-	if text == "" {
-		return DefaultShare
-	}
-	share, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-	if err != nil || math.IsNaN(share) || share < 0.1 || share > 1 {
-		note.Once(shareVariable, "%s: got %.40q, want a number from 0.1 to 1", shareVariable, text)
-		return DefaultShare
-	}
-	return share
+// share is LAYERKIT_MEMORY_SHARE, or DefaultShare.
+func share() float64 {
+	const want = "a number from 0.1 to 1"
+	return environ.Get(shareVariable, DefaultShare, want, func(text string) (float64, bool) {
+		value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+		return value, err == nil && value >= 0.1 && value <= 1 // NaN is neither
+	})
 }
 
 // reserved is what Reserve took off the limit, in bytes.

@@ -94,7 +94,8 @@ func TestNonsenseIsSaidOnce(t *testing.T) {
 	defer log.SetOutput(os.Stderr)
 	for range 2 {
 		for _, text := range []string{"many", "NaN", "0", "-1", "1.5", "1e999"} {
-			if got := shareOf(text); got != DefaultShare {
+			t.Setenv(shareVariable, text)
+			if got := share(); got != DefaultShare {
 				t.Errorf("%s: got %v", text, got)
 			}
 		}
@@ -105,7 +106,8 @@ func TestNonsenseIsSaidOnce(t *testing.T) {
 }
 
 func TestShareOfTheEnvironment(t *testing.T) {
-	if got := shareOf(" 0.5 "); got != 0.5 {
+	t.Setenv(shareVariable, " 0.5 ")
+	if got := share(); got != 0.5 {
 		t.Errorf("got %v, want 0.5", got)
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"example.com/layerkit/go-runtime/internal/answer"
 )
 
 // Interval is between two looks of a portrait.
@@ -96,13 +98,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Since(h.epoch)
 	h.inFlight.Add(1)
 	h.begun.Add(int64(started))
-	measured := &writer{ResponseWriter: w, status: http.StatusInternalServerError}
+	measured := answer.Wrap(w)
 	pprof.SetGoroutineLabels(h.labels)
-	defer func() { h.end(started, measured.status) }()
+	defer func() { h.end(started, measured.Status()) }()
 	h.next.ServeHTTP(measured, r)
-	if !measured.wrote {
-		measured.status = http.StatusOK
-	}
+	measured.End()
 }
 
 // unlabeled is what net/http's goroutines have; asking a request's context, five deep, costs more.

@@ -28,7 +28,7 @@ import (
 	"syscall"
 	"time"
 
-	"example.com/layerkit/go-runtime/internal/note"
+	"example.com/layerkit/go-runtime/internal/environ"
 	"example.com/layerkit/go-runtime/warm"
 )
 
@@ -69,7 +69,7 @@ func WarmRequest(method, target, body string) Option {
 
 func makeSettings(options []Option) *settings {
 	s := &settings{drainTimeout: drainTimeout, steps: &warm.Default}
-	s.drainDelay = duration("LAYERKIT_DRAIN_DELAY", 0)
+	s.drainDelay = environ.Duration("LAYERKIT_DRAIN_DELAY", 0, 0)
 	for _, option := range options {
 		option(s)
 	}
@@ -142,29 +142,10 @@ func drain(server *http.Server, patience time.Duration, served <-chan error) err
 	return nil
 }
 
-// port is $PORT where it is a port; nonsense is said, and the default taken.
+// port is $PORT where it is a port.
 func port() string {
-	text := os.Getenv("PORT")
-	if text == "" {
-		return defaultPort
-	}
-	if _, err := strconv.ParseUint(text, 10, 16); err != nil {
-		note.Once("PORT", "PORT: got %.40q, want a number up to 65535: taking %s", text, defaultPort)
-		return defaultPort
-	}
-	return text
-}
-
-// duration is a variable of the environment like 5s; nonsense is said, and usual taken.
-func duration(name string, usual time.Duration) time.Duration {
-	text := os.Getenv(name)
-	if text == "" {
-		return usual
-	}
-	value, err := time.ParseDuration(text)
-	if err != nil || value < 0 {
-		note.Once(name, "%s: got %.40q, want a duration like 5s", name, text)
-		return usual
-	}
-	return value
+	return environ.Get("PORT", defaultPort, "a number up to 65535", func(text string) (string, bool) {
+		_, err := strconv.ParseUint(text, 10, 16)
+		return text, err == nil
+	})
 }

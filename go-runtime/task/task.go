@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"example.com/layerkit/go-runtime/internal/note"
+	"example.com/layerkit/go-runtime/internal/environ"
 )
 
 // MaxLine is the longest line that a worker reads, in bytes.
@@ -44,18 +44,7 @@ func Context() (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(); stop() }
 }
 
-func deadline() time.Duration {
-	text := os.Getenv("DEADLINE")
-	if text == "" {
-		return usualDeadline
-	}
-	value, err := time.ParseDuration(text)
-	if err != nil || value <= 0 {
-		note.Once("DEADLINE", "DEADLINE: got %.40q, want a duration like 30s: taking %v", text, usualDeadline)
-		return usualDeadline
-	}
-	return value
-}
+func deadline() time.Duration { return environ.Duration("DEADLINE", usualDeadline, 1) }
 
 // MainLines runs Lines for func main: from standard input to standard output, $WORKERS at once
 // (default: two for each processor), until the input ends or SIGTERM.
@@ -70,16 +59,10 @@ func MainLines(work func(context.Context, []byte) []byte) {
 
 func workers() int {
 	usual := 2 * runtime.GOMAXPROCS(0)
-	text := os.Getenv("WORKERS")
-	if text == "" {
-		return usual
-	}
-	count, err := strconv.Atoi(text)
-	if err != nil || count < 1 {
-		note.Once("WORKERS", "WORKERS: got %.40q, want a number above 0: taking %d", text, usual)
-		return usual
-	}
-	return count
+	return environ.Get("WORKERS", usual, "a number above 0", func(text string) (int, bool) {
+		count, err := strconv.Atoi(text)
+		return count, err == nil && count >= 1
+	})
 }
 
 // Lines gives each line of in to work, count at once, and writes what it returns as a line; nothing
