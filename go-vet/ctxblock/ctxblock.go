@@ -27,7 +27,7 @@ func run(pass *analysis.Pass) (any, error) {
 	channels := at.FindChannels(pass)
 	at.Functions(pass, func(f *at.Function) {
 		name := f.Context(pass.TypesInfo)
-		if name == "" || isElsewhere(f) {
+		if name == "" || f.IsBeside() {
 			return
 		}
 		var visit func(ast.Node) bool
@@ -53,16 +53,6 @@ func run(pass *analysis.Pass) (any, error) {
 		at.Own(f.Body, visit)
 	})
 	return nil, nil
-}
-
-// isElsewhere says whether a literal runs beside its function or after it.
-func isElsewhere(f *at.Function) bool {
-	for ; f != nil; f = f.Outer {
-		if f.IsGo || f.IsDefer {
-			return true
-		}
-	}
-	return false
 }
 
 func checkSelect(

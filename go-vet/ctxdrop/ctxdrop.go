@@ -24,23 +24,12 @@ var Analyzer = &analysis.Analyzer{
 func run(pass *analysis.Pass) (any, error) {
 	at.Functions(pass, func(f *at.Function) {
 		name := f.Context(pass.TypesInfo)
-		if name == "" || f.IsGo || f.IsDefer || (f.Outer != nil && isLater(f)) || cleansUp(f) {
+		if name == "" || f.IsBeside() || cleansUp(f) {
 			return
 		}
 		check(pass, f, name)
 	})
 	return nil, nil
-}
-
-// isLater says whether a literal runs when its function has gone on, as far as can be seen: it is in
-// a literal that a go or defer statement runs.
-func isLater(f *at.Function) bool {
-	for ; f != nil; f = f.Outer {
-		if f.IsGo || f.IsDefer {
-			return true
-		}
-	}
-	return false
 }
 
 func check(pass *analysis.Pass, f *at.Function, name string) {

@@ -125,6 +125,17 @@ func (f *Function) Context(info *types.Info) string {
 	return ""
 }
 
+// IsBeside says whether the function runs beside the declared one around it or when that is over, as
+// far as can be seen: it is, or lies in, a literal that a go or defer statement runs.
+func (f *Function) IsBeside() bool {
+	for ; f != nil; f = f.Outer {
+		if f.IsGo || f.IsDefer {
+			return true
+		}
+	}
+	return false
+}
+
 // IsContext says whether a type is context.Context.
 func IsContext(kind types.Type) bool { return IsNamed(kind, "context", "Context") }
 
