@@ -25,6 +25,13 @@ from layerkit.jobs.serve import SourceOptions, StorageSource
 AMD64 = oci.Platform("linux", "amd64")
 
 
+class Silent:
+    """Progress that nobody sees."""
+
+    def total(self, size: int) -> None: ...
+    def advance(self, size: int) -> None: ...
+
+
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress; the same on every machine."""
     return random.Random(seed).randbytes(size)

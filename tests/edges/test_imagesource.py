@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from builders import publish_image
+from builders import Silent, publish_image
 from registries import FakeRegistry
 
 from layerkit.edges.disk import Disk
@@ -22,11 +22,6 @@ from layerkit.formats.reference import Reference
 from layerkit.jobs.publish import publish
 
 FILES = {"base": {"etc/passwd": b"root"}, "code": {"app/x": b"code" * 100}}
-
-
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
 
 
 @pytest.fixture

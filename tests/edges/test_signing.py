@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import write_key
 
 from layerkit.digest import Digest
 from layerkit.edges.signing import Signer, Verifier
@@ -40,27 +41,6 @@ SIMPLE_SIGNATURE = (COSIGN / "simple.sig").read_text()
 IMAGE = Digest.parse("sha256:fc63cb18afee132d7b07f5eac53487be37e96f5df1aa2f238a0e88bb9a1523b1")
 OTHER = Digest.parse("sha256:882aa8d44560b7e4813880c127810234ffd1a340b53037e74e43c5c7a8fb2bd7")
 KEY = COSIGN / "cosign.pub"
-
-
-def write_key(path: Path, key: object) -> tuple[Path, Path]:
-    """A private key and its public one, as openssl writes them."""
-    assert isinstance(
-        key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-    )
-    secret, public = path / "key.pem", path / "key.pub"
-    secret.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return secret, public
 
 
 def signed(signer: Signer, image: Digest = IMAGE) -> bytes:

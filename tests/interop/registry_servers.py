@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 START_SECONDS = 30.0
+KINDS = ["docker-registry", "registry", "crane"]  # crane's is go-containerregistry's
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -110,3 +111,15 @@ def certify(folder: Path) -> tuple[Path, Path]:
         )
     )
     return certificate, secret
+
+
+@contextlib.contextmanager
+def empty_registry(kind: str, folder: Path) -> Iterator[str]:
+    """The host of a new registry of one of KINDS, with its content in `folder`."""
+    tool, port = find_tool(kind), free_port()
+    folder.mkdir()
+    argv = [tool, "serve", str(write_config(folder, port))]
+    if kind == "crane":
+        argv = [tool, "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(folder)]
+    with running(argv, port, folder):
+        yield f"127.0.0.1:{port}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from builders import LayoutSource, hello_files, noise, publish_image
-from registry_servers import find_tool, free_port, running, write_config
+from commands import layerkit as run_layerkit
+from registry_servers import KINDS, empty_registry, find_tool
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.disk import Disk
@@ -87,29 +88,13 @@ def cosign(tmp_path: Path) -> Cosign:
     return made
 
 
-@pytest.fixture(params=["docker-registry", "registry", "crane"])
+@pytest.fixture(params=KINDS)
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The host of an empty registry: two have no referrers API, crane's has."""
-    tool, port = find_tool(request.param), free_port()
-    folder = tmp_path / "registry"
-    folder.mkdir()
-    argv = [tool, "serve", str(write_config(folder, port))]
-    if request.param == "crane":
-        argv = [tool, "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(folder)]
-    with running(argv, port, folder):
-        yield f"127.0.0.1:{port}"
+    with empty_registry(request.param, tmp_path / "registry") as host:
+        yield host
 
 
-def layerkit(*argv: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "layerkit", *argv],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COSIGN_PASSWORD": PASSWORD},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+layerkit = partial(run_layerkit, COSIGN_PASSWORD=PASSWORD)
 
 
 def publish(layout: Path, ref: str, seed: int = 1) -> Digest:

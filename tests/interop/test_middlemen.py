@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import hello_files, noise, publish_image
+from commands import layerkit
 from middlemen import Proxy, TokenServer
 from registry_servers import certify, find_tool, free_port, running, write_config
 
 pytestmark = pytest.mark.slow
 SIZE = 1_200_000  # bytes that do not compress
 KINDS = ["docker-registry", "registry"]
-
-
-def layerkit(*argv: str | Path, status: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "layerkit", *argv], capture_output=True, text=True, timeout=120,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert done.returncode == status, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
 
 
 def publish(layout: Path, text: bytes) -> str:
@@ -42,7 +31,7 @@ def push(layout: Path, host: str, *options: str) -> None:
 
 def pull(host: str, store: Path, *options: str, **environment: str) -> dict[str, Any]:
     said = layerkit("pull", f"{host}/fn:v1", "--store", store, "--json", *options, **environment)
-    found: dict[str, Any] = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    found: dict[str, Any] = json.loads(said)
     return found
 
 

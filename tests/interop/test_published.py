@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import layerkit
 from registry_servers import find_tool, free_port, running, write_config
 
 from layerkit.edges.http import start_server
@@ -39,10 +39,6 @@ def run(*argv: str | Path, status: int = 0, **environment: str) -> str:
     )
     assert done.returncode == status, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
-
-
-def layerkit(*argv: str | Path, status: int = 0) -> str:
-    return run(sys.executable, "-m", "layerkit", *argv, status=status)
 
 
 @dataclass(frozen=True)

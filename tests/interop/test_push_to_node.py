@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from agents import AgentProcess, stopped_at_end
+from commands import layerkit, serving
 from registry_servers import find_tool, free_port, running, write_config
 
 from layerkit.edges.layout import Layout
@@ -25,34 +23,6 @@ from layerkit.formats.reference import Reference
 pytestmark = [pytest.mark.slow, pytest.mark.go]
 HELLO = Path(__file__).parent.parent.parent / "examples" / "hello"
 REF = "hello:prod"
-
-
-def layerkit(*argv: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "layerkit", *map(str, argv)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@contextmanager
-def serving(*argv: str | Path) -> Iterator[str]:
-    """`layerkit serve` as a real process; its URL."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "layerkit", "serve", *map(str, argv), "--listen", "127.0.0.1:0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 @pytest.fixture(params=["registry", "layout"])
@@ -84,7 +54,7 @@ def test_an_edit_reaches_a_node_by_the_update_that_push_made(
     options = ["--cache", tmp_path / "cache", "--workers", "2", "--prepare", "0"]
     if storage.startswith("http"):
         options += ["--repository", "hello"]
-    with serving(storage, *options) as url:
+    with serving(storage, *options) as (url, _):
         argv = ["--server", url, "--watch", REF, "--rootfs", tmp_path / "root"]
         with stopped_at_end(AgentProcess(tmp_path, *argv)) as agent:
             agent.start()

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 from builders import hello_files, noise, publish_image
-from registry_servers import certify, find_tool, free_port, running, write_config
+from registry_servers import (
+    KINDS,
+    certify,
+    empty_registry,
+    find_tool,
+    free_port,
+    running,
+    write_config,
+)
 
 from layerkit.edges.disk import Disk
 from layerkit.edges.http import start_server
@@ -27,22 +35,12 @@ from layerkit.jobs.serve import SourceOptions, StorageSource, make_app
 
 HASHED = "$2b$04$2W.apcCUu1qLCtw5WT6fJ.sc95d3HLhhXYS2zuol6xhRg4lgRYGY2"  # bcrypt of "secret"
 pytestmark = pytest.mark.slow  # each starts a server and several processes of ours
-KINDS = ["docker-registry", "registry", "crane"]
 
 
 @pytest.fixture(params=KINDS)
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The host of an empty registry: two have no referrers API, crane's has."""
-    tool, port = find_tool(request.param), free_port()
-    folder = tmp_path / "registry"
-    folder.mkdir()
-    if request.param == "crane":
-        argv = [tool, "registry", "serve", "--address", f"127.0.0.1:{port}"]
-        argv += ["--disk", str(folder)]
-    else:
-        argv = [tool, "serve", str(write_config(folder, port))]
-    with running(argv, port, folder):
-        yield f"127.0.0.1:{port}"
+    with empty_registry(request.param, tmp_path / "registry") as host:
+        yield host
 
 
 def run(*argv: str, **environment: str) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import hello_files, noise, publish_image
-from registry_servers import certify, find_tool, free_port, running, write_config
+from commands import layerkit
+from registry_servers import (
+    KINDS,
+    certify,
+    empty_registry,
+    find_tool,
+    free_port,
+    running,
+    write_config,
+)
 
 from layerkit.edges.disk import Disk
 from layerkit.edges.registry.upstream import open_upstream
@@ -27,18 +34,6 @@ BODY = noise(80_000)
 pytestmark = pytest.mark.slow  # each starts a server and several processes of ours
 
 
-def layerkit(*argv: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "layerkit", *map(str, argv)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def push(folder: Path, ref: str, text: bytes, *argv: str | Path, **environment: str) -> str:
     top = publish_image(folder / "layout", ref, hello_files(BODY + text + BODY[::-1]))
     layerkit("push", ref, "--from", folder / "layout", *argv, **environment)
@@ -50,16 +45,10 @@ def pull(folder: Path, ref: str, *argv: str | Path, **environment: str) -> dict[
     return dict(json.loads(layerkit("pull", ref, *options, **environment)))
 
 
-@pytest.fixture(params=["docker-registry", "registry", "crane"])
+@pytest.fixture(params=KINDS)
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    tool, port = find_tool(request.param), free_port()
-    folder = tmp_path / "registry"
-    folder.mkdir()
-    argv = [tool, "serve", str(write_config(folder, port))]
-    if request.param == "crane":
-        argv = [tool, "registry", "serve", "--address", f"127.0.0.1:{port}"]
-    with running(argv, port, folder):
-        yield f"127.0.0.1:{port}"
+    with empty_registry(request.param, tmp_path / "registry") as host:
+        yield host
 
 
 def test_an_edit_is_three_requests(registry: str, tmp_path: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from builders import hello_files, noise, publish_image
+from commands import serving
 
 from layerkit.edges.layout import Layout
 from layerkit.formats.update import UpdateReader
@@ -43,33 +41,22 @@ def test_large_layers_take_no_memory(tmp_path: Path) -> None:
     publish_image(layout, "small:v1", hello_files(noise(1000)))
     files = {"code": {"app": noise(BINARY_SIZE)}}
     top = publish_image(layout, "fn:v1", files, compression="tar", chunks=False)
-    argv = ["serve", str(layout), "--prepare", "0", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "layerkit", *argv, "--cache", str(tmp_path / "cache")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    ) as process:
-        assert process.stdout is not None
-        try:
-            url = process.stdout.readline().strip()
-            read(f"{url}/v1/small/updates/v1")
+    argv = (layout, "--prepare", "0", "--cache", tmp_path / "cache")
+    with serving(*argv) as (url, pid):
+        read(f"{url}/v1/small/updates/v1")
 
-            before = peak(process.pid)
-            with ThreadPoolExecutor(4) as pool:
-                answers = list(pool.map(read, [f"{url}/v1/fn/updates/v1"] * 4))
-            growth = peak(process.pid) - before
-            with urllib.request.urlopen(f"{url}/v1/fn/updates/v1") as answer:
-                raw = answer.read()
-                etag = answer.headers["etag"]
-            ranged = urllib.request.Request(
-                f"{url}/v1/fn/updates/v1", headers={"Range": "bytes=1000-", "If-Range": etag}
-            )
-            with urllib.request.urlopen(ranged) as answer:
-                assert answer.status == 206 and answer.read() == raw[1000:]
-        finally:
-            process.terminate()
-            process.wait(30)
+        before = peak(pid)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(read, [f"{url}/v1/fn/updates/v1"] * 4))
+        growth = peak(pid) - before
+        with urllib.request.urlopen(f"{url}/v1/fn/updates/v1") as answer:
+            raw = answer.read()
+            etag = answer.headers["etag"]
+        ranged = urllib.request.Request(
+            f"{url}/v1/fn/updates/v1", headers={"Range": "bytes=1000-", "If-Range": etag}
+        )
+        with urllib.request.urlopen(ranged) as answer:
+            assert answer.status == 206 and answer.read() == raw[1000:]
     assert set(answers) == {(hashlib.sha256(raw).hexdigest(), len(raw))}
     reader = UpdateReader([raw])
     documents = reader.read_documents(None)

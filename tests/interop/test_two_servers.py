@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from builders import hello_files, noise, publish_image
+from commands import serving
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def serving(layout: Path, made: Path) -> Iterator[str]:
-    argv = ["serve", str(layout), "--made", str(made), "--prepare", "0", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "layerkit", *argv],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 def read(url: str) -> bytes:
@@ -46,9 +26,8 @@ def test_a_delta_is_made_once_for_two_servers(tmp_path: Path) -> None:
     edited = body[:6_000_000] + b"an edit" + body[6_000_000:]
     publish_image(tmp_path / "layout", "fn:v1", hello_files(edited))
     with ExitStack() as stack:
-        urls = [
-            stack.enter_context(serving(tmp_path / "layout", tmp_path / "made")) for _ in range(2)
-        ]
+        argv = (tmp_path / "layout", "--made", tmp_path / "made", "--prepare", "0")
+        urls = [stack.enter_context(serving(*argv)).url for _ in range(2)]
         asked = [f"{url}/v1/fn/updates/v1?from={old.digest}" for url in urls]
         with ThreadPoolExecutor(2) as pool:
             one, two = pool.map(read, asked)

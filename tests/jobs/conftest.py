@@ -23,3 +23,9 @@ def server(layout: Path) -> Iterator[RunningServer]:
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "store", Disk()) as opened:
         yield opened
+
+
+@pytest.fixture
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else writes a fallback tag here, so nobody needs to be waited for."""
+    monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from agents import AgentProcess, stopped_at_end
-from builders import hello_files, noise, publish_image
+from builders import Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
 
 from layerkit.digest import Digest
@@ -28,14 +28,7 @@ BODY = noise(60_000)
 LOGIN = "user:secret"
 
 
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)
+pytestmark = pytest.mark.usefixtures("no_settling")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from builders import AMD64, hello_files, noise, publish_image
+from builders import AMD64, Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
 
 from layerkit.digest import Digest, sha256_digest
@@ -37,11 +37,6 @@ from layerkit.jobs.sign import sign_image
 BODY = noise(120_000)
 COSIGN = Path(__file__).parent.parent / "edges" / "cosign"
 ARM64 = oci.Platform("linux", "arm64")
-
-
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
 
 
 def put(layout: Path, ref: str, text: bytes, **how: bool) -> Digest:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from builders import Silent
 from registries import FakeRegistry
 
 from layerkit.edges.disk import Disk
@@ -32,11 +33,6 @@ REF = Reference.parse("fn:v1")
 PLATFORMS = [oci.Platform("linux", name) for name in ("amd64", "arm64")]
 MACHINES = {"amd64": 62, "arm64": 183}  # of an ELF file
 MAIN = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
-
-
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
 
 
 def make(folder: Path, layout: Path, platforms: list[oci.Platform]) -> BuildResult:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import hello_files, noise, publish_image
+from builders import Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
 
 from layerkit.edges.disk import Disk
@@ -22,15 +22,7 @@ from layerkit.jobs.publish import PushResult, publish
 REF = Reference.parse("fn:v1")
 
 
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else writes a fallback tag here, so nobody needs to be waited for."""
-    monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)
+pytestmark = pytest.mark.usefixtures("no_settling")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from builders import hello_files, noise, publish_image
+from builders import Silent, hello_files, noise, publish_image
 
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
@@ -18,11 +18,6 @@ from layerkit.formats.reference import Reference
 from layerkit.jobs.publish import publish
 
 REF = Reference.parse("fn:v1")
-
-
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
 
 
 @pytest.fixture(autouse=True)

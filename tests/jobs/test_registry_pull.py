@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import hello_files, noise, publish_image
+from builders import Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
 
 from layerkit.digest import sha256_digest
@@ -32,14 +32,8 @@ REF = Reference.parse("fn:v1")
 HALF = noise(60_000, 3)
 
 
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
-
-
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerkit.edges.registry.referrers.SETTLE_SECONDS", 0.001)
+def _quick(no_settling: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerkit.formats.chunkpack.MIN_FORM_SIZE", 500_000)
 
 

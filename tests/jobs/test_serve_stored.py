@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from builders import LayoutSource, hello_files, noise, publish_image
+from builders import LayoutSource, Silent, hello_files, noise, publish_image
 
 from layerkit.edges.disk import Disk
 from layerkit.edges.http import Blob, UpdateAnswer, make_app, start_server
@@ -28,11 +28,6 @@ REF = Reference.parse("fn:v1")
 BASE = noise(300_000)
 ANYONE = Caller("", ("*",), ())
 AMD64 = oci.parse_platform("linux/amd64")
-
-
-class Silent:
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
 
 
 def edit(layout: Path, number: int) -> oci.Descriptor:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from agents import AgentProcess, eventually, stopped_at_end
 from builders import hello_files, noise, publish_image
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from keys import write_key
 
 from layerkit.digest import Digest
 from layerkit.edges.disk import Disk
@@ -50,24 +50,11 @@ def layout(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
     """Two pairs of files: a private and its public key."""
-    folder, found = tmp_path_factory.mktemp("keys"), []
-    for name in ("ours", "theirs"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        secret, public = folder / f"{name}.key", folder / f"{name}.pub"
-        secret.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        public.write_bytes(
-            key.public_key().public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        )
-        found.append((secret, public))
-    return found
+    folder = tmp_path_factory.mktemp("keys")
+    return [
+        write_key(folder, ec.generate_private_key(ec.SECP256R1()), name)
+        for name in ("ours", "theirs")
+    ]
 
 
 def sign(layout: Path, key: Path, ref: str = HELLO) -> None:
