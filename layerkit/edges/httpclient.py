@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import re
 import socket
 import threading
 import time
@@ -29,7 +28,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from layerkit.edges.upstream import Measured, asked_pause
+from layerkit.edges.upstream import Measured, asked_pause, reason_of
 from layerkit.errors import (
     FormatError,
     NotFoundError,
@@ -54,7 +53,6 @@ PAUSES: Final = (0.2, 0.8, 3.0)  # seconds before each retry
 MAX_PAUSE: Final = 60.0  # seconds that a server may ask to wait
 MAX_ERROR_SIZE: Final = 16 << 10
 GAIN_SIZE: Final = 16 << 10  # bytes that a cut body must have brought for its tries to begin anew
-_CONNECTION: Final = re.compile(r"^\w+\([^)]*\): ")  # what urllib3 puts before its reasons
 _log = logging.getLogger(__name__)
 
 _Failures = (urllib3.exceptions.HTTPError, OSError)
@@ -328,8 +326,8 @@ class Client:
             hint = "name the server's authority with --ca, your certificate with --client-cert"
         else:
             hint = "check that the server runs"
-        cause = _CONNECTION.sub("", str(exc))[:300]
-        return RemoteError(f"cannot fetch {self._where(path)}", cause=cause, hint=hint)
+        what = f"cannot fetch {self._where(path)}"
+        return RemoteError(what, cause=reason_of(exc), hint=hint)
 
     def _where(self, path: str) -> str:
         """The address without its query, for errors."""

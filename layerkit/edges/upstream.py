@@ -9,6 +9,7 @@ enter, the rest by who uses it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,20 @@ from layerkit.digest import Digest
 from layerkit.formats.chunksync import Have
 from layerkit.formats.oci import Descriptor
 
-__all__ = ["ChunkServer", "Measured", "Resolved", "UpdateBody", "Upstream", "asked_pause"]
+__all__ = [
+    "ChunkServer",
+    "Measured",
+    "Resolved",
+    "UpdateBody",
+    "Upstream",
+    "asked_pause",
+    "reason_of",
+]
 
 FAST: Final = 1 << 20  # bytes a second: at least this fast is a line whose reader also did work
 SAMPLE_SIZE: Final = 64 << 10  # bytes of a body from which on it tells how fast the line is
+MAX_REASON: Final = 300  # characters of an error's text
+_CONNECTION: Final = re.compile(r"^\w+\([^)]*\): ")  # what urllib3 puts before its reasons
 
 
 def asked_pause(text: str) -> float:
@@ -34,6 +45,11 @@ def asked_pause(text: str) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return 0.0
+
+
+def reason_of(exc: BaseException) -> str:
+    """What an error of the line says, without the object that urllib3 names first."""
+    return _CONNECTION.sub("", str(exc))[:MAX_REASON]
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ import oras.provider
 import requests
 
 from layerkit.edges.registry.traffic import BrokenError, Traffic
-from layerkit.edges.upstream import asked_pause
+from layerkit.edges.upstream import asked_pause, reason_of
 from layerkit.errors import (
     FormatError,
     LayerkitError,
@@ -404,8 +404,7 @@ def _why(exc: BaseException) -> str:
     reason = getattr(exc, "args", None)
     inner = reason[0] if reason and isinstance(reason[0], BaseException) else None
     inner = getattr(inner, "reason", None) or inner
-    # urllib3 puts the connection, an object of its own, before its reason
-    return _why(inner) if isinstance(inner, BaseException) else str(exc).rpartition("): ")[2]
+    return _why(inner) if isinstance(inner, BaseException) else reason_of(exc)
 
 
 def _serialize(document: Any) -> bytes:
