@@ -377,13 +377,16 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
         count = len(rows["held"])
         parts += [
             "## First pulls",
-            "Nothing on the node; ratios against the whole binary by zstd -19. The pull has the "
-            "base layer and all documents in it:",
+            "Nothing on the node; ratio and goal are of the packed form against the whole binary "
+            "by zstd -19. The whole pull is the product's, with the base layer and all documents: "
+            "a node that knows nothing of its line takes the form unpacked, which is sooner there "
+            "on a fast one and moves more bytes; `--fewest-bytes` takes the packed form.",
             first_table(rows),
             f"The node holds {count} other functions of the same Go release "
             f"({', '.join(rows['held'])}); in brackets the share of the whole by zstd -19. The "
             "pull is the product's, by a server and a node: documents and the names of what is "
-            "held included; the first that asks waits for the delta to be made:",
+            "held included. On a line that is not known a node does not wait for a delta that is "
+            "not made yet, so what comes first may be chunks:",
             held_table(rows),
         ]
     if rows := tables.get("releases"):
