@@ -379,8 +379,8 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
             "## First pulls",
             "Nothing on the node; ratio and goal are of the packed form against the whole binary "
             "by zstd -19. The whole pull is the product's, with the base layer and all documents: "
-            "a node that knows nothing of its line takes the form unpacked, which is sooner there "
-            "on a fast one and moves more bytes; `--fewest-bytes` takes the packed form.",
+            "a node that knows nothing of its line takes the form unpacked, to save "
+            "the time of unpacking, and moves more bytes; `--fewest-bytes` takes the packed form.",
             first_table(rows),
             f"The node holds {count} other functions of the same Go release "
             f"({', '.join(rows['held'])}); in brackets the share of the whole by zstd -19. The "
