@@ -93,7 +93,8 @@ class _Tree:
         self._total_size = 0
         self._file_count = 0
         self._unsynced: list[int] = []  # descriptors of files, while they are few
-        self._folders: dict[str, TarEntry] = {}  # whose modes and owners are set at the end
+        self._folders: dict[str, tuple[int, TarEntry]] = {}  # modes and owners, set at the end
+        self._removed: dict[str, int] = {}  # paths; both with the count of entries at that moment
         self._parent: tuple[str, int] | None = None  # the folder that was entered last
         self._layer = _Layer()
 
@@ -104,7 +105,9 @@ class _Tree:
 
     def finish(self) -> None:
         """Give folders their modes, deepest first, and make all durable."""
-        for path, entry in sorted(self._folders.items(), reverse=True):
+        for path, (since, entry) in sorted(self._folders.items(), reverse=True):
+            if self._was_removed(path, since):
+                continue
             with self._folder(path) as fd:
                 if self._rights.owners:
                     self._disk.act("chown", path, partial(os.fchown, fd, entry.uid, entry.gid))
@@ -125,17 +128,28 @@ class _Tree:
         while self._unsynced:
             os.close(self._unsynced.pop())
 
+    def _was_removed(self, path: str, since: int) -> bool:
+        """Did the folder go, or one above it? Asked at the end and of each once: removing must not
+        look through all folders, or an image of many folders and whiteouts takes hours."""
+        while path:
+            if self._removed.get(path, 0) > since:
+                return True
+            path = path.rpartition("/")[0]
+        return False
+
     def _add(self, entry: TarEntry) -> None:
         path = entry.path
         self._check(entry)
         if not path:  # the root itself
             return
         parent, _, name = path.rpartition("/")
-        if name.startswith(WHITEOUT):
+        is_whiteout = name.startswith(WHITEOUT)
+        if path in self._layer.paths and (is_whiteout or entry.kind != FOLDER):
+            raise FormatError(f"layer has {path[:200]!r} twice")
+        if is_whiteout:
+            self._layer.paths.add(path)
             self._whiteout(parent, name)
             return
-        if path in self._layer.paths and entry.kind != FOLDER:
-            raise FormatError(f"layer has {path[:200]!r} twice")
         self._make_room(self._enter(parent), entry, path, name)
         self._make(self._enter(parent), entry, path, name)
         self._layer.paths.add(path)
@@ -144,10 +158,8 @@ class _Tree:
             parent = parent.rpartition("/")[0]
 
     def _check(self, entry: TarEntry) -> None:
-        self._entry_count += 1
+        self._count_entry()
         self._total_size += len(entry.data)
-        if self._entry_count > self._limits.entry_count:
-            raise FormatError(f"image has over {self._limits.entry_count} entries")
         self._limits.check_size(self._total_size)
         if entry.path.count("/") >= self._limits.depth:
             raise FormatError(f"path {entry.path[:200]!r} is over {self._limits.depth} parts deep")
@@ -155,6 +167,11 @@ class _Tree:
             raise FormatError(f"layer entry {entry.path[:200]!r} is a {entry.kind}")
         if entry.kind == SYMLINK and _climbs_out(entry.path, entry.link):
             raise FormatError(f"link {entry.path[:200]!r} leads out of the root")
+
+    def _count_entry(self) -> None:
+        self._entry_count += 1
+        if self._entry_count > self._limits.entry_count:
+            raise FormatError(f"image has over {self._limits.entry_count} entries")
 
     def _make_room(self, fd: int, entry: TarEntry, path: str, name: str) -> None:
         """Remove what lies there, unless a folder meets a folder."""
@@ -167,15 +184,14 @@ class _Tree:
 
     def _remove(self, fd: int, path: str, name: str) -> None:
         self._disk.remove_at(fd, name, where=self._root / Path(path).parent)
-        for folder in [one for one in self._folders if f"{one}/".startswith(f"{path}/")]:
-            del self._folders[folder]
+        self._removed[path] = self._entry_count
         self._leave()  # the folder entered last may be gone
 
     def _make(self, fd: int, entry: TarEntry, path: str, name: str) -> None:
         if entry.kind == FOLDER:
             if _lstat(fd, name) is None:
                 self._disk.make_folder_at(fd, name)
-            self._folders[path] = entry
+            self._folders[path] = (self._entry_count, entry)
         elif entry.kind == SYMLINK:
             self._disk.symlink_at(fd, name, entry.link)
             self._own(fd, entry, name)
@@ -253,6 +269,7 @@ class _Tree:
         try:
             for part in path.split("/") if path else ():
                 if make and _lstat(fd, part) is None:
+                    self._count_entry()  # folders that no layer names are many, too
                     self._disk.make_folder_at(fd, part, 0o755)
                 try:
                     deeper = os.open(part, _OPEN_FOLDER, dir_fd=fd)

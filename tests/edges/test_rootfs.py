@@ -138,6 +138,8 @@ REFUSED: dict[str, list[bytes]] = {
     "a hard link to a link": [layer(link("a", "/etc/passwd"), hard("b", "a"))],
     "a hard link through a link": [layer(link("a", "/etc"), hard("b", "a/passwd"))],
     "a duplicate": [layer(file("a"), file("a"))],
+    "a whiteout twice": [layer(file("a")), layer(file(".wh.a", b""), file(".wh.a", b""))],
+    "a folder as whiteout twice": [layer(folder("a/.wh..wh..opq"), folder("a/.wh..wh..opq"))],
     "a file over its own folder": [layer(file("a/b"), file("a"))],
     "a device": [layer(("a", tarfile.CHRTYPE, b""))],
     "a pipe": [layer(("a", tarfile.FIFOTYPE, b""))],
@@ -177,6 +179,29 @@ def test_limits(tmp_path: Path, limits: Limits) -> None:
         extract(
             tmp_path, layer(file("a/b/c", b"1234"), file("d", b"5678"), file("e")), limits=limits
         )
+
+
+def test_folders_that_no_layer_names_count(tmp_path: Path) -> None:
+    deep = [file(f"{n}/" + "d/" * 60 + "f") for n in range(3)]
+    with pytest.raises(FormatError, match="over 100"):
+        extract(tmp_path, layer(*deep), limits=Limits(entry_count=100))
+
+
+def test_a_folder_that_went_and_came_back_has_its_new_mode(tmp_path: Path) -> None:
+    old, gone = layer(folder("a/b"), mode=0o700), layer(file(".wh.a", b""))
+    root = extract(tmp_path, old, gone, layer(file("a/b/c")), layer(folder("a"), mode=0o711))
+    modes = [(root / name).stat().st_mode & 0o777 for name in ("a", "a/b")]
+    assert modes == [0o711, 0o755 & ~os.umask(os.umask(0))]
+
+
+@pytest.mark.slow
+def test_whiteouts_among_many_folders_take_no_time_for_each(tmp_path: Path) -> None:
+    many = 8000
+    lower = layer(*(folder(f"d{n}") for n in range(many)), *(file(f"f{n}") for n in range(many)))
+    upper = layer(*(file(f".wh.f{n}", b"") for n in range(many)))
+    started = time.process_time()
+    extract(tmp_path, lower, upper)
+    assert time.process_time() - started < 9  # 3 s; 19 s where each removal looks at all folders
 
 
 def test_setuid_is_dropped_and_the_sticky_bit_of_a_folder_kept(tmp_path: Path) -> None:
