@@ -467,6 +467,8 @@ def _descriptor(value: object, what: str) -> Descriptor:
     media_type = _text(document, "mediaType", f"{what} descriptor")
     if not media_type:
         raise FormatError(f"{what} descriptor: mediaType is missing")
+    if not (media_type.isascii() and media_type.isprintable()):  # it goes into HTTP headers
+        raise FormatError(f"{what} descriptor: {media_type[:80]!r} is not a media type")
     raw_platform = document.get("platform")
     return Descriptor(
         media_type,

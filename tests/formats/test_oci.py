@@ -91,6 +91,8 @@ def test_bad_documents_are_format_errors(parse, raw: bytes) -> None:
         (("config", "digest"), "b3:" + "0" * 64),
         (("config", "digest"), "sha256:" + "G" * 64),
         (("config", "mediaType"), None),
+        (("config", "mediaType"), "text/plain\r\nset-cookie: a=b"),
+        (("config", "mediaType"), "text/pl\u00e4in"),
         (("layers",), {}),
         (("annotations",), {"a": 1}),
         (("annotations",), {"a": "\ud800"}),
