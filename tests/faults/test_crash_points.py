@@ -20,6 +20,7 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.remote import Remote
 from layerkit.edges.rootfs import extract_layers
 from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
+from layerkit.edges.store.merging import MERGE_COUNT
 from layerkit.errors import StoreError, StoreFullError
 from layerkit.formats.chunkmanifest import build_chunk_manifest, serialize_chunk_manifest
 from layerkit.formats.layer import Entry, build_tar
@@ -107,6 +108,39 @@ def test_every_crash_point_of_gc(tmp_path: Path) -> None:
         store.close()
         check_after_crash(path)
     assert stop_at > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["stop", "torn", "lose"])
+def test_every_crash_point_of_joining_packs(quick_path: Path, mode: str) -> None:
+    forms = {f"b:{number}": noise(700, number) for number in range(MERGE_COUNT)}
+    with Store(quick_path / "full", Disk()) as store:
+        for ref, form in forms.items():
+            put_image(store, ref, form)
+        put_image(store, "a:1", OLD)
+    stop_at, ended = 0, False
+    while not ended:
+        stop_at += 1
+        path = quick_path / str(stop_at)
+        shutil.copytree(quick_path / "full", path)
+        disk = FaultyDisk(stop_at, torn=mode == "torn", lose=mode == "lose")
+        store = Store(path, disk)
+        try:
+            store.gc()
+            ended = True
+        except CrashError:
+            pass
+        store.close()
+        disk.lose_unsynced()
+        with Store(path, Disk()) as store:
+            assert all(read_image(store, *pair) for pair in forms.items())
+            assert store.verify().good and store.find_bad_packs() == []
+            store.gc()
+            assert sorted(os.listdir(path / "packs")) == sorted(store._chunks.list_packs())
+            assert len(store._chunks.list_packs()) == 1
+        check_after_crash(path)
+        shutil.rmtree(path)
+    assert stop_at > MERGE_COUNT + 5  # each old pack is removed in a step of its own
 
 
 def fill(store: Store) -> None:

@@ -26,7 +26,8 @@ sys.path[:0] = sys.argv[2:]
 from builders import noise
 from test_crash_points import put_image
 from layerkit.edges.disk import Disk
-from layerkit.edges.store import Store
+from layerkit.edges.store import Store, merging
+merging.MERGE_COUNT = 2  # so that gc joins packs again and again
 print("ready", flush=True)
 with Store(Path(sys.argv[1]), Disk()) as store:
     for n in range(10_000):
@@ -48,8 +49,9 @@ sys.path[:0] = sys.argv[2:4]
 from builders import noise
 from test_crash_points import put_image, read_image
 from layerkit.edges.disk import Disk
-from layerkit.edges.store import Store
+from layerkit.edges.store import Store, merging
 from layerkit.errors import NotFoundError, StoreChangedError, StoreLockedError
+merging.MERGE_COUNT = 2  # so that gc joins packs again and again
 print("ready", flush=True)
 random_ = random.Random(int(sys.argv[4]))
 with Store(Path(sys.argv[1]), Disk()) as store:

@@ -47,13 +47,13 @@ class Chunks:
         return {as_bytes(row[0]) for row in self._list_rows("id", raw_ids)}
 
     def _find(self, raw_ids: set[bytes]) -> dict[bytes, tuple[str, int, int]]:
-        """Where chunks lie: pack, offset, size."""
+        """Where chunks lie: pack, offset, size. One that gc moves right now may be missing."""
         rows: list[Any] = self._list_rows("id, pack, offset, size", raw_ids)
         kinds = [set(map(type, column)) for column in zip(*rows, strict=True)]
         if rows and kinds != [{bytes}, {int}, {int}, {int}]:  # by columns: 2 us a row otherwise
             raise StoreError("index holds a value of the wrong type", hint=REPAIR_HINT)
         names = {row[0]: str(row[1]) for row in self._index.query("SELECT pack, name FROM packs")}
-        return {raw: (names.get(pack, ""), at, size) for raw, pack, at, size in rows}
+        return {raw: (names[pack], at, size) for raw, pack, at, size in rows if pack in names}
 
     def _list_rows(self, columns: str, raw_ids: Iterable[bytes]) -> list[tuple[object, ...]]:
         """These columns of the chunks that are held."""
@@ -68,8 +68,11 @@ class Chunks:
     def get_all(self, raw_ids: Sequence[bytes], want: Digest, what: str) -> bytes:
         """Chunks joined, verified as a whole by `want`; when it does not match, one by one, so that
         the error names the damaged chunk."""
-        places = self._find(set(raw_ids))
-        if len(places) == len(set(raw_ids)):
+        wanted = set(raw_ids)
+        for _ in range(2):  # gc may move chunks to another pack between row and file
+            places = self._find(wanted)
+            if len(places) < len(wanted):
+                continue
             data = self._reader.read_all([places[raw] for raw in raw_ids])
             if data is not None and sha256_digest(data) == want:
                 return data
@@ -135,20 +138,20 @@ class Chunks:
         session: str,
         *,
         guard: Callable[[int], None] = lambda size: None,
-        replace: bool = False,
+        old_packs: Sequence[int] = (),
         is_new: bool = False,
     ) -> int:
         """Put verified chunks into one pack of `session`; returns the count. Those held already are
-        skipped, but with `replace` moved here, and with `is_new` not looked for. `guard` is told
-        the pack's size before each write, and may raise. Memory: what `chunks` yields at a time,
-        and the rows."""
+        skipped, but with `is_new` not looked for, and those of `old_packs` moved here. `guard` is
+        told the pack's size before each write, and may raise. Memory: what `chunks` yields at a
+        time, and the rows."""
         name = f"{session}-{secrets.token_hex(6)}.pack"
         rows: list[tuple[bytes, int, int]] = []
         seen: set[Digest] = set()
         with self._disk.open_new(self._folder / name, mark=f"{session}-") as file:
             file.write(PACK_START)
             buffer = bytearray()
-            for chunk, data in chunks if replace or is_new else self._lacking(chunks):
+            for chunk, data in chunks if old_packs or is_new else self._lacking(chunks):
                 if chunk in seen:
                     continue
                 if not 0 < len(data) <= MAX_CHUNK_SIZE:
@@ -166,7 +169,7 @@ class Chunks:
             guard(file.size + len(buffer))
             file.write(buffer)
             file.commit()
-        self.add_pack(name, file.size, rows, session, replace=replace)
+        self.add_pack(name, file.size, rows, session, old_packs)
         return len(rows)
 
     def _lacking(self, chunks: Iterable[tuple[Digest, bytes]]) -> Iterator[tuple[Digest, bytes]]:
@@ -188,34 +191,53 @@ class Chunks:
         size: int,
         rows: Iterable[tuple[bytes, int, int]],
         session: str = "",
-        *,
-        replace: bool = False,
+        old_packs: Sequence[int] = (),
     ) -> None:
-        """The rows of a pack that is durable: id, offset, size of each chunk."""
-        verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+        """The rows of a pack that is durable: id, offset, size of each chunk. With `old_packs` only
+        of chunks that still lie in one of these: what was dropped meanwhile does not come back.
+        Those of them that are empty then have no row any more."""
         with self._index.transaction() as db:
             pack = db.execute(
                 "INSERT INTO packs (name, size, session) VALUES (?, ?, ?)", (name, size, session)
             )
             number = pack.lastrowid
-            db.executemany(
-                f"{verb} INTO chunks (id, pack, offset, size) VALUES (?, ?, ?, ?)",
-                ((raw, number, offset, length) for raw, offset, length in rows),
-            )
+            if old_packs:
+                olds = ",".join(map(str, old_packs))
+                db.executemany(
+                    f"UPDATE chunks SET pack = ?, offset = ? WHERE id = ? AND pack IN ({olds})",
+                    ((number, offset, raw) for raw, offset, _ in rows),
+                )
+                db.execute(
+                    f"DELETE FROM packs WHERE pack IN ({olds})"
+                    " AND pack NOT IN (SELECT pack FROM chunks)"
+                )
+            else:
+                db.executemany(
+                    "INSERT OR IGNORE INTO chunks (id, pack, offset, size) VALUES (?, ?, ?, ?)",
+                    ((raw, number, offset, length) for raw, offset, length in rows),
+                )
 
-    def rewrite(self, pack: int, session: str) -> None:
-        """Copy the undamaged chunks of a pack into a new one; the old one loses their rows."""
-        rows = self._index.query("SELECT id FROM chunks WHERE pack = ? ORDER BY offset", (pack,))
+    def rewrite(self, packs: Sequence[int], session: str) -> int:
+        """Copy the undamaged chunks of these packs into one new one. Old ones that are empty then
+        are removed; returns their count. What a crash leaves is files without rows: the new pack,
+        or old ones."""
+        marks = ",".join(map(str, packs))
+        names = self._index.query(f"SELECT pack, name FROM packs WHERE pack IN ({marks})")
+        ids = self._index.query(
+            f"SELECT id FROM chunks WHERE pack IN ({marks}) ORDER BY pack, offset"
+        )
 
         def live() -> Iterator[tuple[Digest, bytes]]:
-            for (raw,) in rows:
+            for (raw,) in ids:
                 chunk = Digest("b3", as_bytes(raw))
                 try:
                     yield chunk, self.get(chunk)
                 except (ChunkDigestError, NotFoundError):
                     continue  # stays in the old pack, for verify; or was dropped meanwhile
 
-        self.put(live(), session, replace=True)
+        self.put(live(), session, old_packs=packs)
+        left = self._index.query(f"SELECT pack FROM packs WHERE pack IN ({marks})")
+        return sum(self.remove_pack(str(name)) for pack, name in names if (pack,) not in left)
 
     def list_packs(self) -> list[str]:
         return [str(row[0]) for row in self._index.query("SELECT name FROM packs ORDER BY pack")]
@@ -224,7 +246,7 @@ class Chunks:
         """The undamaged chunks of a pack into a new one; then the old one goes, with the rest."""
         rows = self._index.query("SELECT pack FROM packs WHERE name = ?", (name,))
         for (pack,) in rows:
-            self.rewrite(as_int(pack), session)
+            self.rewrite([as_int(pack)], session)
             with self._index.transaction() as db:
                 db.execute("DELETE FROM chunks WHERE pack = ?", (pack,))
                 db.execute("DELETE FROM packs WHERE pack = ?", (pack,))

@@ -5,7 +5,7 @@ with the chunks of the chunk manifests among it. What a pull relies on without h
 go, and its commit then says so (`StoreChangedError`) in place of committing an image with a hole.
 Rows go first, then files: a crash in between leaves files that the next gc removes. A file without
 a row is removed only when the session in its name is dead, for only that session could still give
-it one. Memory: one chunk manifest, names of packs.
+it one. Memory: one chunk manifest, names of packs, ids of the chunks that are moved at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.edges.index import REPAIR_HINT, Connection, Index, as_int
 from layerkit.edges.store.chunks import Chunks
 from layerkit.edges.store.images import CHUNK_MANIFEST_KIND, Images
+from layerkit.edges.store.merging import PackUse, choose_packs
 from layerkit.edges.store.sessions import Sessions, token_of
 from layerkit.errors import IntegrityError, StoreFullError
 from layerkit.formats.chunkmanifest import MAGIC, parse_chunk_manifest
@@ -28,7 +29,7 @@ from layerkit.formats.chunkmanifest import MAGIC, parse_chunk_manifest
 __all__ = ["GcResult", "Sweeper"]
 
 LOCK_NAME: Final = "lock"
-REWRITE_BELOW: Final = 0.5  # a pack is rewritten when less than this part of it is in use
+OWNER: Final = "gc"  # of the packs that it writes: no session, for what is in them is not new
 _OWNERS: Final = (
     "(SELECT digest FROM images UNION SELECT digest FROM pins UNION"
     " SELECT digest FROM uses WHERE session IN (SELECT token FROM live_sessions))"
@@ -66,11 +67,12 @@ class Sweeper:
 
     # --- gc ----------------------------------------------------------------------------------
 
-    def collect(self, *, dry_run: bool = False, wait: bool = False) -> GcResult:
-        """Drop what neither an image, a pin nor a living session needs. StoreLockedError while
-        another gc runs (unless `wait`); IntegrityError while a chunk manifest that an image needs
-        is damaged, for then nobody knows which chunks it needs."""
-        with self.disk.lock(self.path / LOCK_NAME, wait=wait), self.sessions.open() as token:
+    def collect(self, *, dry_run: bool = False, for_room: bool = False) -> GcResult:
+        """Drop what neither an image, a pin nor a living session needs, and join small packs.
+        StoreLockedError while another gc runs; IntegrityError while a chunk manifest that an image
+        needs is damaged, for then nobody knows which chunks it needs. `for_room`: it waits for
+        another one, and joins nothing."""
+        with self.disk.lock(self.path / LOCK_NAME, wait=for_room), self.sessions.open():
             self._begin()
             marked = self._mark(set())
             with self.index.transaction() as db:
@@ -80,7 +82,7 @@ class Sweeper:
                 (blob_count,) = db.execute(f"SELECT COUNT(*){_DEAD_BLOBS}").fetchone()
                 if not dry_run:
                     self._drop(db)
-            packs = 0 if dry_run else self._clean(token)
+            packs = 0 if dry_run else self._clean(join=not for_room)
             self.index.query("DELETE FROM live_chunks")
         return GcResult(int(count), int(blob_count), packs, int(freed or 0))
 
@@ -131,23 +133,27 @@ class Sweeper:
         db.execute(f"DELETE{_DEAD}")
         db.execute(f"DELETE FROM holds WHERE owner NOT IN {_OWNERS}")
 
-    def _clean(self, token: str) -> int:
-        """Rewrite packs that are mostly unused, then remove files that no row will name."""
-        used = self.index.query(
+    def _clean(self, *, join: bool) -> int:
+        """Write some packs anew, then remove files that no row will name."""
+        rows = self.index.query(
             "SELECT pack, packs.size, COALESCE(SUM(chunks.size), 0), session FROM packs"
             " LEFT JOIN chunks USING (pack) GROUP BY pack ORDER BY pack"
         )
-        for pack, size, live, session in used:
-            if self.sessions.is_live(str(session)):
-                continue
-            if 0 < as_int(live) < REWRITE_BELOW * as_int(size):
-                try:
-                    self.chunks.rewrite(as_int(pack), token)
-                except StoreFullError:
-                    break  # whole packs still go, and make room for the next gc
+        live = set(self.sessions.list_live())
+        packs = [
+            PackUse(as_int(pack), as_int(size), as_int(live_size))
+            for pack, size, live_size, session in rows
+            if str(session) not in live
+        ]
+        removed = 0
+        for some in choose_packs(packs, join=join):
+            try:
+                removed += self.chunks.rewrite(some, OWNER)
+            except StoreFullError:
+                break  # whole packs still go, and make room for the next gc
         with self.index.transaction() as db:
             db.execute("DELETE FROM packs WHERE pack NOT IN (SELECT pack FROM chunks)")
-        removed = self._remove_files()
+        removed += self._remove_files()
         self.sessions.sweep()
         return removed
 
@@ -183,7 +189,7 @@ class Sweeper:
         removed: list[str] = []
         if self.usage() <= target:
             return removed
-        self.collect(wait=True)
+        self.collect(for_room=True)
         while self.usage() > target:
             used = self.sessions.list_used() | set(keep)
             victims = [
@@ -196,7 +202,7 @@ class Sweeper:
             oldest = min(victims, key=lambda image: (image.used_at, image.ref))
             self.images.remove(oldest.ref)
             removed.append(oldest.ref)
-            self.collect(wait=True)
+            self.collect(for_room=True)
         return removed
 
     def _measure_kept(self, keep: Collection[str]) -> int:
