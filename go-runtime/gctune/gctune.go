@@ -9,9 +9,10 @@
 //	GOGC = 100 * (room - live) / (live + stacks + globals)
 //
 // where room is the share of the memory limit that the heap may fill, less what Go uses besides it,
-// and live is what the next collection is expected to find: what the last one found, and what it
-// grew by. It ends between Low and High. Where even Low does not fit, Go's own memory limit
-// collects as often as it must: the tuner never goes below Low, so it does not add to that.
+// and live is what the last collection found. Where collections come faster than looks, live is what
+// it will have grown to at the last collection before the next look. GOGC ends between Low and High.
+// Where Low does not fit, Go's own memory limit collects as often as it must. A lower GOGC would add
+// collections to that and free nothing, so the tuner never fights the limit.
 //
 // All it knows comes from runtime/metrics, which stops nothing. Setting GOGC stops the world for
 // some microseconds, so small changes are left.
@@ -30,9 +31,9 @@ import (
 
 // Options of a tuner; the zero value of each is its default.
 type Options struct {
-	Low      int           // percent: GOGC is never set lower; default 50
+	Low      int           // percent: GOGC is never set lower; default 100, as Go's own
 	High     int           // percent: nor higher; default 400
-	Share    float64       // of the memory limit that Go's memory may fill; default 0.85
+	Share    float64       // of the memory limit that Go's memory may fill; default 0.97, as Go's own
 	Interval time.Duration // between two looks; default 100 ms
 	// PauseGoal is for the 99th percentile of the pauses of a look's collections; default 10 ms.
 	// Pauses over it mean that collections are too heavy for the machine as it is: fewer of them.
@@ -50,7 +51,7 @@ const heapFloor = 4 << 20
 
 func (o Options) filled() Options {
 	if o.Low <= 0 {
-		o.Low = 50
+		o.Low = 100
 	}
 	if o.High <= 0 {
 		o.High = 400
@@ -59,7 +60,7 @@ func (o Options) filled() Options {
 		o.High = o.Low
 	}
 	if !(o.Share > 0 && o.Share <= 1) {
-		o.Share = 0.85
+		o.Share = 0.97 // memoryLimitHeapGoalHeadroomPercent of runtime/mgcpacer.go is 3
 	}
 	if o.Interval <= 0 {
 		o.Interval = 100 * time.Millisecond
@@ -140,8 +141,8 @@ func Decide(o Options, last, now State) int {
 		return between(o.Low, unlimitedHigh, min(high, unlimitedHigh))
 	}
 	live := now.Live
-	if growth := now.Live - last.Live; growth > 0 && last.Cycles > 0 && now.Cycles > last.Cycles {
-		live += growth / int64(now.Cycles-last.Cycles)
+	if cycles := int64(now.Cycles - last.Cycles); now.Live > last.Live && last.Cycles > 0 && cycles > 1 {
+		live += (now.Live - last.Live) / cycles * (cycles - 1) // before the next look as since the last
 	}
 	room := int64(o.Share*float64(now.Limit)) - now.Other
 	base := max(live+now.Roots, heapFloor)

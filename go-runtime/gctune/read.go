@@ -14,6 +14,7 @@ const (
 	globals
 	objects
 	unused
+	free
 	total
 	released
 	limit
@@ -28,6 +29,7 @@ var names = [count]string{
 	globals:  "/gc/scan/globals:bytes",
 	objects:  "/memory/classes/heap/objects:bytes",
 	unused:   "/memory/classes/heap/unused:bytes",
+	free:     "/memory/classes/heap/free:bytes",
 	total:    "/memory/classes/total:bytes",
 	released: "/memory/classes/heap/released:bytes",
 	limit:    "/gc/gomemlimit:bytes",
@@ -63,12 +65,12 @@ func (r *reader) size(at int) int64 {
 
 func (r *reader) read() State {
 	metrics.Read(r.samples[:])
-	used := r.size(total) - r.size(released)
+	heap := r.size(objects) + r.size(unused) + r.size(free) // what it gave back may be free for long
 	return State{
 		Cycles: r.samples[cycles].Value.Uint64(),
 		Live:   r.size(live),
 		Roots:  r.size(stacks) + r.size(globals),
-		Other:  max(0, used-r.size(objects)-r.size(unused)),
+		Other:  max(0, r.size(total)-r.size(released)-heap),
 		Limit:  r.size(limit),
 		Pause:  r.pause(),
 	}
