@@ -83,6 +83,7 @@ EDGES = {
     ),
     "queue": ("edges.disk", "sqlite3"),
     "jsonlog": ("", ""),
+    "heap": ("", "ctypes"),
     "hookapi": ("edges.http formats.notifications formats.oci", ""),
     "layout": (
         "edges.disk digest formats.deflate formats.imagearchive formats.layer formats.oci"
@@ -135,7 +136,7 @@ EDGES = {
     "goruntime": ("edges.data edges.disk formats.gomodule", ""),
     "http": (
         "digest formats.chunksync formats.formpack formats.protocol formats.oci formats.reference"
-        " formats.tokens formats.update edges.jsonlog edges.tokens",
+        " formats.tokens formats.update edges.heap edges.jsonlog edges.tokens",
         "jinja2 prometheus_client uvicorn",
     ),
     "tokens": ("edges.disk formats.tokens", ""),
@@ -158,7 +159,7 @@ HTTP = {"edges.http.server", "edges.http.wire"}
 ONE_OWNER = {
     "cryptography": {"edges.signing"},
     "nacl": {"edges.signing"},
-    "ctypes": {"native", "formats.kernel", "edges.disk"},
+    "ctypes": {"native", "formats.kernel", "edges.disk", "edges.heap"},
     "subprocess": {"edges.tools"},
     "sqlite3": {"edges.index", "edges.queue"},
     "docker": {"edges.engine"},
@@ -285,6 +286,7 @@ def test_imports_go_down_only(module: str, path: Path) -> None:
                 for package in (
                     "jobs.agent",
                     "jobs.hook",
+                    "jobs.publish",
                     "jobs.pull",
                     "jobs.serve",
                     "jobs.updating",

@@ -27,6 +27,7 @@ from typing import Final
 
 import uvicorn
 
+from layerkit.edges.heap import bound_heap
 from layerkit.edges.http.app import ServerApp, make_server_app
 from layerkit.edges.http.gate import Gate
 from layerkit.edges.http.logs import RequestLog
@@ -111,6 +112,7 @@ def _serve(
     started: Callable[[], None],
 ) -> None:
     """One worker, until it is told to end."""
+    bound_heap()
     metrics = Metrics(board, index)
     _allow_connections(options.limits.max_connections)
     with _logging(options.log_format) as log, open_app(metrics, index, log) as app:
