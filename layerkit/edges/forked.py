@@ -2,7 +2,8 @@
 of a job goes back to the system with its process.
 
 `edges.forker` starts it and hands it, for each job, one end of a socket pair. A fork reads its job
-from there (one JSON line), runs it, answers with one JSON line and ends. When the other end closes
+from there (one JSON line), runs it, answers with one JSON line and ends. While there is nothing to
+do, one fork waits for the next job (6 ms). When the other end closes
 (the job was cancelled, or the agent died), the fork gets SIGTERM and unwinds. When the agent closes
 the control socket, or dies, all forks are ended and the process with them. Single thread until the
 fork. No asyncio here: it would cost 10 MB in every job.
@@ -31,6 +32,8 @@ __all__ = ["CONTROL_FD", "MAX_LINE_SIZE", "error_document", "error_of", "serve_j
 CONTROL_FD: Final = 3
 MAX_LINE_SIZE: Final = 4 << 20  # bytes of a job or an answer
 STOP_SECONDS: Final = 5.0  # that forks get to unwind before they are killed
+SPARE_SECONDS: Final = 0.25  # without a job, after which a fork is made for the next one
+SWITCH_SECONDS: Final = 0.0005  # a thread that waits for Python's lock gets it; 0.005 is usual
 OOM_SCORE: Final = "500"  # when memory runs out, a job goes before the agent does
 _log = logging.getLogger(__name__)
 
@@ -73,20 +76,58 @@ def serve_jobs(run: Run) -> None:
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # what is loaded stays shared with the forks
-    while True:
-        data, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not data:
-            break
+    spare: socket.socket | None = None  # to a fork that waits for a job
+
+    def fork() -> socket.socket:
+        ours, theirs = socket.socketpair()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         pid = os.fork()
         if pid == 0:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            control.close()
-            _run_fork(socket.socket(fileno=fds[0]), run)
+            for end in (control, ours, *([spare] if spare is not None else [])):
+                end.close()
+            _wait_for_job(theirs, blocked, run)
         forks.add(pid)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+        return ours
+
+    while True:
+        if spare is None and not select.select([control], [], [], SPARE_SECONDS)[0]:
+            spare = fork()
+        data, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not data:
+            break
+        while not _hand_over(spare, fds[0]):  # it may have died meanwhile
+            spare = fork()
+        spare = None
         os.close(fds[0])
     _stop(forks, reap)
+
+
+def _hand_over(fork: socket.socket | None, job: int) -> bool:
+    """Give a fork its job; False if there is no such fork."""
+    if fork is None:
+        return False
+    with fork, contextlib.suppress(OSError):
+        socket.send_fds(fork, [b"j"], [job])
+        return True
+    return False
+
+
+def _wait_for_job(parent: socket.socket, blocked: set[int | signal.Signals], run: Run) -> None:
+    """Be the fork of the next job; never returns."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _go_first_when_memory_runs_out()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        data, fds, _, _ = socket.recv_fds(parent, 1, 1)
+        parent.close()
+        if data:
+            _run_fork(socket.socket(fileno=fds[0]), run)
+    finally:
+        os._exit(0)
 
 
 def _stop(forks: set[int], reap: Callable[[], None]) -> None:
@@ -105,9 +146,7 @@ def _run_fork(connection: socket.socket, run: Run) -> None:
     """One job, from its socket to its answer; never returns."""
     status = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, _unwind)
-        _go_first_when_memory_runs_out()
         raw = _read_line(connection)
         threading.Thread(target=_end_with_the_other_side, args=(connection,), daemon=True).start()
         try:

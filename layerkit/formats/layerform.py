@@ -32,6 +32,7 @@ __all__ = [
     "LABELS_TYPE",
     "LayerForm",
     "decode_layer",
+    "decoded_size",
     "encode_layer",
     "find_binaries",
     "is_layer_form",
@@ -168,12 +169,15 @@ def part_head(kind: int, size: int) -> bytes:
     return head.getvalue()
 
 
-def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes:
-    """The tar, of exactly `tar_size` bytes if given. Raises only FormatError; the caller checks the
-    diff_id. Memory: the tar, and what `addressfree.decode_into` needs for the largest binary."""
+def decoded_size(form: bytes | memoryview) -> int:
+    """Bytes of the tar that `decode_layer` gives, by what the form's parts declare."""
+    return sum(size for _, _, size in _measure_parts(form, SIZE_LIMIT))
+
+
+def _measure_parts(form: bytes | memoryview, limit: int) -> list[tuple[int, memoryview, int]]:
+    """Kind, bytes and size in the tar of each part; together they make at most `limit` bytes."""
     reader = _open(form)
     parts: list[tuple[int, memoryview, int]] = []
-    limit = SIZE_LIMIT if tar_size is None else tar_size
     total = 0
     while reader.left:
         kind = reader.u8()
@@ -185,8 +189,16 @@ def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes
         total += size
         if total > limit:
             raise reader.fail(f"makes more than {limit} bytes")
+    return parts
+
+
+def decode_layer(form: bytes | memoryview, tar_size: int | None = None) -> bytes:
+    """The tar, of exactly `tar_size` bytes if given. Raises only FormatError; the caller checks the
+    diff_id. Memory: the tar, and what `addressfree.decode_into` needs for the largest binary."""
+    parts = _measure_parts(form, SIZE_LIMIT if tar_size is None else tar_size)
+    total = sum(size for _, _, size in parts)
     if tar_size is not None and total != tar_size:
-        raise reader.fail(f"makes {total} bytes, want {tar_size}")
+        raise FormatError(f"layer form: makes {total} bytes, want {tar_size}")
 
     def fill(out: memoryview) -> None:
         at = 0

@@ -6,7 +6,7 @@ of them has up to MAX_OLD_FORMS forms, whichever images they are of, that a delt
 wire format is `formats.update`, what a part of it holds `formats.updateparts`.
 
 What an update may change is only how bytes travel: every layer that comes out of it is checked
-against the image's own diff_id (`check_form`), and every chunk manifest against the artifact's
+against the image's own diff_id (`read_plain`), and every chunk manifest against the artifact's
 digest of it.
 """
 
@@ -25,13 +25,12 @@ from layerkit.formats.chunkmanifest import (
     RAW,
     ROLE_CODES,
     ChunkManifest,
-    Cut,
     build_chunk_manifest,
     serialize_chunk_manifest,
 )
 from layerkit.formats.chunksync import MAX_OLD_COUNT
 from layerkit.formats.formpack import PACKED_TYPE
-from layerkit.formats.layerform import ADDRESS_FREE, decode_layer, is_layer_form
+from layerkit.formats.layerform import ADDRESS_FREE, decode_layer, decoded_size, is_layer_form
 from layerkit.formats.update import MAX_LAYER_COUNT, Documents
 
 __all__ = [
@@ -41,14 +40,15 @@ __all__ = [
     "Pair",
     "Place",
     "Route",
-    "check_form",
     "check_manifest",
     "choose_cover",
     "choose_route",
     "chunker_of",
     "estimate_chunks",
     "layers_of",
+    "list_form",
     "plain_of_form",
+    "read_plain",
 ]
 
 TRANSFORMS: Final = (RAW, ADDRESS_FREE)
@@ -242,23 +242,24 @@ def _sizes(pairs: Iterable[Pair], read_places: ReadPlaces) -> dict[bytes, int]:
     return {raw: size for pair in pairs for raw, (_, size) in read_places(pair[0]).items()}
 
 
-def check_form(
-    form: bytes,
-    blob: oci.Descriptor,
-    diff_id: Digest,
-    listed: oci.Descriptor | None,
-    done: Callable[[], Cut] | None = None,
-) -> NewLayer:
-    """The layer that a form gives, checked by its diff_id; its chunk manifest is made here, and
-    must be the published one (`listed`). `done` gives the form's cut by `chunker_of(listed)`, where
-    it is made meanwhile."""
-    transform = ADDRESS_FREE if is_layer_form(form) else RAW
-    plain = plain_of_form(transform, form, None)
+def read_plain(form: bytes, diff_id: Digest) -> bytes:
+    """The tar of a form, checked by its diff_id."""
+    plain = plain_of_form(_transform_of(form), form, None)
     check_digest(plain, diff_id, f"layer {diff_id.short}")
+    return plain
+
+
+def list_form(
+    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+) -> tuple[ChunkManifest, bytes]:
+    """The chunk manifest of a form, made here, and as serialized: it must be the published one
+    (`listed`). It does not prove that the form gives the layer: `read_plain` does."""
+    transform = _transform_of(form)
+    plain_size = decoded_size(form) if transform == ADDRESS_FREE else len(form)
     role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
-    profile = chunker_of(listed)
-    cut = done() if done is not None else None
-    manifest = build_chunk_manifest(form, transform, diff_id, len(plain), role, profile, cut)
+    manifest = build_chunk_manifest(
+        form, transform, diff_id, plain_size, role, chunker_of(listed)
+    )
     data = serialize_chunk_manifest(manifest)
     if listed is None or sha256_digest(data) != listed.digest:
         raise IntegrityError(
@@ -266,7 +267,11 @@ def check_form(
             got=str(sha256_digest(data)),
             want=str(listed.digest if listed else ""),
         )
-    return NewLayer(form, plain, manifest, data)
+    return manifest, data
+
+
+def _transform_of(form: bytes) -> str:
+    return ADDRESS_FREE if is_layer_form(form) else RAW
 
 
 def plain_of_form(transform: str, form: bytes, plain_size: int | None) -> bytes:

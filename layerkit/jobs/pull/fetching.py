@@ -41,11 +41,11 @@ from layerkit.formats.deflate import decompress
 from layerkit.formats.plan import LayerPlan, LayerWant, batch_chunks
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.updateparts import size_limit
-from layerkit.formats.updating import NewLayer, check_form, chunker_of
+from layerkit.formats.updating import NewLayer, list_form, read_plain
 from layerkit.jobs.pull.packs import read_packed_chunks
 from layerkit.jobs.pull.trees import Background
 
-__all__ = ["Fetcher", "Progress", "check_in_two", "open_plain"]
+__all__ = ["Fetcher", "Progress", "open_plain"]
 
 BATCH_COUNT: Final = 1 << 14  # ids a request: 512 KiB of body
 BATCH_SIZE: Final = 64 << 20  # plain bytes a request: what a cut answer may cost at most
@@ -72,15 +72,6 @@ class _Listed:
 
     def place(self, chunk: Chunk) -> int:
         return self.places[chunk.id.raw]
-
-
-def check_in_two(
-    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
-) -> NewLayer:
-    """`check_form` by two threads: one decodes, the other cuts and hashes; most of both is done
-    without Python's lock."""
-    cut = Background(lambda: cut_form(form, chunker_of(listed)))
-    return check_form(form, blob, diff_id, listed, cut.result)
 
 
 def open_plain(want: LayerWant, raw: bytes) -> NewLayer:
@@ -182,19 +173,34 @@ class Fetcher:
         gone = b"".join(form[at : at + size] for at, size in gone_chunks(best[1], manifest))
         return _Listed(want.listed.digest, places, (best[0], gone))
 
+    def keep_form(
+        self, form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+    ) -> NewLayer:
+        """The layer that a form gives, verified; its chunks are in the store then. By two threads:
+        one decodes, the other cuts, hashes, and stores what is proven to be the published form;
+        most of both is done without Python's lock."""
+        plain = Background(lambda: read_plain(form, diff_id))
+        try:
+            manifest, data = list_form(form, blob, diff_id, listed)
+            self.put_form(manifest, form)
+        except BaseException:
+            plain.wait()  # nothing of it runs on
+            raise
+        return NewLayer(form, plain.result(), manifest, data)
+
     def fetch_whole(self, want: LayerWant) -> NewLayer:
-        """A layer by its form alone: it is cut here, and no ids travel. `put_form` keeps it."""
+        """A layer by its form alone, as `keep_form`: no ids travel."""
         assert want.form is not None
         form = self._fetch_packed(want, want.form)
         if form is not None:
             try:
-                return check_in_two(form, want.blob, want.diff_id, want.listed)
+                return self.keep_form(form, want.blob, want.diff_id, want.listed)
             except (FormatError, IntegrityError) as exc:
                 _log.warning("packed form of %s is refused: %s", want.form.digest, exc.message)
         raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size, self._advance)
         form = unpack_form(raw, limit=size_limit(raw))
         del raw  # a quarter of a binary, which nobody needs while it is decoded
-        return check_in_two(form, want.blob, want.diff_id, want.listed)
+        return self.keep_form(form, want.blob, want.diff_id, want.listed)
 
     def _fetch_packed(self, want: LayerWant, form: oci.Descriptor) -> bytes | None:
         """The form by its packed form, where it was published or the server says that it has it.

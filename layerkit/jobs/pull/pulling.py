@@ -322,7 +322,6 @@ class Pull:
             self._take_plain(index)
             return
         self.take(made)
-        self.fetcher.put_form(made.chunk_manifest, made.form)
         if index + 1 < len(self.wants):
             self.image.keep_begun(made.chunk_manifest)
         self.wants[index] = replace(want, chunk_manifest=made.chunk_manifest)

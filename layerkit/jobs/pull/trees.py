@@ -45,8 +45,11 @@ class Background(Generic[T]):
         except BaseException as exc:  # raised again where somebody waits for it
             self._error = exc
 
-    def result(self) -> T:
+    def wait(self) -> None:
         self._thread.join()
+
+    def result(self) -> T:
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._found[0]
@@ -88,9 +91,12 @@ class TreeWriter:
         return self._start.result()[0] + self._fed
 
     def feed(self, plain: bytes) -> None:
-        """The verified tar of the layer `next`."""
+        """The verified tar of the layer `next`. After the last one the tree is flushed, while the
+        pull commits."""
         self._queue.put(plain)
         self._fed += 1
+        if self.next == self.end:
+            self._queue.put(_END)
 
     def finish(self) -> StagedTree:
         """The tree, whole and durable; raises what went wrong."""

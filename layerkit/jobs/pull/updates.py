@@ -35,7 +35,7 @@ from layerkit.formats.updating import (
     layers_of,
 )
 from layerkit.jobs.pull.documents import REFUSED, WantedImage
-from layerkit.jobs.pull.fetching import Fetcher, check_in_two, open_plain
+from layerkit.jobs.pull.fetching import Fetcher, open_plain
 
 __all__ = ["measure_update", "try_update"]
 
@@ -253,15 +253,16 @@ class _Taker:
             chunks = read_chunks(data, self._lists[layer.index], self._read_old)
             self.fetcher.put_chunks(chunks)
         elif entry.kind == BLOB:
-            self._take_made(open_plain(LayerWant(layer.blob, layer.diff_id), data), is_last)
+            made = open_plain(LayerWant(layer.blob, layer.diff_id), data)
+            self.fetcher.put_form(made.chunk_manifest, made.form)
+            self._take_made(made, is_last)
         else:
             form = read_form(entry.kind, data, self._find_form)
-            made = check_in_two(form, layer.blob, layer.diff_id, layer.chunk_manifest)
+            made = self.fetcher.keep_form(form, layer.blob, layer.diff_id, layer.chunk_manifest)
             self._take_made(made, is_last)
 
     def _take_made(self, made: NewLayer, is_last: bool) -> None:
-        self.sink.take(made)  # first: it may be written to a file tree while it is stored
-        self.fetcher.put_form(made.chunk_manifest, made.form)
+        self.sink.take(made)
         self._keep(made.chunk_manifest.diff_id, made.chunk_manifest, is_last, made)
 
     def _take_list(self, layer: ImageLayer, data: bytes) -> None:
