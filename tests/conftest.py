@@ -6,17 +6,15 @@ LAYERKIT_TEST_PROFILE=deep makes random tests search longer; a failure prints it
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from go_builds import find_go
 from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).parent.parent
-NEEDS_GO = (1, 24)
 pytest_plugins = ["trust"]
 
 _COMMON = {
@@ -47,14 +45,16 @@ def _no_layerkit_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def go_toolchain() -> Path:
     """A Go new enough: on PATH, or beside the interpreter. Skips, and says why, without one."""
-    beside = Path(sys.executable).parent / "go"
-    for found in (shutil.which("go"), str(beside) if beside.exists() else None):
-        if found is None:
-            continue
-        said = subprocess.run(
-            [found, "version"], capture_output=True, text=True, check=False
-        ).stdout
-        release = re.search(r"\bgo(\d+)\.(\d+)", said)
-        if release and (int(release[1]), int(release[2])) >= NEEDS_GO:
-            return Path(found)
-    pytest.skip(f"no Go {NEEDS_GO[0]}.{NEEDS_GO[1]} or newer on PATH or in .venv")
+    return find_go()
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: for tests that write and sync thousands of files."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(dir=memory, prefix="layerkit-"))
+    yield path
+    shutil.rmtree(path)

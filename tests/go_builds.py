@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".pytest_cache" / "go-builds"
+NEEDS_GO = (1, 24)
 BUILD_TIMEOUT = 600.0  # seconds: a release that was never used compiles its library first
 
 STRIPPED = "-s -w -buildid="
@@ -28,6 +32,21 @@ SMALL = {
         "\tdefer func() { recover() }()\n\tprintln(g.greet())\n}\n"
     ),
 }
+
+
+def find_go() -> Path:
+    """A Go new enough: on PATH, or beside the interpreter. Skips, and says why, without one."""
+    beside = Path(sys.executable).parent / "go"
+    for found in (shutil.which("go"), str(beside) if beside.exists() else None):
+        if found is None:
+            continue
+        said = subprocess.run(
+            [found, "version"], capture_output=True, text=True, check=False
+        ).stdout
+        release = re.search(r"\bgo(\d+)\.(\d+)", said)
+        if release and (int(release[1]), int(release[2])) >= NEEDS_GO:
+            return Path(found)
+    pytest.skip(f"no Go {NEEDS_GO[0]}.{NEEDS_GO[1]} or newer on PATH or in .venv")
 
 
 def sources_of(folder: Path) -> dict[str, str]:
@@ -93,8 +112,10 @@ def build_go(
     arch: str = "amd64",
     flags: Sequence[str] = ("-trimpath",),
     settings: Mapping[str, str] | None = None,
+    needs_modules: bool = False,
 ) -> bytes:
-    """The binary; `settings` such as GOAMD64. Skips the test when the release cannot be had."""
+    """The binary; `settings` such as GOAMD64. Skips the test when the release cannot be had, or
+    modules of others, if it `needs_modules`."""
     argv = [str(go), "build", *flags, "-buildvcs=false", f"-ldflags={ldflags}"]
     extra = dict(settings or {})
     what = repr((sorted(sources.items()), argv[1:], release or local_release(go), arch))
@@ -113,6 +134,8 @@ def build_go(
         )  # fmt: skip
         if done.returncode and release and "toolchain" in done.stderr:
             pytest.skip(f"no {release} here: {done.stderr.strip()[-200:]}")
+        if done.returncode and needs_modules:
+            pytest.skip(f"modules cannot be had: {done.stderr.strip()[-200:]}")
         assert done.returncode == 0, done.stderr
         binary = (Path(name) / "binary").read_bytes()
     KEPT.mkdir(parents=True, exist_ok=True)

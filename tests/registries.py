@@ -24,6 +24,7 @@ _PATH = re.compile(r"/v2/(.+)/(manifests|blobs|referrers|tags)/(.+)")
 @dataclass
 class FakeRegistry:
     referrers_api: bool = True
+    told_type: str = ""  # of every referrer, whatever its manifest says
     knows_ranges: bool = True
     lists_repositories: bool = True
     login: str = ""  # user:password that it wants, or that its token server wants
@@ -224,7 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
             document = json.loads(raw)
             if ":" in key and (document.get("subject") or {}).get("digest") == digest:
                 entry = {"mediaType": media_type, "digest": key, "size": len(raw)}
-                entry["artifactType"] = document.get("artifactType", "")
+                told = self.fake.told_type or str(document.get("artifactType", ""))
+                entry["artifactType"] = told
                 found.append(entry | {"annotations": document.get("annotations") or {}})
         raw = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": found}).encode()
         self._answer(200, raw, {"Content-Type": INDEX})

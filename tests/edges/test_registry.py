@@ -536,6 +536,19 @@ def test_referrers_are_found_by_type(either: Registry) -> None:
     assert list_referrers(either, "fn", top.digest, "x/mine") == [mine]
 
 
+def test_a_registry_that_tells_the_type_of_the_config(
+    fake: FakeRegistry, registry: Registry
+) -> None:
+    """The manifests say what they are: those that cannot be read count for nothing."""
+    top = put_image(registry)
+    mine, broken = refer(registry, top, "a", "x/mine"), refer(registry, top, "b", "x/mine")
+    fake.told_type = oci.EMPTY
+    held = fake.manifests["fn"]
+    held[str(broken.digest)] = (oci.MANIFEST, held[str(broken.digest)][1] + b" ")
+    assert list_referrers(registry, "fn", top.digest) == [mine]
+    assert list_referrers(registry, "fn", top.digest, "x/mine") == [mine]
+
+
 @pytest.mark.usefixtures("quick")
 def test_publishers_at_once_lose_no_referrer(fake: FakeRegistry, config: Path) -> None:
     fake.referrers_api = False

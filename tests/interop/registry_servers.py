@@ -3,17 +3,22 @@
 docker-registry and skopeo are Debian's; `go install` makes the others:
 github.com/google/go-containerregistry/cmd/crane, oras.land/oras/cmd/oras,
 github.com/distribution/distribution/v3/cmd/registry, github.com/versity/versitygw/cmd/versitygw.
+The two of REFERRERS are built here, from their modules, by `referrers/`. olareg and zot, which have
+that API, too, are used where they are.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import ipaddress
+import json
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,9 +28,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from go_builds import build_go, find_go, sources_of
 
 START_SECONDS = 30.0
-KINDS = ["docker-registry", "registry", "crane"]  # crane's is go-containerregistry's
+COLLECTS = ["docker-registry", "registry"]  # with a garbage collection of their own
+REFERRERS = ["go-containerregistry", "ociregistry"]  # have the referrers API of OCI 1.1
+KINDS = [*COLLECTS, "crane", *REFERRERS, "olareg", "zot"]  # crane's is the third one without
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -113,13 +121,52 @@ def certify(folder: Path) -> tuple[Path, Path]:
     return certificate, secret
 
 
+def referrers_tool() -> str:
+    """The program of `referrers/`; skips, and says so, where it cannot be built."""
+    sources = sources_of(Path(__file__).parent / "referrers")
+    tool = Path(tempfile.gettempdir()) / f"referrers-{os.getpid()}"
+    if not tool.exists():
+        atexit.register(tool.unlink)
+        tool.write_bytes(build_go(find_go(), sources, needs_modules=True))
+        tool.chmod(0o755)
+    return str(tool)
+
+
+class RealRegistry:
+    """A registry of one of KINDS with its content in `folder`: it can be stopped and started."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.port, self.folder = kind, free_port(), folder
+        self.tool = referrers_tool() if kind in REFERRERS else find_tool(kind)
+        folder.mkdir()
+        self.host = f"127.0.0.1:{self.port}"
+        self.argv = [self.tool, *self._options()]
+
+    def _options(self) -> list[str]:
+        match self.kind:
+            case "crane":
+                return ["registry", "serve", "--address", self.host, "--disk", str(self.folder)]
+            case "go-containerregistry" | "ociregistry":
+                return ["-kind", self.kind, "-address", self.host]
+            case "olareg":
+                where = ["--addr", "127.0.0.1", "--port", str(self.port)]
+                return ["serve", *where, "--dir", str(self.folder)]
+            case "zot":
+                config = self.folder / "zot.json"
+                address = {"address": "127.0.0.1", "port": str(self.port)}
+                storage = {"rootDirectory": str(self.folder / "data")}
+                config.write_text(json.dumps({"http": address, "storage": storage}))
+                return ["serve", str(config)]
+            case _:
+                return ["serve", str(write_config(self.folder, self.port))]
+
+    def serving(self) -> contextlib.AbstractContextManager[None]:
+        return running(self.argv, self.port, self.folder)
+
+
 @contextlib.contextmanager
 def empty_registry(kind: str, folder: Path) -> Iterator[str]:
     """The host of a new registry of one of KINDS, with its content in `folder`."""
-    tool, port = find_tool(kind), free_port()
-    folder.mkdir()
-    argv = [tool, "serve", str(write_config(folder, port))]
-    if kind == "crane":
-        argv = [tool, "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(folder)]
-    with running(argv, port, folder):
-        yield f"127.0.0.1:{port}"
+    made = RealRegistry(kind, folder)
+    with made.serving():
+        yield made.host

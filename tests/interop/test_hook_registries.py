@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from registry_servers import find_tool, free_port, running, write_config
+from registry_servers import COLLECTS, find_tool, free_port, running, write_config
 
 from layerkit.digest import Digest
 from layerkit.edges.registry import Registry, Transport, list_referrers
@@ -26,7 +26,6 @@ from layerkit.formats import oci
 from layerkit.formats.storedupdate import find_updates
 
 pytestmark = [pytest.mark.slow, pytest.mark.go]  # each starts a registry and a hook
-KINDS = ["docker-registry", "registry"]  # events.v1, events.v2
 SECRET = "a-secret-for-the-registry"
 WAIT_SECONDS = 90.0
 HTTP = urllib3.PoolManager(retries=False)
@@ -208,7 +207,7 @@ def place_of(tool: str, folder: Path) -> Iterator[Place]:
                 hook.stop()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=COLLECTS)  # events.v1, events.v2
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with place_of(request.param, tmp_path) as found:
         yield found

@@ -12,11 +12,19 @@ import pytest
 from builders import hello_files, noise, publish_image
 from commands import layerkit
 from middlemen import Proxy, TokenServer
-from registry_servers import certify, find_tool, free_port, running, write_config
+from registry_servers import (
+    COLLECTS,
+    REFERRERS,
+    certify,
+    empty_registry,
+    find_tool,
+    free_port,
+    running,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 SIZE = 1_200_000  # bytes that do not compress
-KINDS = ["docker-registry", "registry"]
 
 
 def publish(layout: Path, text: bytes) -> str:
@@ -35,12 +43,10 @@ def pull(host: str, store: Path, *options: str, **environment: str) -> dict[str,
     return found
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*COLLECTS, REFERRERS[0]])
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    tool, port, folder = find_tool(request.param), free_port(), tmp_path / "registry"
-    folder.mkdir()
-    with running([tool, "serve", str(write_config(folder, port))], port, folder):
-        yield f"127.0.0.1:{port}"
+    with empty_registry(request.param, tmp_path / "registry") as made:
+        yield made
 
 
 @pytest.mark.parametrize("habit", ["whole", "busy", "cut"])
@@ -96,7 +102,7 @@ def config_of(folder: Path, host: str, login: str) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(folder)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", COLLECTS)
 def test_a_token_server(kind: str, tmp_path: Path) -> None:
     """Tokens for push and for pull; no login, a wrong one; a token server on another host."""
     tool, port, folder = find_tool(kind), free_port(), tmp_path / "registry"

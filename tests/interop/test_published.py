@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from commands import layerkit
-from registry_servers import find_tool, free_port, running, write_config
+from registry_servers import COLLECTS, KINDS, RealRegistry, find_tool
 
 from layerkit.edges.http import start_server
 from layerkit.edges.layout import Layout
@@ -75,25 +75,11 @@ def built_alone(go_toolchain: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return build_twice(tmp_path_factory.mktemp("alone"), "linux/amd64")
 
 
-class RealRegistry:
-    """A registry that can be stopped, and collect its garbage."""
-
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.tool, self.port, self.folder = find_tool(kind), free_port(), folder
-        folder.mkdir()
-        self.host = f"127.0.0.1:{self.port}"
-        if kind == "crane":
-            self.argv = [self.tool, "registry", "serve", "--address", self.host]
-            self.argv += ["--disk", str(folder)]
-        else:
-            self.config = write_config(folder, self.port)
-            self.argv = [self.tool, "serve", str(self.config)]
-
-    def serving(self) -> contextlib.AbstractContextManager[None]:
-        return running(self.argv, self.port, self.folder)
+class Published(RealRegistry):
+    """A registry with `hello:v1` in it."""
 
     def collect(self, *options: str) -> None:
-        run(self.tool, "garbage-collect", *options, self.config)
+        run(self.tool, "garbage-collect", *options, self.folder / "config.yml")
 
     def push(self, layout: Path) -> None:
         layerkit("push", "hello:v1", "--from", layout, "--to", f"http://{self.host}")
@@ -104,14 +90,14 @@ class RealRegistry:
         return found
 
 
-@pytest.fixture(params=["docker-registry", "registry", "crane"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RealRegistry]:
-    made = RealRegistry(request.param, tmp_path / "registry")
+@pytest.fixture(params=KINDS)
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Published]:
+    made = Published(request.param, tmp_path / "registry")
     with made.serving():
         yield made
 
 
-def test_others_read_all_of_it(registry: RealRegistry, built: Built, tmp_path: Path) -> None:
+def test_others_read_all_of_it(registry: Published, built: Built, tmp_path: Path) -> None:
     registry.push(built.old)
     registry.push(built.new)
     top, name = built.top(built.new), f"{registry.host}/hello:v1"
@@ -161,7 +147,7 @@ def containerd(tmp_path: Path) -> Iterator[list[str]]:
         process.wait(20)
 
 
-def test_containerd_fetches_it(registry: RealRegistry, built: Built, containerd: list[str]) -> None:
+def test_containerd_fetches_it(registry: Published, built: Built, containerd: list[str]) -> None:
     registry.push(built.new)
     name = f"{registry.host}/hello:v1"
     run(*containerd, "content", "fetch", "--plain-http", "--all-platforms", name)
@@ -174,7 +160,7 @@ def test_containerd_fetches_it(registry: RealRegistry, built: Built, containerd:
 
 
 def test_a_node_goes_from_version_to_version(
-    registry: RealRegistry, built: Built, tmp_path: Path
+    registry: Published, built: Built, tmp_path: Path
 ) -> None:
     registry.push(built.old)
     first = registry.pull(tmp_path / "store")
@@ -185,7 +171,7 @@ def test_a_node_goes_from_version_to_version(
     run("diff", "-r", tmp_path / "root", tmp_path / "fresh")
 
 
-def lost_referrers(made: RealRegistry) -> set[str]:
+def lost_referrers(made: Published) -> set[str]:
     """Artifact types of those that are listed, but whose manifest is not there."""
     registry = Registry(Transport(made.host, plain_http=True))
     top = registry.resolve("hello", "v1")
@@ -200,7 +186,7 @@ def lost_referrers(made: RealRegistry) -> set[str]:
 
 
 @pytest.mark.parametrize("option", [[], ["--delete-untagged"]], ids=["plain", "delete-untagged"])
-@pytest.mark.parametrize("kind", ["docker-registry", "registry"])
+@pytest.mark.parametrize("kind", COLLECTS)
 def test_a_garbage_collection(
     kind: str, option: list[str], built_alone: Built, tmp_path: Path
 ) -> None:
@@ -208,7 +194,7 @@ def test_a_garbage_collection(
     tag names them: our referrers (and the platforms of anybody's image). Then nodes pull plainly,
     and another push brings back what the layout has: all but what push itself had made.
     distribution v3 keeps what a tagged index names."""
-    made, loses = RealRegistry(kind, tmp_path / "registry"), kind == "docker-registry" and option
+    made, loses = Published(kind, tmp_path / "registry"), kind == "docker-registry" and option
     top = built_alone.top(built_alone.new)
     with made.serving():
         made.push(built_alone.old)

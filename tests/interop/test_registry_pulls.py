@@ -51,15 +51,20 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield host
 
 
-def test_an_edit_is_three_requests(registry: str, tmp_path: Path) -> None:
+def test_an_edit_is_three_requests(
+    registry: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Where a registry does not tell what referrers are, one more for each of them."""
+    tells_types = "go-containerregistry" not in request.node.name
     ref = f"{registry}/fn:latest"
     push(tmp_path, ref, b"one")
     first = pull(tmp_path, ref)
     assert first["moved_size"] < 1.1 * first["whole_size"]
     second = push(tmp_path, ref, b"two")
     found = pull(tmp_path, ref, "--rootfs", tmp_path / "root")
-    assert (found["digest"], found["request_count"]) == (second, 3)
-    assert found["moved_size"] < 3000
+    assert found["digest"] == second
+    assert found["request_count"] == 3 if tells_types else found["request_count"] <= 3 + 5
+    assert found["moved_size"] < (3000 if tells_types else 9000)
     assert (tmp_path / "root/app/hello").read_bytes() == BODY + b"two" + BODY[::-1]
     assert pull(tmp_path, ref)["request_count"] == 1
 

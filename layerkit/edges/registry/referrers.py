@@ -20,23 +20,28 @@ from urllib.parse import quote
 
 from layerkit.digest import Digest
 from layerkit.edges.registry.client import Registry
-from layerkit.errors import FormatError, NotFoundError, RemoteError
+from layerkit.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 from layerkit.formats.oci import (
+    EMPTY,
     INDEX,
+    MANIFEST_TYPES,
     MAX_DOCUMENT_SIZE,
     MAX_ITEMS,
     Descriptor,
     Index,
     describe,
     parse_index,
+    parse_manifest,
     serialize_index,
 )
 
 __all__ = ["add_fallback", "fallback_tag", "is_fallback_tag", "list_referrers"]
 
-SETTLE_SECONDS: Final = 0.25  # a read and a write of the index take some milliseconds
+SETTLE_SECONDS: Final = 0.05  # at least, before the index is looked at again,
+SETTLE_FACTOR: Final = 2.0  # or so many times what our own read and write of it took
 ROUNDS: Final = 12
 MAX_PAGES: Final = 32
+MAX_UNTYPED: Final = 64  # of a list: each costs a request
 # cosign's tags beside it have the same beginning
 _FALLBACK: Final = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z0-9]+)?")
 _log = logging.getLogger(__name__)
@@ -64,6 +69,7 @@ def list_referrers(
         found = list(index.manifests)
         if top is None and registry.lists_referrers is False:
             found = _list_by_api(registry, name, subject, artifact_type) or []
+    found = _complete(registry, name, found)
     return [entry for entry in found if artifact_type in ("", entry.artifact_type)]
 
 
@@ -93,6 +99,27 @@ def _list_by_api(
     return found
 
 
+def _complete(registry: Registry, name: str, found: list[Descriptor]) -> list[Descriptor]:
+    """With the types that the manifests have, where a registry tells none, or that of the empty
+    config: go-containerregistry's (v0.22.1, pkg/registry/manifest.go) tells always the config's."""
+    left, completed = MAX_UNTYPED, []
+    for entry in found:
+        if entry.artifact_type in ("", EMPTY) and entry.media_type in MANIFEST_TYPES and left > 0:
+            left -= 1
+            try:
+                manifest = parse_manifest(registry.read_manifest(name, str(entry.digest))[1])
+            except (FormatError, IntegrityError, NotFoundError) as exc:
+                _log.info("referrer %s is refused: %s", entry.digest.short, exc.message)
+                continue
+            entry = replace(
+                entry,
+                artifact_type=manifest.artifact_type or manifest.config.media_type,
+                annotations=entry.annotations or manifest.annotations,
+            )
+        completed.append(entry)
+    return completed
+
+
 def _read_fallback(registry: Registry, name: str, subject: Digest) -> tuple[Index, Digest | None]:
     """The index that the fallback tag names, and its digest; an empty one if there is none."""
     try:
@@ -112,17 +139,20 @@ def add_fallback(
     referrers: Sequence[Descriptor],
     *,
     sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> None:
     """List `referrers` under the fallback tag of `subject`, beside what others list there."""
     tag = fallback_tag(subject)
     entries = [replace(one, platform=None) for one in referrers]
     for _ in range(ROUNDS):
+        began = now()
         index, missing = _find_missing(registry, name, subject, entries)
         if not missing:
             return
         raw = serialize_index(replace(index, manifests=(*index.manifests, *missing)))
         registry.put_manifest(name, tag, describe(raw, INDEX), raw)
-        sleep(SETTLE_SECONDS * random.uniform(1.0, 3.0))
+        window = max(SETTLE_SECONDS, SETTLE_FACTOR * (now() - began))
+        sleep(window * random.uniform(1.0, 2.0))
     if _find_missing(registry, name, subject, entries)[1]:
         raise RemoteError(
             f"tag {tag[:19]} of {registry.host}/{name} is overwritten again and again",
