@@ -578,6 +578,8 @@ def test_a_fallback_tag_that_is_no_index_lists_nothing(
     top = put_image(registry)
     put_image(registry, tag=fallback_tag(top.digest))
     assert list_referrers(registry, "fn", top.digest) == []
+    with pytest.raises(FormatError):
+        list_referrers(registry, "fn", top.digest, strict=True)
 
 
 def test_fallback_tags_are_told_from_images(registry: Registry) -> None:

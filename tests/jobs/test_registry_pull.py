@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from builders import Silent, hello_files, noise, publish_image
+from cryptography.hazmat.primitives.asymmetric import ec
+from keys import write_key
 from registries import FakeRegistry
 
 from layerkit.digest import sha256_digest
@@ -17,16 +19,24 @@ from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.registry import Registry, Transport
 from layerkit.edges.registry.upstream import RegistryUpstream
+from layerkit.edges.signing import Verifier
 from layerkit.edges.storage.targets import RegistryTarget
 from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import IntegrityError, NotFoundError, RemoteError
+from layerkit.errors import (
+    IntegrityError,
+    LayerkitError,
+    NotFoundError,
+    RemoteDeniedError,
+    RemoteError,
+    SignatureError,
+)
 from layerkit.formats import oci
 from layerkit.formats.chunkmanifest import ChunkManifest, build_chunk_manifest
 from layerkit.formats.chunkpack import PACK_TYPE
 from layerkit.formats.layerform import ADDRESS_FREE
 from layerkit.formats.reference import Reference
 from layerkit.jobs.publish import publish
-from layerkit.jobs.pull import PullResult, pull
+from layerkit.jobs.pull import PullResult, make_check, pull
 
 REF = Reference.parse("fn:v1")
 HALF = noise(60_000, 3)
@@ -135,6 +145,8 @@ def _spoil(fake: FakeRegistry, how: str) -> None:
         for ref in [ref for ref in held if ref.startswith("sha256-")]:
             held[ref] = (oci.INDEX, b'{"schemaVersion":2,"manifests":"none"}')
         fake.faults += [("/referrers/", 200, {"Content-Type": oci.INDEX})] * 9
+    if how == "refused list":
+        fake.faults += [("/referrers/", 403, {})] * 99 + [("manifests/sha256-", 403, {})] * 99
     if how == "failing list":
         fake.faults += [("/referrers/", 500, {})] * 99 + [("manifests/sha256-", 500, {})] * 99
 
@@ -150,6 +162,33 @@ def test_bad_referrers_mean_a_plain_pull(
     assert bring(fake, store).digest == top.digest
     fake.faults.clear()
     assert read_file(fake, store, tmp_path) == HALF + b"two" + HALF[::-1]
+
+
+@pytest.mark.parametrize("has_api", [True, False], ids=["api", "fallback"])
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("no signature", SignatureError),
+        ("broken list", RemoteError),
+        ("failing list", RemoteError),
+        ("refused list", RemoteDeniedError),
+    ],
+)
+def test_trouble_with_the_list_is_told_from_no_signature(
+    how: str, error: type[LayerkitError], has_api: bool, tmp_path: Path, store: Store
+) -> None:
+    _, public = write_key(tmp_path, ec.generate_private_key(ec.SECP256R1()), "ours")
+    with FakeRegistry(referrers_api=has_api).serving() as fake:
+        push(tmp_path / "layout", fake, b"one")
+        push(tmp_path / "layout", fake, b"two")
+        _spoil(fake, how)
+        with (
+            RegistryUpstream(connect(fake), store) as upstream,
+            pytest.raises(LayerkitError) as caught,
+        ):
+            pull(REF, upstream, store, check=make_check(Verifier.load([public])))
+    assert type(caught.value) is error
+    assert store.find_image(str(REF)) is None
 
 
 def test_an_update_to_another_image_is_refused(

@@ -57,15 +57,22 @@ def is_fallback_tag(tag: str) -> bool:
 
 
 def list_referrers(
-    registry: Registry, name: str, subject: Digest, artifact_type: str = ""
+    registry: Registry,
+    name: str,
+    subject: Digest,
+    artifact_type: str = "",
+    *,
+    strict: bool = False,
 ) -> list[Descriptor]:
     """What refers to a manifest of repository `name`, as the registry lists it. One that is known
-    to have no such API is asked for it only where the tag is absent: it may have it by now."""
+    to have no such API is asked for it only where the tag is absent: it may have it by now. A
+    fallback tag that names no list counts as an empty one, if not `strict`: then it raises
+    FormatError, as what comes from the API does."""
     found = None
     if registry.lists_referrers is not False:
         found = _list_by_api(registry, name, subject, artifact_type)
     if found is None:
-        index, top = _read_fallback(registry, name, subject)
+        index, top = _read_fallback(registry, name, subject, strict=strict)
         found = list(index.manifests)
         if top is None and registry.lists_referrers is False:
             found = _list_by_api(registry, name, subject, artifact_type) or []
@@ -120,7 +127,9 @@ def _complete(registry: Registry, name: str, found: list[Descriptor]) -> list[De
     return completed
 
 
-def _read_fallback(registry: Registry, name: str, subject: Digest) -> tuple[Index, Digest | None]:
+def _read_fallback(
+    registry: Registry, name: str, subject: Digest, *, strict: bool = False
+) -> tuple[Index, Digest | None]:
     """The index that the fallback tag names, and its digest; an empty one if there is none."""
     try:
         top, raw = registry.read_manifest(name, fallback_tag(subject))
@@ -128,6 +137,8 @@ def _read_fallback(registry: Registry, name: str, subject: Digest) -> tuple[Inde
     except NotFoundError:
         return Index(()), None
     except FormatError as exc:
+        if strict:
+            raise
         _log.warning("tag %s of %s is no list: %s", fallback_tag(subject), name, exc.message)
         return Index(()), None
 

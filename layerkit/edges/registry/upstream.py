@@ -2,7 +2,8 @@
 
 What we published beside an image as referrers makes a pull small: a stored update from an image
 that the node holds is three requests (tag, referrers, blob). Nothing of that decides what runs. A
-list of referrers that is absent, broken or refused means a plain pull, as of anybody's image.
+list of referrers that is absent, broken or refused has no update in it. Who needs the list for more
+than that (signatures) is told of the trouble.
 Whether the registry has a referrers API is remembered, so that it is found out once.
 """
 
@@ -20,7 +21,13 @@ from layerkit.edges.registry.client import Registry
 from layerkit.edges.registry.referrers import list_referrers
 from layerkit.edges.registry.transport import Transport
 from layerkit.edges.upstream import Measured, Resolved, UpdateBody
-from layerkit.errors import FormatError, NotFoundError, RemoteError, RemoteLimitError
+from layerkit.errors import (
+    FormatError,
+    LayerkitError,
+    NotFoundError,
+    RemoteError,
+    RemoteLimitError,
+)
 from layerkit.formats.oci import Descriptor, parse_platform
 from layerkit.formats.storedupdate import StoredUpdate, choose_update, find_updates
 
@@ -71,7 +78,7 @@ class RegistryUpstream:
         self._facts = facts
         self._fact = f"registry/{registry.host}/referrers"
         self._tops: dict[tuple[str, str], Descriptor] = {}  # what tags name
-        self._referrers: dict[tuple[str, Digest], list[Descriptor]] = {}
+        self._referrers: dict[tuple[str, Digest], list[Descriptor] | LayerkitError] = {}
         if facts is not None and facts.fact(self._fact) == _TAG_ONLY:
             registry.lists_referrers = False
 
@@ -180,7 +187,8 @@ class RegistryUpstream:
         top = Digest.parse(ref) if ":" in ref else self._look(name, ref).digest
         if top == have[0]:
             return None
-        entries = find_updates(self._list_referrers(name, top))
+        listed = self._list_referrers(name, top)
+        entries = [] if isinstance(listed, LayerkitError) else find_updates(listed)
         found = choose_update(entries, have, parse_platform(platform))
         if found is None:
             raise NotFoundError(f"{self.url} has no update from an image that is held")
@@ -195,21 +203,23 @@ class RegistryUpstream:
         return found
 
     def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:
-        """Descriptors of the manifests of that type whose subject is `digest`."""
+        """Descriptors of the manifests of that type whose subject is `digest`. Raises FormatError,
+        NotFoundError, RemoteError where the registry has trouble with its list."""
         found = self._list_referrers(name, digest)
+        if isinstance(found, LayerkitError):
+            raise found
         return [entry for entry in found if entry.artifact_type == artifact_type]
 
-    def _list_referrers(self, name: str, digest: Digest) -> list[Descriptor]:
-        """All of them by one list. None where the registry has trouble with it: an image can be
-        pulled without."""
+    def _list_referrers(self, name: str, digest: Digest) -> list[Descriptor] | LayerkitError:
+        """All of them by one list, or what is wrong with that: asked once either way."""
         found = self._referrers.get((name, digest))
         if found is None:
             try:
-                found = list_referrers(self._registry, self._home(name), digest)
+                found = list_referrers(self._registry, self._home(name), digest, strict=True)
                 self._remember()
             except (FormatError, NotFoundError, RemoteError) as exc:
                 _log.warning("no referrers of %s: %s (%s)", digest.short, exc.message, exc.cause)
-                found = []
+                found = exc
             self._referrers[name, digest] = found
         return found
 

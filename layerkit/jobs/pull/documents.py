@@ -202,7 +202,7 @@ class WantedImage:
         if self.artifact is not None or not self.has_artifact:
             return self.artifact
         kind = oci.CHUNKS_ARTIFACT
-        for entry in self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind):
+        for entry in self._list_beside(kind):
             size = min(entry.size, oci.MAX_DOCUMENT_SIZE)
             try:
                 found = oci.parse_manifest(self.read_small(entry.digest, size, True, ARTIFACT_KIND))
@@ -215,6 +215,17 @@ class WantedImage:
                 )
                 return found
         return None
+
+    def _list_beside(self, kind: str) -> list[oci.Descriptor]:
+        """Referrers of the image, of that type. A registry that has trouble with its list may have
+        the image all the same."""
+        try:
+            return self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind)
+        except (*REFUSED, RemoteError) as exc:
+            if self.remote.chunk_server is not None:
+                raise
+            _log.info("nothing beside %s: %s", self.image.digest.short, exc.message)
+            return []
 
     def _want(
         self, blob: oci.Descriptor, diff_id: Digest, artifact: oci.Manifest | None
@@ -282,7 +293,7 @@ class WantedImage:
 
     def _find_beside(self, kind: str) -> oci.Manifest | None:
         """The first usable artifact of that type beside the image; nothing of it is kept."""
-        for entry in self.remote.fetch_referrers(self.ref.repository, self.image.digest, kind):
+        for entry in self._list_beside(kind):
             try:
                 raw = self.remote.resolve(self.ref.repository, str(entry.digest))
                 found = oci.parse_manifest(raw.data if raw is not None else b"")

@@ -4,7 +4,8 @@ names, before any of it is used, named or committed.
 Looked at, in this order, until one proves it: signatures that came with the image when it was
 pulled before (no request), the referrers of the image (cosign 3, and what `layerkit push --sign`
 writes), the tag `sha256-<hex>.sig` (older cosigns). A signature that cannot be read counts for
-nothing. A server that does not answer is a RemoteError: others may.
+nothing. A server that does not answer, or with a broken list, is a RemoteError if nothing proves
+the image: that says nothing of the image, and others may answer.
 
 What `layerkit push` signed is proved by the list of referrers alone: one request. Bounded:
 MAX_COUNT signatures, each within MAX_BUNDLE_SIZE.
@@ -19,7 +20,15 @@ from typing import Final, Protocol
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.store import Store
-from layerkit.errors import FormatError, IntegrityError, NotFoundError, SignatureError
+from layerkit.errors import (
+    FormatError,
+    IntegrityError,
+    LayerkitError,
+    NotFoundError,
+    RemoteDeniedError,
+    RemoteError,
+    SignatureError,
+)
 from layerkit.formats.oci import MAX_DOCUMENT_SIZE, Descriptor, Manifest, parse_manifest
 from layerkit.formats.signature import (
     BUNDLE_TYPE,
@@ -68,6 +77,7 @@ class _Search:
     keys: Keys
     count: int = 0  # of those that were fetched
     reason: str = ""  # that the last one does not count
+    trouble: LayerkitError | None = None  # with the list of referrers
 
     def run(self) -> None:
         image = self.image
@@ -79,6 +89,14 @@ class _Search:
                     image.blobs[sha256_digest(bundle)] = (bundle, SIGNATURE_KIND)
                 return
             self.reason = "by another key" if image.top in claim.images else "of another image"
+        if isinstance(self.trouble, RemoteDeniedError):
+            raise self.trouble
+        if self.trouble is not None:
+            raise RemoteError(
+                f"nobody knows whether {image.ref} is signed by {self.keys.names}",
+                cause=f"{image.remote.url}: {self.trouble.message}",
+                hint="try again when it lists what refers to an image",
+            ) from self.trouble
         found = f"a signature {self.reason}" if self.reason else "no signature"
         raise SignatureError(
             f"{image.ref} is not signed by {self.keys.names}",
@@ -90,8 +108,8 @@ class _Search:
         """Claims, and the bundles that they came in, if they came in one and now."""
         for held in _read_stored(self.image.store, self.image.top):
             yield held, b""
-        name, top = self.image.ref.repository, self.image.top
-        listed = self.image.remote.fetch_referrers(name, top, BUNDLE_TYPE)[:MAX_COUNT]
+        top = self.image.top
+        listed = self._list_referrers(BUNDLE_TYPE)
         for entry in listed:
             bundle = listed_bundle(entry, top)
             if bundle:
@@ -113,13 +131,22 @@ class _Search:
     def _list_manifests(self, listed: Sequence[Descriptor]) -> Iterator[Manifest]:
         """Manifests of signatures: of the bundles in `listed` that do not say that they are none,
         of older referrers, then that of the tag."""
-        name, top = self.image.ref.repository, self.image.top
         for entry in listed:
             if not is_attestation(entry):
                 yield from self._read_manifest(str(entry.digest), entry)
-        for entry in self.image.remote.fetch_referrers(name, top, SIMPLE_ARTIFACT)[:MAX_COUNT]:
+        for entry in self._list_referrers(SIMPLE_ARTIFACT):
             yield from self._read_manifest(str(entry.digest), entry)
-        yield from self._read_manifest(signature_tag(top), None)
+        yield from self._read_manifest(signature_tag(self.image.top), None)
+
+    def _list_referrers(self, kind: str) -> list[Descriptor]:
+        if self.trouble is not None:
+            return []
+        image = self.image
+        try:
+            return image.remote.fetch_referrers(image.ref.repository, image.top, kind)[:MAX_COUNT]
+        except (*_REFUSED, RemoteError) as exc:
+            self.trouble = exc
+            return []
 
     def _read_manifest(self, ref: str, entry: Descriptor | None) -> Iterator[Manifest]:
         if entry is not None and entry.size > MAX_DOCUMENT_SIZE:
