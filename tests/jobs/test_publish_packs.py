@@ -36,10 +36,14 @@ def edits(count: int) -> list[bytes]:
     return found
 
 
-def push(tmp_path: Path, binary: bytes, update_count: int = 3) -> oci.Descriptor:
+def push(
+    tmp_path: Path, binary: bytes, update_count: int = 3, packs: bool | None = True
+) -> oci.Descriptor:
     top = publish_image(tmp_path / "built", "fn:v1", hello_files(binary))
     target = FolderTarget(tmp_path / "served", Disk())
-    publish(Layout(tmp_path / "built"), REF, target, Silent(), update_count=update_count)
+    publish(
+        Layout(tmp_path / "built"), REF, target, Silent(), update_count=update_count, packs=packs
+    )
     return top
 
 
@@ -94,7 +98,8 @@ def test_what_is_there_is_not_packed_again(tmp_path: Path, monkeypatch: pytest.M
     files["base"] = {"etc/passwd": b"another\n"}
     new = publish_image(tmp_path / "built", "fn:v1", files)
     layout = Layout(tmp_path / "served")
-    publish(Layout(tmp_path / "built"), REF, FolderTarget(layout.path, Disk()), Silent())
+    served = FolderTarget(layout.path, Disk())
+    publish(Layout(tmp_path / "built"), REF, served, Silent(), packs=True)
     assert read_pack(layout, new)[2] == read_pack(layout, old)[2]
 
 

@@ -200,6 +200,7 @@ class DyingTarget:
 
     def __init__(self, target: Target, steps: int) -> None:
         self.where, self.reader, self.session = target.where, target.reader, target.session
+        self.make_history = target.make_history
         self._target = target
         self.left = steps
 

@@ -43,6 +43,7 @@ MAX_CUTS: Final = 5  # times that an answer may break off without any progress
 MAX_NAME_COUNT: Final = 100_000  # tags or repositories of one list
 MAX_PAGE_SIZE: Final = 4 << 20  # bytes
 MAX_PAGES: Final = 1000
+TRIED_SIZE: Final = 16 << 10  # bytes of a blob with which uploading by one request is tried out
 _ACCEPT: Final = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 
 Open = Callable[[], BinaryIO]
@@ -55,6 +56,7 @@ class Registry:
         self.transport = transport
         self.host = transport.host
         self.lists_referrers: bool | None = None  # has it that API? None: not known yet
+        self._takes_post: bool | None = None  # a whole blob by one POST? None: not known yet
         self._traffic = transport.traffic
 
     def ping(self) -> None:
@@ -166,11 +168,14 @@ class Registry:
         return int(size)
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
-        """A blob of at most `limit` bytes, verified."""
-        answer = self._expect(self._get(f"/v2/{name}/blobs/{digest}", name), 200)
-        raw = self._traffic.read(answer, limit)
+        """A blob of at most `limit` bytes, verified. Goes on where it is cut."""
+        raw = bytearray()
+        for part in self._read_on(name, digest, limit):
+            raw += part
+            if len(raw) > limit:
+                raise RemoteLimitError(f"blob {digest.short} of {self.host} is over {limit} bytes")
         check_digest(raw, digest, f"blob {digest.short} of {self.host}")
-        return raw
+        return bytes(raw)
 
     def read_parts(self, name: str, digest: Digest, size: int) -> Iterator[bytes]:
         """A blob of `size` bytes; raises IntegrityError at its end if it is another. Goes on where
@@ -271,29 +276,32 @@ class Registry:
             return
 
     def _upload(self, name: str, item: Descriptor, open_blob: Open) -> requests.Response:
-        """A new upload, whole: one that broke off cannot be trusted to be where we think it is."""
+        """A new upload, whole: one that broke off cannot be trusted to be where we think it is. By
+        one request where the registry takes that, which a small blob finds out: who does not
+        answers with an upload that is open (spec: "Single POST")."""
         url = self._url(f"/v2/{name}/blobs/uploads/")
-        answer = self.transport.send_once("POST", url, body=lambda: b"", scope=name)
-        if answer.status_code != 202:
-            return answer
-        answer.close()
-        location = self.transport.locate(url, answer.headers.get("Location", ""))
-        parts = urlsplit(location)
-        query = urlencode([*parse_qsl(parts.query), ("digest", str(item.digest))])
-        headers = {"Content-Type": "application/octet-stream"}
+        limit = 0 if self._takes_post is False else TRIED_SIZE
+        is_whole = self._takes_post or item.size <= limit
+        send, headers = self.transport.send_once, {"Content-Type": "application/octet-stream"}
         with open_blob() as file:
 
             def body() -> _Sized | bytes:
                 file.seek(0)
                 return _Sized(file, item.size) if item.size else b""
 
-            return self.transport.send_once(
-                "PUT",
-                urlunsplit(parts._replace(query=query)),
-                headers=headers,
-                body=body,
-                scope=name,
-            )
+            if is_whole:
+                whole_url = f"{url}?{urlencode({'digest': str(item.digest)})}"
+                answer = send("POST", whole_url, headers=headers, body=body, scope=name)
+                self._takes_post = answer.status_code == 201
+            else:
+                answer = send("POST", url, body=lambda: b"", scope=name)
+            if answer.status_code != 202:
+                return answer
+            answer.close()
+            parts = urlsplit(self.transport.locate(url, answer.headers.get("Location", "")))
+            query = urlencode([*parse_qsl(parts.query), ("digest", str(item.digest))])
+            where = urlunsplit(parts._replace(query=query))
+            return send("PUT", where, headers=headers, body=body, scope=name)
 
     # --- requests ------------------------------------------------------------------------------
 

@@ -213,14 +213,10 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
             return answer
         challenge = answer.headers.get("WWW-Authenticate", "")
         refused = self.error_of(answer)
-        header = self._answer_challenge(challenge)
+        header = self._answer_challenge(challenge, key, known)
         if header and header != known:
             answer = self._follow(method, url, sent, body, header)
             if answer.status_code != 401:
-                with self._lock:
-                    if len(self._headers) >= MAX_SCOPE_COUNT:
-                        self._headers.clear()
-                    self._headers[key] = header
                 return answer
             refused = self.error_of(answer)
         with self._lock:
@@ -286,29 +282,40 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
 
     # --- credentials ---------------------------------------------------------------------------
 
-    def _answer_challenge(self, challenge: str) -> str:
-        """The Authorization header that a challenge asks for; "" if there is none to give."""
-        scheme = challenge.partition(" ")[0].lower()
+    def _answer_challenge(self, challenge: str, key: _Scope, known: str) -> str:
+        """The Authorization header that a challenge asks for, in place of the one that is `known`;
+        "" if there is none to give. One thread asks for it, and those that wait get the same."""
         with self._lock:
-            self._find_credentials()
-            basic: str = getattr(self.auth, "_basic_auth", "")
-            if scheme == "basic":
-                return f"Basic {basic}" if basic else ""
-            if scheme != "bearer":
-                return ""
-            asked = oras.auth.utils.parse_auth_header(challenge)
-            if not asked.realm:
-                return ""
-            asked.realm = urljoin(self.base, asked.realm)
-            try:
-                if basic and self._trusts(asked.realm):
-                    token = self.auth.request_token(asked)
-                else:
-                    token = self.auth.request_anonymous_token(asked)
-            except requests.exceptions.RequestException as exc:
-                raise RemoteError(f"token server {asked.realm} fails", cause=_why(exc)) from exc
-            except ValueError as exc:
-                raise RemoteError(f"token server {asked.realm} does not answer JSON") from exc
+            found = self._headers.get(key, "")
+            if found in ("", known):
+                found = self._find_header(challenge)
+                if len(self._headers) >= MAX_SCOPE_COUNT:
+                    self._headers.clear()
+                self._headers[key] = found
+            return found
+
+    def _find_header(self, challenge: str) -> str:
+        """The same, asked for."""
+        scheme = challenge.partition(" ")[0].lower()
+        self._find_credentials()
+        basic: str = getattr(self.auth, "_basic_auth", "")
+        if scheme == "basic":
+            return f"Basic {basic}" if basic else ""
+        if scheme != "bearer":
+            return ""
+        asked = oras.auth.utils.parse_auth_header(challenge)
+        if not asked.realm:
+            return ""
+        asked.realm = urljoin(self.base, asked.realm)
+        try:
+            if basic and self._trusts(asked.realm):
+                token = self.auth.request_token(asked)
+            else:
+                token = self.auth.request_anonymous_token(asked)
+        except requests.exceptions.RequestException as exc:
+            raise RemoteError(f"token server {asked.realm} fails", cause=_why(exc)) from exc
+        except ValueError as exc:
+            raise RemoteError(f"token server {asked.realm} does not answer JSON") from exc
         if not token and basic and not self._trusts(asked.realm):
             host = urlsplit(asked.realm).hostname
             raise RemoteDeniedError(

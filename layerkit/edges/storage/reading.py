@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from layerkit.digest import Digest
 from layerkit.edges.layout import Layout
-from layerkit.errors import FormatError, NotFoundError, RemoteLimitError
+from layerkit.errors import FormatError, NotFoundError
 from layerkit.formats.oci import (
     ANNOTATION_OLD,
     ANNOTATION_REF_NAME,
     ANNOTATION_WAS,
     MANIFEST_TYPES,
+    MAX_DOCUMENT_SIZE,
     WAS_ARTIFACT,
     Descriptor,
     Index,
@@ -49,6 +50,9 @@ class ImageReader(Protocol):
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         """A blob or manifest of at most `limit` bytes."""
 
+    def read_manifest(self, name: str, digest: Digest) -> bytes:
+        """The same of what is known to be a manifest or index."""
+
 
 class LayoutReader:
     """Images of a layout folder; NotFoundError where there is none yet."""
@@ -74,39 +78,70 @@ class LayoutReader:
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         return self._layout.read_blob(digest, limit)
 
+    def read_manifest(self, name: str, digest: Digest) -> bytes:
+        return self._layout.read_blob(digest, MAX_DOCUMENT_SIZE)
+
 
 class RegistryReader:
-    """Images of a registry; what a tag named is told by the artifacts that `publish` left."""
+    """Images of a registry; what a tag named is told by the artifacts that `publish` left.
+
+    Between `remember` and `forget` what tags name and what refers to an image is asked for once:
+    for one push, which sees the registry as it was at its beginning. Safe for threads."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._remembers = False
+        self._tops: dict[tuple[str, str], Descriptor | None] = {}
+        self._lists: dict[tuple[str, Digest], list[Descriptor]] = {}
+
+    def remember(self) -> None:
+        self._remembers = True
+
+    def forget(self) -> None:
+        self._remembers = False
+        self._tops.clear()
+        self._lists.clear()
 
     def resolve(self, ref: Reference) -> Descriptor | None:
         tagged = ref.tagged
-        return self._registry.resolve(ref.repository, str(tagged.digest or tagged.tag))
+        return self._resolve(ref.repository, str(tagged.digest or tagged.tag))
+
+    def _resolve(self, name: str, ref: str) -> Descriptor | None:
+        if (name, ref) in self._tops:
+            return self._tops[name, ref]
+        top = self._registry.resolve(name, ref)
+        if self._remembers:
+            self._tops[name, ref] = top
+        return top
 
     def find_tops(self, ref: Reference, count: int) -> list[Descriptor]:
         name, tag = ref.repository, ref.tag
         found: dict[Digest, Descriptor] = {}
-        top = self._registry.resolve(name, tag) if tag else None
+        top = self._resolve(name, tag) if tag else None
         while top is not None and top.digest not in found and len(found) < count:
             found[top.digest] = top
             digest = read_was(self.list_referrers(name, top.digest), f"{name}:{tag}")
-            top = self._registry.resolve(name, str(digest)) if digest is not None else None
+            top = self._resolve(name, str(digest)) if digest is not None else None
         return list(found.values())
 
     def list_referrers(self, name: str, digest: Digest) -> list[Descriptor]:
         from layerkit.edges.registry import list_referrers
 
-        return list_referrers(self._registry, name, digest)
+        found = self._lists.get((name, digest))
+        if found is None:
+            found = list_referrers(self._registry, name, digest)
+            if self._remembers:
+                self._lists[name, digest] = found
+        return found
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
-        size = self._registry.size_of(name, digest)
-        if size is None:
+        try:
+            return self._registry.read_blob(name, digest, limit)
+        except NotFoundError:
             return self._registry.read_manifest(name, str(digest))[1]
-        if size > limit:
-            raise RemoteLimitError(f"blob {digest.short} has {size} bytes, want <= {limit}")
-        return b"".join(self._registry.read_parts(name, digest, size))
+
+    def read_manifest(self, name: str, digest: Digest) -> bytes:
+        return self._registry.read_manifest(name, str(digest))[1]
 
 
 class BucketReader:
@@ -140,6 +175,9 @@ class BucketReader:
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         return self._origin.read_blob(digest, limit)
+
+    def read_manifest(self, name: str, digest: Digest) -> bytes:
+        return self._origin.read_blob(digest, MAX_DOCUMENT_SIZE)
 
     def _index(self) -> Index:
         if self._known is None:

@@ -1,6 +1,6 @@
 """Where images are published to: a registry, a bucket, or another layout folder.
 
-A `Target` takes blobs and manifests in any order, none of which anybody sees; `commit` is what
+A `Target` takes blobs and manifests, many at once, none of which anybody sees; `commit` is what
 makes an image visible, and comes last. Not here: what belongs to an image, and the order
 (jobs/publish).
 """
@@ -8,7 +8,9 @@ makes an image visible, and comes last. Not here: what belongs to an image, and 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -44,13 +46,16 @@ if TYPE_CHECKING:
     from layerkit.edges.registry import Registry
     from layerkit.edges.storage.bucket import BucketOrigin
 
-__all__ = ["HELD", "MOUNTED", "SENT", "Target", "find_target"]
+__all__ = ["HELD", "MOUNTED", "SENT", "Document", "Target", "find_target"]
 
 HELD: Final = "held"  # what became of a blob: it was there,
 MOUNTED: Final = "mounted"  # it came from another repository of a registry,
 SENT: Final = "sent"  # it was sent
 
+LISTER_COUNT: Final = 8  # fallback tags that are written at once
+
 Open = Callable[[], BinaryIO]
+Document = tuple[Descriptor, bytes]  # a manifest or index
 
 
 class Target(Protocol):
@@ -59,8 +64,9 @@ class Target(Protocol):
     where: str
     reader: ImageReader  # what is there
 
-    def session(self) -> AbstractContextManager[None]:
-        """Make ready; where the body fails, nothing of it is visible."""
+    def session(self, ref: Reference) -> AbstractContextManager[None]:
+        """Make ready to publish what `ref` names; where the body fails, nothing of it is visible.
+        What was there is looked at once, now."""
 
     def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
         """HELD, MOUNTED from one of the repositories `near`, or SENT."""
@@ -68,7 +74,11 @@ class Target(Protocol):
     def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
         """A manifest or index, by its digest. What it names is there; so is its subject."""
 
-    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+    def make_history(self, ref: Reference, top: Descriptor) -> list[Document]:
+        """Manifests that say beside `top`, where nothing else does, what the tag named when the
+        session began; what they name is there."""
+
+    def commit(self, ref: Reference, top: Document, referrers: Sequence[Descriptor]) -> None:
         """Make the tag of `ref`, if it has one, name `top`."""
 
 
@@ -120,32 +130,43 @@ class RegistryTarget:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._lock = threading.Lock()
         self._unlisted: dict[tuple[str, Digest], list[Descriptor]] = {}
         self._is_collecting = False
-        self.reader: ImageReader = RegistryReader(registry)
+        self._there: set[tuple[str, Digest]] = set()  # blobs, as this session has seen
+        self.reader: ImageReader = (reader := RegistryReader(registry))
+        self._reader = reader
         self.where = registry.transport.base
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
-        self._registry.ping()
+    def session(self, ref: Reference) -> Iterator[None]:
+        self._reader.remember()
         self._is_collecting = True
         try:
+            if not ref.tag or self._reader.resolve(replace(ref, digest=None)) is None:
+                self._registry.ping()  # it may be no registry at all
             yield
             self._list_referrers()
         finally:
             self._is_collecting = False
             self._unlisted.clear()
+            self._there.clear()
+            self._reader.forget()
 
     def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
-        return self._registry.put_blob(ref.repository, item, open_, near)
+        key = ref.repository, item.digest
+        if key in self._there:
+            return HELD
+        became = self._registry.put_blob(ref.repository, item, open_, near)
+        if self._is_collecting:
+            self._there.add(key)
+        return became
 
     def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
         """And have it listed as a referrer where the registry does not do that by itself."""
         manifest = parse_manifest(raw) if item.media_type == MANIFEST else None
         subject = manifest.subject if manifest else None
         name = ref.repository
-        if subject is None and self._registry.resolve(name, str(item.digest)) is not None:
-            return
         is_listed = self._registry.put_manifest(name, str(item.digest), item, raw)
         if manifest is not None and subject is not None and not is_listed:
             entry = replace(
@@ -153,33 +174,48 @@ class RegistryTarget:
                 artifact_type=manifest.artifact_type or manifest.config.media_type,
                 annotations=dict(manifest.annotations),
             )
-            self._unlisted.setdefault((name, subject.digest), []).append(entry)
+            with self._lock:
+                self._unlisted.setdefault((name, subject.digest), []).append(entry)
             if not self._is_collecting:
                 self._list_referrers()
 
     def _list_referrers(self) -> None:
+        """Those of each subject in a thread of its own: most of it is waiting."""
         from layerkit.edges.registry import add_fallback
 
-        for name, subject in list(self._unlisted):
-            add_fallback(self._registry, name, subject, self._unlisted[name, subject])
-            del self._unlisted[name, subject]
+        with self._lock:
+            found, self._unlisted = self._unlisted, {}
+        if not found:
+            return
 
-    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
-        """What the tag names now is written down as a referrer of `top` first: a registry forgets
-        it, and an update needs to know."""
-        if not ref.tag:
-            return
-        old = self._registry.resolve(ref.repository, ref.tag)
-        if old is not None and old.digest == top.digest:
-            return
-        if old is not None:
-            self.put_was(ref, top, old)
+        def add(key: tuple[str, Digest]) -> None:
+            add_fallback(self._registry, *key, found[key])
+
+        with ThreadPoolExecutor(min(len(found), LISTER_COUNT)) as pool:
+            list(pool.map(add, found))
+
+    def commit(self, ref: Reference, top: Document, referrers: Sequence[Descriptor]) -> None:
         self._list_referrers()
-        _, raw = self._registry.read_manifest(ref.repository, str(top.digest))
-        self._registry.put_manifest(ref.repository, ref.tag, top, raw)
+        old = self._named(ref)
+        if ref.tag and (old is None or old.digest != top[0].digest):
+            self._registry.put_manifest(ref.repository, ref.tag, *top)
+
+    def _named(self, ref: Reference) -> Descriptor | None:
+        """What the tag named when the session began."""
+        return self._reader.resolve(replace(ref, digest=None)) if ref.tag else None
+
+    def make_history(self, ref: Reference, top: Descriptor) -> list[Document]:
+        """A registry forgets what a tag named, and an update needs to know."""
+        old = self._named(ref)
+        if old is None or old.digest == top.digest:
+            return []
+        return [self._make_was(ref, top, old)]
 
     def put_was(self, ref: Reference, top: Descriptor, old: Descriptor) -> None:
         """Write down beside `top` that the tag of `ref` named `old` before it."""
+        self.put_manifest(ref, *self._make_was(ref, top, old))
+
+    def _make_was(self, ref: Reference, top: Descriptor, old: Descriptor) -> Document:
         import io
 
         was = {
@@ -191,7 +227,7 @@ class RegistryTarget:
             Manifest(EMPTY_DESCRIPTOR, (EMPTY_DESCRIPTOR,), was, WAS_ARTIFACT, subject)
         )
         self.put_blob(ref, EMPTY_DESCRIPTOR, lambda: io.BytesIO(EMPTY_BLOB), ())
-        self.put_manifest(ref, describe(raw, MANIFEST), raw)
+        return describe(raw, MANIFEST), raw
 
 
 class BucketTarget:
@@ -203,7 +239,7 @@ class BucketTarget:
         self.where = origin.where
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, ref: Reference) -> Iterator[None]:
         self._origin.create()
         yield
 
@@ -219,9 +255,12 @@ class BucketTarget:
 
         self.put_blob(ref, item, lambda: io.BytesIO(raw), ())
 
-    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
+    def make_history(self, ref: Reference, top: Descriptor) -> list[Document]:
+        return []  # the index tells
+
+    def commit(self, ref: Reference, top: Document, referrers: Sequence[Descriptor]) -> None:
         name = str(replace(ref, digest=None)) if ref.tag else ""
-        self._origin.commit(name, top, list(referrers))
+        self._origin.commit(name, top[0], list(referrers))
 
 
 class FolderTarget:
@@ -232,7 +271,7 @@ class FolderTarget:
         self.reader: ImageReader = LayoutReader(self._layout)
         self.where = str(path)
 
-    def session(self) -> AbstractContextManager[None]:
+    def session(self, ref: Reference) -> AbstractContextManager[None]:
         return self._layout.batch()
 
     def put_blob(self, ref: Reference, item: Descriptor, open_: Open, near: Sequence[str]) -> str:
@@ -246,5 +285,8 @@ class FolderTarget:
     def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
         self._layout.put_blob(raw, item.media_type)
 
-    def commit(self, ref: Reference, top: Descriptor, referrers: Sequence[Descriptor]) -> None:
-        self._layout.commit(ref, top, referrers)
+    def make_history(self, ref: Reference, top: Descriptor) -> list[Document]:
+        return []  # the index tells
+
+    def commit(self, ref: Reference, top: Document, referrers: Sequence[Descriptor]) -> None:
+        self._layout.commit(ref, top[0], referrers)

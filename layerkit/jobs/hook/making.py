@@ -49,8 +49,8 @@ from layerkit.formats.oci import (
     parse_manifest,
 )
 from layerkit.formats.reference import Reference
-from layerkit.jobs.updating.packs import publish_packs
-from layerkit.jobs.updating.stored import Image, find_stored, make_updates, publish_update
+from layerkit.jobs.updating.packs import put_packs
+from layerkit.jobs.updating.stored import Image, find_stored, make_updates, put_update
 
 if TYPE_CHECKING:
     from layerkit.edges.registry import Registry
@@ -275,7 +275,7 @@ def _add_updates(work: _Repository, new: Descriptor, olds: Sequence[Descriptor])
     known = find_stored(reader, image)
     wanted = [Image(work.name, old) for old in olds]
     for one in make_updates([reader], image, wanted, known, warn=_log.info):
-        publish_update(work.target, work.ref, new, one)
+        work.target.put_manifest(work.ref, *put_update(work.target, work.ref, new, one))
         work.made.update_count += 1
         work.made.update_size += len(one.raw)
         work.made.sent_size += len(one.raw)
@@ -285,5 +285,6 @@ def _add_packs(work: _Repository, new: Descriptor, olds: Sequence[Descriptor]) -
     """Packs of the chunks of each image that has none, in the order of the version before."""
     readers, image = [work.target.reader], Image(work.name, new)
     before = Image(work.name, olds[0]) if olds else None
-    for _ in publish_packs(readers, work.target, work.ref, image, before):
+    for document in put_packs(readers, work.target, work.ref, image, before):
+        work.target.put_manifest(work.ref, *document)
         work.made.pack_count += 1

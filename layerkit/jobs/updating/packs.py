@@ -1,4 +1,5 @@
-"""Chunk packs of an image: made when it is pushed, beside it for nodes that have no server.
+"""Chunk packs of an image, beside it for nodes that have no server: they read the chunks that they
+lack by ranges.
 
 The order of a pack is carried on from the pack of the version before (`formats.chunkpack`), and the
 pack of a layer that did not change is the one that is there. Of an image that is there already with
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from layerkit.edges.storage.reading import ImageReader
-from layerkit.edges.storage.targets import Target
+from layerkit.edges.storage.targets import Document, Target
 from layerkit.errors import FormatError, LayerkitError
 from layerkit.formats.chunkmanifest import MAX_FORM_SIZE, ChunkManifest, parse_chunk_manifest
 from layerkit.formats.chunkpack import (
@@ -42,7 +43,7 @@ from layerkit.formats.reference import Reference
 from layerkit.jobs.updating.sources import Sources
 from layerkit.jobs.updating.stored import Image
 
-__all__ = ["publish_packs"]
+__all__ = ["put_packs"]
 
 MAX_LIST_SIZE = 64 << 20  # bytes of a chunk manifest
 MAX_INDEX_SIZE = 64 << 20  # bytes of a pack's index
@@ -59,12 +60,13 @@ class _Old:
     packed: tuple[Descriptor, Descriptor] | None
 
 
-def publish_packs(
+def put_packs(
     readers: Sequence[ImageReader], target: Target, ref: Reference, new: Image, before: Image | None
-) -> Iterator[Descriptor]:
-    """Make and publish what `new`, which is there, lacks of packs, each as soon as it is made: the
-    referrers, as an index of a layout lists them. Raises what `readers` and `target` raise, and
-    FormatError for documents that cannot be read."""
+) -> Iterator[Document]:
+    """Make what `new` lacks of packs, and put their blobs where it is or will be, each as soon as
+    it is made: the manifests that refer with them, as an index of a layout lists them, to be put
+    when the image is there. Raises what `readers` and `target` raise, and FormatError for documents
+    that cannot be read."""
     sources = Sources(readers)
     olds: list[_Old] | None = None
     for image in sources.list_images(new.repository, new.top):
@@ -81,18 +83,16 @@ def publish_packs(
                     target.put_blob(ref, blob, lambda data=data: io.BytesIO(data), ())  # type: ignore[misc]
                 parts.append(blob)
         if parts:
-            yield _publish(target, ref, image, parts)
+            yield _refer(target, ref, image, parts)
 
 
-def _publish(
+def _refer(
     target: Target, ref: Reference, image: Descriptor, parts: Sequence[Descriptor]
-) -> Descriptor:
+) -> Document:
     subject = Descriptor(image.media_type, image.digest, image.size)
     raw = serialize_manifest(Manifest(EMPTY_DESCRIPTOR, tuple(parts), {}, PACKS_ARTIFACT, subject))
-    entry = describe(raw, MANIFEST)
     target.put_blob(ref, EMPTY_DESCRIPTOR, lambda: io.BytesIO(EMPTY_BLOB), ())
-    target.put_manifest(ref, entry, raw)
-    return entry
+    return describe(raw, MANIFEST), raw
 
 
 def _parts_of(artifact: Manifest) -> Parts:

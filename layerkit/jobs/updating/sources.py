@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from layerkit.digest import Digest, check_digest
 from layerkit.edges.storage.reading import ImageReader
@@ -10,7 +10,6 @@ from layerkit.errors import LayerkitError, NotFoundError
 from layerkit.formats.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
-    MAX_DOCUMENT_SIZE,
     Descriptor,
     Manifest,
     parse_index,
@@ -28,10 +27,17 @@ class Sources:
 
     def read(self, name: str, digest: Digest, limit: int) -> bytes:
         """A blob or manifest of repository `name`, verified; raises what the last reader does."""
+        return self._read(digest, lambda reader: reader.read_blob(name, digest, limit))
+
+    def read_manifest(self, name: str, digest: Digest) -> bytes:
+        """The same of what is known to be a manifest or index."""
+        return self._read(digest, lambda reader: reader.read_manifest(name, digest))
+
+    def _read(self, digest: Digest, read: Callable[[ImageReader], bytes]) -> bytes:
         last = len(self._readers) - 1
         for at, reader in enumerate(self._readers):
             try:
-                raw = reader.read_blob(name, digest, limit)
+                raw = read(reader)
                 check_digest(raw, digest, f"blob {digest.short}")
             except LayerkitError:  # a damaged copy here is no reason not to read it there
                 if at == last:
@@ -44,7 +50,7 @@ class Sources:
         """The image manifests of what a tag names: itself, or those of an index."""
         if top.media_type not in INDEX_TYPES:
             return [top]
-        children = parse_index(self.read(name, top.digest, MAX_DOCUMENT_SIZE)).manifests
+        children = parse_index(self.read_manifest(name, top.digest)).manifests
         return [child for child in children if child.media_type in MANIFEST_TYPES]
 
     def list_referrers(self, name: str, digest: Digest, kind: str) -> list[Descriptor]:
@@ -59,5 +65,5 @@ class Sources:
     def find_artifact(self, name: str, digest: Digest, kind: str) -> Manifest | None:
         """The first of them."""
         for entry in self.list_referrers(name, digest, kind):
-            return parse_manifest(self.read(name, entry.digest, MAX_DOCUMENT_SIZE))
+            return parse_manifest(self.read_manifest(name, entry.digest))
         return None

@@ -1,8 +1,8 @@
 """Updates that are kept beside an image: made before a tag moves, found by who asks for it.
 
 `make_updates` makes them with the engine that servers have, in the thread that asks; what it reads
-comes from several places, each digest from the first that has it. `publish_update` puts one where
-the image is, as a referrer of it. Spec: docs/format.md "Stored update".
+comes from several places, each digest from the first that has it. `put_update` puts one where the
+image is, for a referrer of it. Spec: docs/format.md "Stored update".
 
 Memory: two forms and what a delta of them takes, some seven times a binary in all.
 """
@@ -19,7 +19,7 @@ from typing import Final
 from layerkit.digest import Digest
 from layerkit.edges.storage.protocol import Shelf, StoredBlob
 from layerkit.edges.storage.reading import ImageReader
-from layerkit.edges.storage.targets import Target
+from layerkit.edges.storage.targets import Document, Target
 from layerkit.errors import LayerkitError
 from layerkit.formats.oci import (
     ANNOTATION_REF_NAME,
@@ -59,7 +59,7 @@ __all__ = [
     "find_stored",
     "make_updates",
     "make_whole",
-    "publish_update",
+    "put_update",
     "worth_storing",
 ]
 
@@ -185,15 +185,14 @@ def _make(
     return made, found.old
 
 
-def publish_update(target: Target, ref: Reference, top: Descriptor, made: MadeUpdate) -> Descriptor:
-    """Put a stored update beside image `top`, which is there: its blob, then what refers with it.
-    Returns the referrer, as an index of a layout lists it."""
+def put_update(target: Target, ref: Reference, top: Descriptor, made: MadeUpdate) -> Document:
+    """Put the blob of a stored update where image `top` is or will be. Returns the manifest that
+    refers with it, as an index of a layout lists it: to be put when the image is there."""
     blob = describe(made.raw, UPDATE_TYPE)
     entry, raw = make_update_artifact(top, made.old, made.platform, blob)
     target.put_blob(ref, EMPTY_DESCRIPTOR, lambda: io.BytesIO(EMPTY_BLOB), ())
     target.put_blob(ref, blob, lambda: io.BytesIO(made.raw), ())
-    target.put_manifest(ref, entry, raw)
-    return replace(entry, annotations={}, artifact_type="")
+    return replace(entry, annotations={}, artifact_type=""), raw
 
 
 def _without_doubles(images: Iterable[Image]) -> list[Image]:
@@ -232,10 +231,12 @@ class _Joined:
         entries.append(_entry(new, {ANNOTATION_REF_NAME: f"{new.repository}:new"}))
         self._homes: dict[Digest, str] = {}
         referrers: dict[Digest, Descriptor] = {}
+        self._manifests = {image.top.digest for image in (*olds, new)}
         for image in (*olds, new):
             for found in self._find_artifacts(image):
                 self._homes.setdefault(found.digest, image.repository)
                 referrers.setdefault(found.digest, replace(found, annotations={}))
+        self._manifests.update(referrers)
         self._index = serialize_index(Index((*entries, *referrers.values())))
 
     def version(self) -> Hashable:
@@ -248,7 +249,10 @@ class _Joined:
 
     def read_blob(self, name: str, digest: Digest, limit: int) -> bytes:
         """`name` is "" for a referrer."""
-        return self._sources.read(name or self._homes.get(digest, ""), digest, limit)
+        name = name or self._homes.get(digest, "")
+        if digest in self._manifests:
+            return self._sources.read_manifest(name, digest)
+        return self._sources.read(name, digest, limit)
 
     def open_blob(self, name: str, digest: Digest) -> StoredBlob:
         raw = self.read_blob(name, digest, MAX_BLOB_SIZE)
@@ -259,6 +263,7 @@ class _Joined:
         found, name = list[Descriptor](), image.repository
         with contextlib.suppress(LayerkitError):
             for one in self._sources.list_images(name, image.top):
+                self._manifests.add(one.digest)
                 found += self._sources.list_referrers(name, one.digest, CHUNKS_ARTIFACT)
         return found
 

@@ -1,0 +1,112 @@
+"""What helps nodes, made beside an image while that is sent: updates and packs of chunks.
+
+An extra: whatever keeps one from being made is told, and the image goes without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from layerkit.edges.layout import Layout
+from layerkit.edges.storage.reading import LayoutReader
+from layerkit.edges.storage.targets import Document, Target
+from layerkit.errors import LayerkitError, NotFoundError
+from layerkit.formats.oci import Descriptor
+from layerkit.formats.reference import Reference
+from layerkit.jobs.updating.packs import put_packs
+from layerkit.jobs.updating.stored import Image, MadeUpdate, find_stored, make_updates, put_update
+
+__all__ = ["Beside", "Extras", "Progress", "find_old"]
+
+_log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """A running count of bytes."""
+
+    def total(self, size: int) -> None: ...
+    def advance(self, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Updates are made from the last `update_count` images that the tag named, and from `olds`.
+    `packs`: of chunks, too; None: where there is no update."""
+
+    update_count: int
+    olds: Sequence[Reference] = ()
+    packs: bool | None = None
+
+
+def find_old(layout: Layout, target: Target, ref: Reference) -> Image:
+    """An image that nodes have, as the layout or else the target knows it."""
+    found = LayoutReader(layout).resolve(ref) or target.reader.resolve(ref)
+    if found is None:
+        raise NotFoundError(
+            f"{ref} is neither in {layout.path} nor in {target.where}",
+            hint="name an image that was pushed, by its tag or digest",
+        )
+    return Image(ref.repository, found)
+
+
+@dataclass(slots=True)
+class Beside:
+    """For one push of image `top`, of `size` bytes, which need not be in the target yet. Blobs are
+    put as they are made; `documents` are the manifests that refer with them, for when the image is
+    there. Each old image counts once more as `size` in the progress: it is read again."""
+
+    layout: Layout
+    ref: Reference
+    target: Target
+    top: Descriptor
+    size: int
+    progress: Progress
+    warn: Callable[[str], None]
+    documents: list[Document] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # of the updates that were made
+
+    def make(self, extras: Extras, named: Sequence[Image], is_vain: Callable[[], bool]) -> None:
+        """Until all is made, or `is_vain` says that nobody will need it."""
+        new, before = Image(self.ref.repository, self.top), list[Image]()
+        readers = (LayoutReader(self.layout), self.target.reader)
+        has_update = False
+        with self._told():
+            tops = self.target.reader.find_tops(self.ref, max(extras.update_count, 1) + 1)
+            before = [Image(new.repository, old) for old in tops if old.digest != self.top.digest]
+            olds = [*named, *before[: extras.update_count]]
+            self.progress.total(self.size * len(olds))
+            known = find_stored(self.target.reader, new) if olds else []
+            has_update = bool(known)
+            for one in self._count(make_updates(readers, new, olds, known, warn=self.warn)):
+                self.documents.append(put_update(self.target, self.ref, self.top, one))
+                has_update = True
+                if is_vain():
+                    return
+        if extras.packs is False or (extras.packs is None and has_update):
+            return
+        with self._told():
+            last = before[0] if before else None
+            for document in put_packs(readers, self.target, self.ref, new, last):
+                self.documents.append(document)  # one by one: what is there counts
+                if is_vain():
+                    return
+
+    def _count(self, made: Iterable[MadeUpdate]) -> Iterator[MadeUpdate]:
+        for one in made:
+            yield one
+            self.progress.advance(self.size)
+            self.sizes.append(len(one.raw))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except LayerkitError as exc:
+            self.warn(f"the image goes without some of its updates or packs: {exc.message}")
+        except Exception as exc:  # an image that we fail at must be pushed nevertheless
+            _log.exception("updates and packs of %s", self.top.digest.short)
+            self.warn(f"the image goes without some of its updates or packs: {exc!r}")
