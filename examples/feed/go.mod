@@ -2,4 +2,4 @@ module example.com/feed
 
 go 1.24
 
-require example.com/layerkit/go-runtime v0.1.0-hb086f8ecda91
+require example.com/layerkit/go-runtime v0.1.0-h40abc9d7e34b

@@ -9,6 +9,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+
+	"example.com/layerkit/go-runtime/internal/note"
 )
 
 const mib = 1 << 20
@@ -89,6 +91,7 @@ func TestNothingIsSet(t *testing.T) {
 }
 
 func TestNonsenseIsSaidOnce(t *testing.T) {
+	note.Forget()
 	var out bytes.Buffer
 	log.SetOutput(&out)
 	defer log.SetOutput(os.Stderr)

@@ -21,6 +21,7 @@ type probes struct {
 	next     http.Handler
 	own      map[string]http.HandlerFunc
 	steps    *warm.Set
+	self     *self
 	draining atomic.Bool
 	cold     atomic.Bool // and to be waited for
 	mu       sync.Mutex
@@ -34,8 +35,8 @@ type report struct {
 	Steps   []warm.Result `json:"steps"`
 }
 
-func newProbes(next http.Handler, s *settings) *probes {
-	p := &probes{next: next, steps: s.steps}
+func newProbes(next http.Handler, s *settings, self *self) *probes {
+	p := &probes{next: next, steps: s.steps, self: self}
 	p.own = map[string]http.HandlerFunc{
 		"/healthz": p.health, "/readyz": p.ready, "/warmz": p.warm,
 	}
@@ -45,7 +46,7 @@ func newProbes(next http.Handler, s *settings) *probes {
 		}
 	}
 	for _, one := range s.requests {
-		s.steps.Add(one.name(), func(ctx context.Context) error { return one.send(ctx, next) })
+		s.steps.Add(one.name(), func(ctx context.Context) error { return one.send(ctx, next, self) })
 	}
 	p.cold.Store(s.waitWarm)
 	return p
@@ -72,6 +73,9 @@ func (p *probes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			own(w, r)
 			return
 		}
+	}
+	if p.self.isOwn(r) {
+		r = markWarm(r)
 	}
 	p.next.ServeHTTP(w, r)
 }

@@ -10,7 +10,8 @@
 //	/healthz  200 while the process answers
 //	/readyz   200 while requests should come here; 503 once it drains, and with WaitWarm before
 //	          it is warm
-//	/warmz    runs the steps of package warm and the warm requests, answers with how each went
+//	/warmz    runs the steps of package warm and the warm requests, answers with how each went;
+//	          at most once a second
 //
 // A keep-alive probe at /warmz keeps an instance warm: what the first request needs is there.
 package serve
@@ -60,9 +61,9 @@ func DrainTimeout(d time.Duration) Option { return func(s *settings) { s.drainTi
 // WaitWarm runs what /warmz runs at the start, and holds /readyz at 503 until it has ended.
 func WaitWarm() Option { return func(s *settings) { s.waitWarm = true } }
 
-// WarmRequest has /warmz send this request to the handler, without a network, with the header
-// `User-Agent: layerkit-warm`, so that its code, its pools and its caches are touched. It must be
-// harmless. IsWarm tells it apart.
+// WarmRequest has /warmz send this request to the handler a few times on each processor, directly
+// and over connections to the own listener, with the header `User-Agent: layerkit-warm`, so that
+// code, pools and caches are touched. It must be harmless. IsWarm tells it apart.
 func WarmRequest(method, target, body string) Option {
 	return func(s *settings) { s.requests = append(s.requests, warmRequest{method, target, body}) }
 }
@@ -104,7 +105,7 @@ func ServeListener(
 	s := makeSettings(options)
 	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelWork() // what runs when the drain gives up
-	front := newProbes(handler, s)
+	front := newProbes(handler, s, newSelf(listener))
 	server := &http.Server{
 		Handler:           front,
 		ReadHeaderTimeout: headerTimeout,

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/layerkit/go-runtime/internal/note"
 	"example.com/layerkit/go-runtime/warm"
 )
 
@@ -163,7 +164,7 @@ func TestWarmzRunsStepsAndRequests(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "ok")
 	})
-	p := newProbes(handler, &settings{steps: steps, requests: []warmRequest{{"PUT", "/?name=x", "hi"}}})
+	p := newProbes(handler, &settings{steps: steps, requests: []warmRequest{{"PUT", "/?name=x", "hi"}}}, nil)
 	got := p.warmUp(context.Background())
 	if len(got.Steps) < 2 || got.Steps[0].Error != "no host" || got.Steps[1].Error != "" {
 		t.Errorf("got %+v", got)
@@ -193,8 +194,57 @@ func TestAWarmRequestThatFailsIsToldNotFatal(t *testing.T) {
 		}
 	}
 	bad := warmRequest{"GET", "no path", ""}
-	if err := bad.send(context.Background(), text("")); err == nil {
+	if err := bad.send(context.Background(), text(""), nil); err == nil {
 		t.Error("a malformed request: got no error")
+	}
+}
+
+func TestWarmRequestsComeOverConnections(t *testing.T) {
+	var direct, wired, strange atomic.Int32
+	url, _ := started(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		switch {
+		case !IsWarm(r) || r.Header.Get(warmHeader) != "" || string(body) != "hi":
+			strange.Add(1)
+		case r.RemoteAddr == "127.0.0.1:0":
+			direct.Add(1)
+		default:
+			wired.Add(1)
+		}
+	}), WarmRequest("PUT", "/", "hi"))
+	get(t, url+"/warmz")
+	if direct.Load() == 0 || wired.Load() < wireRounds || strange.Load() != 0 {
+		t.Errorf("direct %d, over connections %d, strange %d", direct.Load(), wired.Load(), strange.Load())
+	}
+	request, _ := http.NewRequest("PUT", url, strings.NewReader("hi"))
+	request.Header.Set(warmHeader, "guessed")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if strange.Load() != 1 {
+		t.Error("a stranger's request counts as warm")
+	}
+}
+
+// hidden is a listener of a kind that the server does not know how to reach.
+type hidden struct{ net.Listener }
+
+func TestAListenerThatCannotBeReachedIsWarmedDirectly(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if newSelf(hidden{listener}) != nil {
+		t.Error("reached")
+	}
+	var count atomic.Int32
+	handler := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { count.Add(1) })
+	gone := &self{"tcp", "127.0.0.1:1", "token"}
+	if err := (warmRequest{"GET", "/", ""}).send(t.Context(), handler, gone); err != nil || count.Load() == 0 {
+		t.Errorf("got %v after %d requests", err, count.Load())
 	}
 }
 
@@ -202,7 +252,7 @@ func TestReadyWaitsUntilItIsWarm(t *testing.T) {
 	release := make(chan struct{})
 	steps := &warm.Set{}
 	steps.Add("slow", func(context.Context) error { <-release; return nil })
-	p := newProbes(text(""), &settings{steps: steps, waitWarm: true})
+	p := newProbes(text(""), &settings{steps: steps, waitWarm: true}, nil)
 	if !p.cold.Load() {
 		t.Error("not cold at the start")
 	}
@@ -214,6 +264,7 @@ func TestReadyWaitsUntilItIsWarm(t *testing.T) {
 }
 
 func TestNonsenseInTheEnvironmentIsSaidAndLeft(t *testing.T) {
+	note.Forget()
 	var out bytes.Buffer
 	log.SetOutput(&out)
 	defer log.SetOutput(os.Stderr)

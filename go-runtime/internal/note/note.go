@@ -18,3 +18,6 @@ func Once(key, format string, args ...any) {
 		log.Printf("layerkit: %s", text)
 	}
 }
+
+// Forget lets all be said again: for tests, which look at what is said.
+func Forget() { said.Clear() }
