@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class FakeRegistry:
     tokens: list[str] = field(default_factory=list)  # scopes that were given out
     url: str = ""
     down: bool = False
+    tls: ssl.SSLContext | None = None
     refuse_after: int = -1  # writes that it takes before it refuses all others; -1: all
 
     @property
@@ -63,9 +65,13 @@ class FakeRegistry:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if self.tls is not None:
+            server.socket = self.tls.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        self.url = f"http{'s' if self.tls else ''}://127.0.0.1:{server.server_address[1]}"
         try:
             yield self
         finally:

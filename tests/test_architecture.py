@@ -55,7 +55,8 @@ FORMATS = {
     "tree": ("tar", ""),
     "imagearchive": ("digest oci reference tar", ""),
     "statement": ("digest", ""),
-    "supplychain": ("digest buildinfo oci statement", "cyclonedx packageurl"),
+    "packages": ("tar tree", ""),
+    "supplychain": ("digest buildinfo oci packages statement", "cyclonedx packageurl"),
     "signature": ("digest oci statement", ""),
     "ecosystems": ("layer tar tree", ""),
     "splitting": ("buildinfo ecosystems elf layer tar tree", ""),
@@ -115,8 +116,9 @@ EDGES = {
         " formats.reference formats.update",
         "",
     ),
+    "loopback": ("", ""),
     "registry": (
-        "digest edges.upstream formats.oci formats.reference formats.storedupdate",
+        "digest edges.loopback edges.upstream formats.oci formats.reference formats.storedupdate",
         "oras requests urllib3",
     ),
     "storage": (
@@ -145,7 +147,7 @@ EDGES = {
     "forker": ("edges.forked", ""),
     "versions": ("digest edges.disk formats.reference", ""),
     "spares": ("digest edges.disk", ""),
-    "polling": ("digest edges.upstream formats.oci formats.update", "aiohttp"),
+    "polling": ("digest edges.loopback edges.upstream formats.oci formats.update", "aiohttp"),
     "localapi": ("edges.forked", "aiohttp"),
     "localclient": ("edges.forked", ""),
     "notify": ("", ""),
@@ -289,6 +291,7 @@ def test_imports_go_down_only(module: str, path: Path) -> None:
                     "jobs.publish",
                     "jobs.pull",
                     "jobs.serve",
+                    "jobs.split",
                     "jobs.updating",
                 )
             )

@@ -12,6 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from layerkit.digest import Digest
+from layerkit.edges.loopback import speaks_tls
 from layerkit.edges.upstream import asked_pause
 from layerkit.errors import (
     BusyError,
@@ -88,6 +90,7 @@ class Poller:
             max_field_size=MAX_HEAD_SIZE,
             trust_env=False,
         )
+        self._by_tls: dict[str, str] = {}  # plain URLs of registries that want TLS
 
     async def close(self) -> None:
         await self._session.close()
@@ -119,8 +122,17 @@ class Poller:
         if question.have:
             accept["if-none-match"] = f'"{question.have[0]}"'
         path = f"/v2/{question.name}/manifests/{question.ref}"
-        proxy = _find_proxy(url)
-        status, headers, _ = await self._ask("HEAD", url, path, token, accept, 0.0, proxy)
+        where = self._by_tls.get(url, url)
+        ask = partial(self._ask, "HEAD", path=path, token=token, headers=accept, wait=0.0)
+        try:
+            status, headers, _ = await ask(where, proxy=_find_proxy(where))
+        except (UnauthorizedError, BusyError):
+            raise
+        except RemoteError:  # a registry on this machine may want TLS, as Transport finds out, too
+            if not await asyncio.to_thread(speaks_tls, where):
+                raise
+            where = self._by_tls[url] = f"https{where.removeprefix('http')}"
+            status, headers, _ = await ask(where, proxy=_find_proxy(where))
         if status == 404:
             raise NotFoundError(f"{url}{path} does not exist")
         digest = _digest(headers, "docker-content-digest") or _digest(headers, "etag")

@@ -71,8 +71,8 @@ class Reference:
 
     @property
     def registry_url(self) -> str:
-        """The registry that the reference names; "" without a host. On this machine it speaks plain
-        HTTP, as docker has it; docker's own is at another address than it is named by."""
+        """The registry that the reference names; "" without a host. On this machine it is asked
+        plainly first, and by TLS if it turns out to speak that (edges/loopback); docker's own is at another address than it is named by."""
         if not self.host:
             return ""
         if self.host in _DOCKER_HUB:

@@ -5,8 +5,10 @@ tokens. Ours, in `send_once` and `retry`, through which every request goes: time
 what an answer may hold, retries that heed Retry-After, a token for each scope, bodies that can be
 sent again. Who gets credentials: the registry's own origin, and a token realm on its host, in
 `KNOWN_REALMS`, or named by the user; never the target of a redirect or an upload's location
-elsewhere, never a plain connection where the registry's is TLS. Proxies come from the environment,
-as requests has it; .netrc is not read. Safe for threads.
+elsewhere, never a plain connection where the registry's is TLS. A registry on this machine that is
+asked plainly and turns out to speak TLS is asked by that from then on (`edges/loopback`); never the
+other way round. Proxies come from the environment, as requests has it; .netrc is not read. Safe for
+threads.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from collections.abc import Callable, Collection, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import oras.auth.utils
 import oras.logger
 import oras.provider
 import requests
 
+from layerkit.edges.loopback import speaks_tls
 from layerkit.edges.registry.traffic import BrokenError, Traffic
 from layerkit.edges.upstream import asked_pause, reason_of
 from layerkit.errors import (
@@ -129,6 +132,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         self.auth.session = session
         session.headers.update({"User-Agent": "layerkit", "Accept-Encoding": "identity"})
         self.host = host
+        self.prefix: str  # of oras: the scheme
         self.base = f"{self.prefix}://{api_host}"
         self._origin = _origin_of(self.base)
         shown = [str(path) for path in (client_cert, client_key) if path is not None]
@@ -140,6 +144,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
         self._headers: dict[_Scope, str] = {}  # by scope: what Authorization was accepted
         self._config = config
         self._has_looked = False
+        self._may_be_tls = plain_http  # until something was answered
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -236,21 +241,59 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]
     ) -> requests.Response:
         """Send along redirects; only the registry's origin sees `header`."""
         for _ in range(MAX_REDIRECTS):
-            sent = dict(headers)
+            sent, url = dict(headers), self._locate_own(url)
             if header and _origin_of(url) == self._origin:
                 sent["Authorization"] = header
-            answer = self._request(method, url, sent, None if body is None else body())
+            answer = self._ask(method, url, sent, body)
             location = answer.headers.get("Location", "")
             if answer.status_code not in REDIRECTS or not location:
                 return answer
             answer.close()
-            url = self.locate(url, location)
+            url = self.locate(self._locate_own(url), location)  # it may be known by now
         raise RemoteError(f"{self.host} redirects more than {MAX_REDIRECTS} times")
+
+    def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None
+    ) -> requests.Response:
+        """One exchange; once more by TLS, if the registry is found to speak that."""
+
+        def exchange() -> requests.Response:
+            data = None if body is None else body()
+            return self._request(method, self._locate_own(url), headers, data)
+
+        try:
+            answer = exchange()
+            if answer.status_code != 400 or not self._finds_tls(url):
+                self._may_be_tls = False
+                return answer
+            answer.close()
+        except BrokenError:
+            if not self._finds_tls(url):
+                raise
+        return exchange()
+
+    def _finds_tls(self, url: str) -> bool:
+        """Does the registry speak TLS after all? Then that is what it is asked by from now on."""
+        if not self._may_be_tls or urlsplit(url).netloc != urlsplit(self.base).netloc:
+            return False
+        with self._lock:
+            if self.prefix == "http" and speaks_tls(self.base):
+                self.prefix = "https"
+                self.base = f"https://{urlsplit(self.base).netloc}"
+                self._origin = _origin_of(self.base)
+        return self.prefix == "https"
+
+    def _locate_own(self, url: str) -> str:
+        """A URL of the registry as it is asked by now: made before it was found to speak TLS."""
+        parts = urlsplit(url)
+        if self.prefix == "https" and (parts.scheme, parts.netloc) == ("http", self.hostname):
+            return urlunsplit(parts._replace(scheme="https"))
+        return url
 
     def _request(
         self, method: str, url: str, headers: Mapping[str, str], data: Any
     ) -> requests.Response:
-        """One exchange."""
+        """Send, once."""
         try:
             answer: requests.Response = self.session.request(
                 method,

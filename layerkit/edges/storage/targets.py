@@ -61,8 +61,10 @@ Document = tuple[Descriptor, bytes]  # a manifest or index
 class Target(Protocol):
     """Safe for threads; `commit` is called once, when all else is there."""
 
-    where: str
     reader: ImageReader  # what is there
+
+    @property
+    def where(self) -> str: ...
 
     def session(self, ref: Reference) -> AbstractContextManager[None]:
         """Make ready to publish what `ref` names; where the body fails, nothing of it is visible.
@@ -136,7 +138,10 @@ class RegistryTarget:
         self._there: set[tuple[str, Digest]] = set()  # blobs, as this session has seen
         self.reader: ImageReader = (reader := RegistryReader(registry))
         self._reader = reader
-        self.where = registry.transport.base
+
+    @property
+    def where(self) -> str:
+        return self._registry.transport.base
 
     @contextlib.contextmanager
     def session(self, ref: Reference) -> Iterator[None]:
