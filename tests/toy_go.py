@@ -22,6 +22,7 @@ QUANTUM = {AMD64: 1, ARM64: 4}  # bytes that a pc-value table counts in
 NAMES = ("main.main", "main.helper", "main.(*T).Get", "main.inlined")
 SECTION_NAMES = (".text", ".rodata", ".typelink", ".gopclntab", ".data", ".bss", ".shstrtab")
 SYMBOL_SECTIONS = (".symtab", ".strtab")  # Go puts their names last
+PLT = ".plt"  # of a binary that calls C: code in which no function of Go begins
 ALLOC, EXEC = 2, 4
 
 At = Mapping[str, int]  # name of a piece -> its address
@@ -230,7 +231,7 @@ def symbol_table(at: At) -> tuple[bytes, bytes]:
 
 
 def lay_out(
-    at: At, hello: bytes, machine: int = AMD64, symbols: bool = False
+    at: At, hello: bytes, machine: int = AMD64, symbols: bool = False, plt: bool = False
 ) -> tuple[bytes, dict[str, int]]:
     """The file with the addresses `at`, and where its pieces really are."""
     code = text(at, hello) if machine == AMD64 else text_arm64(at, hello)
@@ -243,7 +244,10 @@ def lay_out(
         (".gopclntab", ALLOC, pclntab(at, quantum)),
         (".data", ALLOC | 1, data(at)),
     ]
-    sections = SECTION_NAMES + SYMBOL_SECTIONS * symbols
+    if plt:
+        jump = bytes.fromhex("ff25") + rel(at, "plt", 6, "cell")  # jmp [cell]
+        parts.insert(1, (PLT, ALLOC | EXEC, [("plt", 16, jump * 2)]))
+    sections = SECTION_NAMES + (PLT,) * plt + SYMBOL_SECTIONS * symbols
     names = b"\0" + b"".join(n.encode() + b"\0" for n in sections)
     count = len(sections) + 1
     body = bytearray(64 + 56 + 64 * count)
@@ -285,10 +289,12 @@ def lay_out(
     return bytes(body + names), found
 
 
-def toy_go(hello: bytes = b"hello, world", machine: int = AMD64, symbols: bool = False) -> bytes:
+def toy_go(
+    hello: bytes = b"hello, world", machine: int = AMD64, symbols: bool = False, plt: bool = False
+) -> bytes:
     """The toy; `hello` may have any length up to 200 bytes."""
-    _, at = lay_out(defaultdict(int), hello, machine, symbols)
-    return lay_out(at, hello, machine, symbols)[0]
+    _, at = lay_out(defaultdict(int), hello, machine, symbols, plt)
+    return lay_out(at, hello, machine, symbols, plt)[0]
 
 
 def place_of(piece: str, hello: bytes = b"hello, world", machine: int = AMD64) -> int:

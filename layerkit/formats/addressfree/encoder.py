@@ -212,10 +212,10 @@ def _spread_objects(
                 keys = list(found.patterns)
             part += 1
     pattern[place[exact]] = patterns[exact]
-    # a cut inside a function goes on that function
+    # a cut inside a function goes on that function; code without any (.plt) is on its own
     inner = text & ~is_end & (pattern != P_FUNCTION)
     head = np.maximum.accumulate(np.where(pattern == P_FUNCTION, np.arange(len(starts)), -1))
-    rule[inner & (head >= 0)] = model.RULE_CONT
+    rule[inner & (head >= 0) & (region[head] == region)] = model.RULE_CONT
     rule[text & ~is_end & (pattern == P_FUNCTION)] = model.RULE_NAME
     return pattern
 

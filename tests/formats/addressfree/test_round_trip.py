@@ -51,6 +51,11 @@ def test_a_toy_has_a_form_of_its_own(toy: bytes) -> None:
 
 
 @pytest.mark.parametrize("machine", [AMD64, ARM64])
+def test_a_binary_that_calls_c_has_a_form_of_its_own(machine: int) -> None:
+    assert assert_comes_back(toy_go(machine=machine, plt=True)).why_raw == ""
+
+
+@pytest.mark.parametrize("machine", [AMD64, ARM64])
 @pytest.mark.parametrize("size", [0, 1, 40, 200])
 def test_toys_with_other_strings_come_back(size: int, machine: int) -> None:
     assert assert_comes_back(toy_go(noise(size), machine)).why_raw == ""
