@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from layerkit.errors import NotFoundError, StoreError, StoreFullError, StoreLockedError
 
-__all__ = ["TEMP_PREFIX", "Disk", "OpenFile"]
+__all__ = ["TEMP_PREFIX", "Disk", "HeldFile", "OpenFile"]
 
 TEMP_PREFIX: Final = ".tmp-"  # whoever lists a folder skips these; gc removes them
 WRITE_SIZE: Final = 1 << 20  # bytes a write call: one step of a FaultyDisk
@@ -73,6 +73,22 @@ class OpenFile:
         if not self._done:
             with contextlib.suppress(StoreError):
                 self._disk.remove(self._temp)
+
+
+class HeldFile:
+    """A file that is locked while its owner lives, or until `release`, which removes it."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+
+    def release(self) -> None:
+        """Remove the file, then let it go: who waits for it makes a new one."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            os.close(self._fd)
+            self._fd = -1
 
 
 class Disk:
@@ -239,6 +255,26 @@ class Disk:
                     os.unlink(name)
             os.close(fd)
 
+    def try_hold(self, path: Path) -> HeldFile | None:
+        """Lock a file, made if absent, and set its time to now; None while another one holds it.
+        The kernel lets it go however its owner ends."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        kind = fcntl.LOCK_EX | fcntl.LOCK_NB
+        while True:
+            fd = self.act("lock", path, lambda: os.open(path, flags, 0o644))
+            try:
+                self.act("lock", path, functools.partial(fcntl.flock, fd, kind))
+                if _is_at(fd, path):
+                    os.utime(fd)
+                    return HeldFile(fd, path)
+            except StoreLockedError:
+                os.close(fd)
+                return None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # its owner removed it between our two calls: there is, or was, another
+
     def is_held(self, path: Path) -> bool:
         """Does a living process hold the file that `hold_new` made?"""
         try:
@@ -300,6 +336,14 @@ class Disk:
                 self._unlink_at(folder / name, name, fd)
             else:
                 self._rmdir_at(folder / name, name, fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Is the open file still the one of that name?"""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _mkdir(path: Path, mode: int) -> None:

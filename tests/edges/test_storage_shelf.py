@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,52 @@ class TestFolderShelf(ShelfSuite):
             worker.join()
         assert [worker.exitcode for worker in workers] == [0, 0, 0]
         assert sum(path.stat().st_size for path in shelf.path.iterdir()) <= self.LIMIT
+
+    def test_what_a_killed_process_claimed_is_free_at_once(self, shelf: FolderShelf) -> None:
+        argv = [sys.executable, "-c", CLAIMER, str(shelf.path)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as owner:
+            assert owner.stdout is not None and owner.stdout.readline() == b"True\n"
+            assert not shelf.claim("key", 60)
+            owner.kill()
+            owner.wait()
+        assert shelf.claim("key", 60)
+        shelf.release("key")
+        assert list(shelf.path.iterdir()) == []
+
+    def test_who_did_not_claim_gives_nothing_back(self, shelf: FolderShelf) -> None:
+        other = FolderShelf(shelf.path)
+        assert shelf.claim("key", 60)
+        other.release("key")
+        assert not other.claim("key", 60)
+        shelf.release("key")
+        assert other.claim("key", 60)
+
+    def test_a_claim_is_of_one_at_a_time(self, shelf: FolderShelf) -> None:
+        """Taken, given back and taken again by many at once: no two ever have it."""
+        shelves = [FolderShelf(shelf.path) for _ in range(4)]
+        owners, most, taken = [0], [0], [0]
+
+        def work(mine: FolderShelf) -> None:
+            for _ in range(300):
+                if mine.claim("key", 60):
+                    owners[0] += 1
+                    most[0], taken[0] = max(most[0], owners[0]), taken[0] + 1
+                    owners[0] -= 1
+                    mine.release("key")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, shelves))
+        assert most == [1] and taken[0] >= 300
+
+
+CLAIMER = """
+import sys, time
+from pathlib import Path
+from layerkit.edges.storage import FolderShelf
+shelf = FolderShelf(Path(sys.argv[1]))
+print(shelf.claim("key", 60), flush=True)
+time.sleep(600)
+"""
 
 
 def use_shelf(path: Path, limit: int, seed: int) -> None:

@@ -232,7 +232,7 @@ def test_what_a_server_failed_to_make_the_other_one_makes(tmp_path: Path) -> Non
     assert servers[1].get_soon("key", lambda: b"made", WAIT, ANYONE) == b"made"
 
 
-def test_the_claim_of_a_server_that_died_ends(
+def test_the_claim_of_a_server_that_is_stuck_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CLAIM_SECONDS", 0.3)

@@ -42,7 +42,7 @@ class Shelf(Protocol):
 
     def claim(self, key: str, seconds: float) -> bool:
         """Is it ours to make what belongs under `key`? False: another one said so less than
-        `seconds` ago. True, too, where claims cannot be kept."""
+        `seconds` ago, and may still be at it. True, too, where claims cannot be kept."""
 
     def release(self, key: str) -> None:
         """Take our claim back: it is made, or will not be."""

@@ -3,21 +3,23 @@
 Who puts holds the folder's lock, so that the size is kept within its limit by all together, and a
 temp file that is seen under the lock is one that a crash left. A reader takes no lock: an entry
 appears whole, and is checked as it is read. What was used is told by the time of its file.
-A crash leaves at most one temp file, which the next `put` removes, and a claim for each thing that
-was being made, which the next one to make it takes over when its time is out.
+A crash leaves at most one temp file, which the next `put` removes, and an empty file for each thing
+that was being made. A claim is a lock on that file: the kernel drops it however its owner ends, so
+what a killed server was making is another one's at once. Who lives and does not come to an end is
+overtaken when the time of the claim is out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from layerkit.edges.disk import Disk
+from layerkit.edges.disk import Disk, HeldFile
 from layerkit.edges.storage.room import TOUCH_SECONDS, make_room
 from layerkit.errors import FormatError, LayerkitError
 from layerkit.formats.shelf import HEADER, MAX_ENTRY_SIZE, name_entry, parse_entry, serialize_entry
@@ -37,6 +39,8 @@ class FolderShelf:
         self.path = path
         self.limit = limit
         self._disk = disk or Disk()
+        self._guard = threading.Lock()
+        self._held: dict[str, HeldFile] = {}  # our claims
 
     def get(self, key: str) -> bytes | None:
         path = self.path / name_entry(key)
@@ -75,17 +79,25 @@ class FolderShelf:
         path = self.path / f"{_CLAIM}{name_entry(key)}"
         try:
             self._disk.make_folder(self.path)
-            with self._disk.lock(self.path / _LOCK, wait=True):
-                with contextlib.suppress(FileNotFoundError):
-                    if 0 <= time.time() - path.stat().st_mtime < seconds:
-                        return False
-                self._disk.write_atomic(path, b"")
+            held = self._disk.try_hold(path)
+            if held is not None:
+                with self._guard:
+                    self._held[key] = held
+                return True
+            if 0 <= time.time() - path.stat().st_mtime < seconds:
+                return False
+            self._disk.touch(path)  # its owner is stuck; from now on it is ours
+        except FileNotFoundError:
+            return False  # it was given back just now: it is made, or free
         except (LayerkitError, OSError) as exc:
             _log.debug("no claims in %s: %s", self.path, exc)
         return True
 
     def release(self, key: str) -> None:
-        self._try(self._disk.remove, self.path / f"{_CLAIM}{name_entry(key)}")
+        with self._guard:
+            held = self._held.pop(key, None)
+        if held is not None:
+            held.release()
 
     def _try(self, call: Callable[[Path], object], path: Path) -> None:
         try:
