@@ -11,6 +11,7 @@ import click
 
 from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
 from layerkit.cli.loading import check_load, load_image, load_options, say_loaded, scratch_folder
+from layerkit.cli.pushing import find_push, push_options, say_pushed
 
 if TYPE_CHECKING:
     from layerkit.edges.imagesource import Places
@@ -105,6 +106,8 @@ def init(context: click.Context, /, folder: Path, template: str, only_runtime: b
 @pack_option
 @describe_option
 @load_options
+@option("--push", is_flag=True, help="Push the image, too, as 'layerkit push' does.")
+@push_options
 @json_option
 @click.pass_context
 def build(
@@ -118,6 +121,7 @@ def build(
     strict_cgo: bool,
     pack: bool,
     describe: bool,
+    push: bool,
     **facts: Any,
 ) -> None:
     """Build the Go function in DIR into an OCI image, with its chunks beside it.
@@ -130,6 +134,7 @@ def build(
 
     state, parsed = state_of(context), Reference.parse(ref)
     check_load(facts, parsed)
+    pushing = find_push(context, push, parsed, facts)
     wanted = [parse_platform(text.strip()) for text in platforms.split(",")]
     found = run_build(
         folder,
@@ -144,13 +149,17 @@ def build(
         warn=state.console.warn,
     )
     loaded = _load_built(output, parsed, wanted, facts) if facts["load"] else None
+    pushed = pushing.run(output, state) if pushing is not None else None
     if state.as_json:
         more = {"loaded": document_of(loaded)} if loaded is not None else {}
+        more |= {"pushed": document_of(pushed)} if pushed is not None else {}
         state.console.document(document_of(found) | more)
         return
     state.console.say(f"{found.tag} in {found.layout}, built with {found.go}")
     if loaded is not None:
         say_loaded(loaded, state)
+    if pushed is not None:
+        say_pushed(pushed, state)
     state.console.result(found.reference)
 
 
