@@ -31,6 +31,7 @@ from layerkit.formats.chunkmanifest import (
 from layerkit.formats.chunksync import MAX_OLD_COUNT
 from layerkit.formats.formpack import PACKED_TYPE
 from layerkit.formats.layerform import ADDRESS_FREE, decode_layer, decoded_size, is_layer_form
+from layerkit.formats.lean import find_left_out
 from layerkit.formats.update import MAX_LAYER_COUNT, Documents
 
 __all__ = [
@@ -86,6 +87,7 @@ class ImageLayer:
     chunk_manifest: oci.Descriptor | None
     form: oci.Descriptor | None
     packed: oci.Descriptor | None
+    has_form_blob: bool = True  # False: it was left out, and can be made of the layer
 
     @property
     def role(self) -> str:
@@ -132,17 +134,14 @@ def layers_of(documents: Documents) -> list[ImageLayer]:
         for part in oci.parse_manifest(documents.artifact).layers:
             name = part.annotations.get(oci.ANNOTATION_LAYER, "")
             parts.setdefault((part.media_type, name), part)
-    return [
-        ImageLayer(
-            index,
-            blob,
-            diff_id,
-            parts.get((oci.CHUNK_MANIFEST, str(diff_id))),
-            parts.get((oci.FORM_ZSTD, str(diff_id))),
-            parts.get((PACKED_TYPE, str(diff_id))),
-        )
-        for index, (blob, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True))
-    ]
+    found = []
+    for index, (blob, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
+        listed = parts.get((oci.CHUNK_MANIFEST, str(diff_id)))
+        stored = parts.get((oci.FORM_ZSTD, str(diff_id)))
+        form = stored or (find_left_out(listed) if listed is not None else None)
+        packed = parts.get((PACKED_TYPE, str(diff_id)))
+        found.append(ImageLayer(index, blob, diff_id, listed, form, packed, stored is not None))
+    return found
 
 
 def choose_route(
@@ -257,9 +256,7 @@ def list_form(
     transform = _transform_of(form)
     plain_size = decoded_size(form) if transform == ADDRESS_FREE else len(form)
     role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
-    manifest = build_chunk_manifest(
-        form, transform, diff_id, plain_size, role, chunker_of(listed)
-    )
+    manifest = build_chunk_manifest(form, transform, diff_id, plain_size, role, chunker_of(listed))
     data = serialize_chunk_manifest(manifest)
     if listed is None or sha256_digest(data) != listed.digest:
         raise IntegrityError(

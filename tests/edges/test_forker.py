@@ -108,3 +108,28 @@ def test_the_end_ends_jobs(tmp_path: Path) -> None:
             await task
 
     run(body)
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_fork_that_waits_for_a_job_takes_the_next_one_and_may_die() -> None:
+    async def body(forker: Forker) -> None:
+        done = await forker.run({"do": "x"})
+        parent = done["parent"]
+        assert isinstance(parent, int)
+        for is_killed in (False, True, False):
+            end = time.monotonic() + 10
+            while not (waiting := [pid for pid in children(parent) if pid != done["pid"]]):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+            (pid,) = waiting
+            if is_killed:
+                os.kill(pid, signal.SIGKILL)
+                while pid in children(parent):
+                    await asyncio.sleep(0.02)
+            done = await forker.run({"do": "x"})
+            assert (done["pid"] == pid) is not is_killed
+
+    run(body)

@@ -90,3 +90,27 @@ def test_the_oldest_go(tmp_path: Path) -> None:
     assert spares.has([digests[-1]])
     spares.clear()
     assert not spares.folder.exists()
+
+
+def test_a_spare_form_is_read_as_it_was_put_and_never_when_it_is_damaged(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", Disk())
+    form = b"form" * 1000
+    digest = sha256_digest(form)
+    assert spares.read_form(digest) is None
+    assert not spares.has_form(digest, len(form))
+    spares.put_form(digest, form)
+    assert spares.has_form(digest, len(form))
+    assert spares.read_form(digest) == form
+    (path,) = spares.folder.iterdir()
+    path.write_bytes(form[:-1] + b"!")
+    assert spares.read_form(digest) is None
+    assert not path.exists()
+
+
+def test_the_newest_spare_forms_are_kept(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", Disk(), most=2)
+    forms = [b"form %d" % number for number in range(4)]
+    for form in forms:
+        spares.put_form(sha256_digest(form), form)
+    kept = [form for form in forms if spares.read_form(sha256_digest(form))]
+    assert kept == forms[2:]

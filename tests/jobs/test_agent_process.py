@@ -148,7 +148,7 @@ def test_memory_is_small_when_idle(agent: AgentProcess) -> None:
 
     assert read(agent.process.pid, "status", "VmRSS:") < 80 << 10
     family = [read(pid, "smaps_rollup", "Pss:") for pid in agent.process_ids()]
-    assert len(family) == 2
+    assert len(family) == 3  # it, what its jobs fork from, a fork for the next job
     assert sum(family) < 80 << 10
 
 

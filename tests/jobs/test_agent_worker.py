@@ -178,7 +178,7 @@ def test_a_spare_tree_becomes_the_next_version(
     first = pull(tmp_path, server.url)
     assert first["wants_spare"]
     make_spare(tmp_path, server.url)
-    (spare,) = (tmp_path / "root" / ".tmp-spares").iterdir()
+    (spare,) = (tmp_path / "root" / ".tmp-spares").glob("*-*")
     inode = (spare / "etc" / "passwd").stat().st_ino
     assert not (spare / "app").exists()
     new = publish(layout, 2)

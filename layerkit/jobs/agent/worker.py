@@ -208,12 +208,18 @@ def _authorize(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _make_spare(bench: _Bench, job: Mapping[str, Any]) -> dict[str, object]:
-    """The tree of all layers of the current version but the highest, for the next version."""
+    """For the next version: the form of the current one's highest layer, the tree of all others."""
     ref = Reference.parse(job["ref"]).tagged
     server = parse_servers(job["servers"])[0]  # not asked: the store has all
     with bench.open_upstream(server) as remote:
         made = make_spare(
-            ref, remote, bench.store, bench.spares, disk=bench.disk, platform=bench.platform
+            ref,
+            remote,
+            bench.store,
+            bench.spares,
+            disk=bench.disk,
+            platform=bench.platform,
+            with_tree=bench.place.kind == "rootfs",
         )
     return {"made": made}
 

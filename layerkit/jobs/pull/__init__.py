@@ -74,9 +74,10 @@ def pull(
 ) -> PullResult:
     """Pull `ref`; then write an OCI layout (`output`) and a file tree (`rootfs`) if asked to.
     `limits` and `rights` are those of the file tree, and a spare tree of `spares` becomes its lower
-    part (`PullResult.wants_spare`: there is none for the next one, see `make_spare`). With
-    `fewest_bytes` the time that bytes take to unpack does not count. `check` (`make_check`) raises
-    unless what the reference names may be used: asked before anything is, also of what is held.
+    part, a spare form is what a delta builds on (`PullResult.wants_spare`: some are missing for the
+    next version, see `make_spare`). With `fewest_bytes` the time that bytes take to unpack does not
+    count. `check` (`make_check`) raises unless what the reference names may be used: asked before
+    anything is, also of what is held.
     With `keeps_version` the store knows the image by its digest, too (`name:tag@digest`), so that
     it stays when the tag moves on."""
     started = now()
@@ -89,7 +90,7 @@ def pull(
     before = (remote.bytes_moved, remote.request_count)
     run = Pull(
         image,
-        Fetcher(ref.repository, remote, store, progress),
+        Fetcher(ref.repository, remote, store, progress, spares),
         Stopwatch(store, remote),
         output=Output(disk) if dry_run else target,
         fewest_bytes=fewest_bytes,
@@ -122,9 +123,11 @@ def make_spare(
     *,
     disk: Disk | None = None,
     platform: oci.Platform | None = None,
+    with_tree: bool = True,
 ) -> bool:
-    """While nobody waits: the tree of all layers of the held version of `ref` but the highest, for
-    the next version. `remote` is asked only for what is damaged here."""
+    """While nobody waits, for the next version: the form of the highest layer of the held version
+    of `ref`, and the tree of all others. `remote` is asked only for what is damaged here. False if
+    all of it was there."""
     found, disk = store.find_image(str(ref.tagged)), disk or Disk()
     if found is None:
         return False
@@ -142,9 +145,10 @@ def make_spare(
     with store.session(), contextlib.closing(run):
         run.bring(dry_run=False)
         run.read_stored()
+        made = run.make_spare_form(spares)
         lower = [want.diff_id for want in run.wants[:-1]]
-        if not lower or spares.has(lower):
-            return False
+        if not with_tree or not lower or spares.has(lower):
+            return made
         staged = run.stage()
         try:
             spares.put(lower, staged.temp)

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from layerkit.digest import Digest, check_digest, chunk_id
 from layerkit.edges import held
+from layerkit.edges.spares import Spares
 from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
 from layerkit.edges.upstream import ChunkServer, Upstream
 from layerkit.errors import (
@@ -93,6 +94,7 @@ class Fetcher:
     remote: Upstream
     store: Store
     progress: Progress | None = None
+    spares: Spares | None = None
     fetched_count: int = 0
     refetched: list[Digest] = field(default_factory=list)
     read_ids: set[bytes] = field(default_factory=set)  # chunks that this pull found in the store
@@ -362,6 +364,11 @@ class Fetcher:
             if raw not in held_ids
         )
         self.fetched_count += self.store.put_many(pairs, is_new=True)
+
+    def read_old(self, manifest: ChunkManifest) -> bytes:
+        """A form that a delta builds on, verified: a spare one, or from the store's chunks."""
+        found = self.spares.read_form(manifest.form_digest) if self.spares is not None else None
+        return held.read_form(self.store, manifest) if found is None else found
 
     def read_form(self, manifest: ChunkManifest) -> bytes:
         """A form from the store, verified; damaged chunks are fetched again."""

@@ -18,6 +18,7 @@ from layerkit.edges import held
 from layerkit.edges.disk import Disk
 from layerkit.edges.layout import Layout
 from layerkit.edges.rootfs import StagedTree
+from layerkit.edges.spares import Spares
 from layerkit.edges.store import ARTIFACT_KIND, CHUNK_MANIFEST_KIND, Store
 from layerkit.edges.upstream import Upstream
 from layerkit.errors import (
@@ -82,7 +83,7 @@ class PullResult:
     seconds: float
     refetched: tuple[str, ...] = ()  # ids of chunks that came wrong and were fetched again
     plain_count: int = 0  # layers that came as plain blobs: `rebuild_forms` makes their forms
-    wants_spare: bool = False  # there is no spare tree for the next version: `make_spare`
+    wants_spare: bool = False  # nothing is made ready for the next version: `make_spare`
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +154,15 @@ class Pull:
         )
 
     def _wants_spare(self) -> bool:
-        tree = self.output.tree
-        if tree is None or not tree.can_start or tree.spares is None or len(self.wants) < 2:
+        spares, tree = self.fetcher.spares, self.output.tree
+        top = self.wants[-1].chunk_manifest if self.wants else None
+        if spares is None or top is None:
             return False
-        return not tree.spares.has([want.diff_id for want in self.wants[:-1]])
+        if not spares.has_form(top.form_digest, top.form_size):
+            return True
+        if tree is None or not tree.can_start or len(self.wants) < 2:
+            return False
+        return not spares.has([want.diff_id for want in self.wants[:-1]])
 
     # --- which way ---------------------------------------------------------------------------
 
@@ -446,6 +452,14 @@ class Pull:
                     hint="run 'layerkit verify --repair', then pull again",
                 )
             self.wants.append(LayerWant(blob, diff_id, stored[diff_id]))
+
+    def make_spare_form(self, spares: Spares) -> bool:
+        """Keep the form of the highest layer in one piece; False if it is there."""
+        manifest = self.wants[-1].chunk_manifest if self.wants else None
+        if manifest is None or spares.has_form(manifest.form_digest, manifest.form_size):
+            return False
+        spares.put_form(manifest.form_digest, self.fetcher.read_form(manifest))
+        return True
 
     # --- materialising -----------------------------------------------------------------------
 

@@ -296,7 +296,7 @@ class _Taker:
         manifest = held.find_form(self.image.store, self.named, digest)
         if manifest is None:
             return None
-        form = held.read_form(self.image.store, manifest)
+        form = self.fetcher.read_old(manifest)
         self.fetcher.read_ids.update(manifest.list_raw_ids())
         return form
 
