@@ -40,8 +40,9 @@ FORMATS = {
         "chunker chunkmanifest chunksync cursor delta digest formpack oci protocol update",
         "",
     ),
+    "lean": ("digest oci", ""),
     "updating": (
-        "digest oci chunker chunkmanifest chunksync formpack layerform update",
+        "digest oci chunker chunkmanifest chunksync formpack layerform lean update",
         "",
     ),
     "delta": ("cursor digest", "numpy pyfastcdc"),

@@ -302,4 +302,8 @@ def _describe_split(found: SplitImage) -> str:
         for layer in found.layers
     )
     old = f"{found.old_layer_count} layers, {human_size(found.old_size)}"
-    return f"{found.platform}: {old} -> {layers}"
+    lines = [f"{found.platform}: {old} -> {layers}"]
+    for binary in found.binaries:
+        form = "address-free" if binary.has_form else binary.why_raw or "to be encoded"
+        lines.append(f"  {binary.path} ({human_size(binary.size)}): {form}")
+    return "\n".join(lines)

@@ -28,6 +28,7 @@ from layerkit.formats.layerform import (
     ADDRESS_FREE,
     LABELS_TYPE,
     LayerForm,
+    Tell,
     encode_layer,
     rebuild_layer,
     serialize_labels,
@@ -157,15 +158,18 @@ def pack_index(manifests: Iterable[Blob], annotations: Mapping[str, str]) -> Blo
 
 
 def pack_chunks_artifact(
-    image: PackedImage, hints: Mapping[Digest, Hints] | None = None, packs: bool = False
+    image: PackedImage,
+    hints: Mapping[Digest, Hints] | None = None,
+    packs: bool = False,
+    tell: Tell | None = None,
 ) -> tuple[Blob, ...]:
     """The chunks artifact of an image: its blobs, its manifest last; `subject` is the image.
     `hints` by digest of a binary, for its address-free form; `packs`: with packed forms, which
-    takes 3 s for a 6 MB binary."""
+    takes 3 s for a 6 MB binary; `tell` as in `encode_layer`."""
     parts = [
         part
         for layer in image.layers
-        for part in pack_layer_chunks(layer.tar, layer.diff_id, layer.role, hints, packs)
+        for part in pack_layer_chunks(layer.tar, layer.diff_id, layer.role, hints, packs, tell)
     ]
     listed = [part.descriptor for part in parts]
     manifest = pack_chunks_manifest(image.manifest.descriptor, listed)
@@ -178,10 +182,11 @@ def pack_layer_chunks(
     role: str,
     hints: Mapping[Digest, Hints] | None = None,
     packs: bool = False,
+    tell: Tell | None = None,
 ) -> list[Blob]:
     """What a chunks artifact holds of one layer: its chunk manifest and its form, and where that is
     address-free the labels, 3 % of the plain blob: who pulls that can make the form again."""
-    made = encode_layer(tar, hints)
+    made = encode_layer(tar, hints, tell)
     form, transform = (made.form, ADDRESS_FREE) if made else (tar, RAW)
     chunk_manifest = build_chunk_manifest(form, transform, diff_id, len(tar), ROLE_CODES[role])
     cut = {ANNOTATION_CHUNKER: chunk_manifest.profile}

@@ -14,9 +14,9 @@ labels unpack to no more bytes than the tar has.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import zstandard
 
@@ -31,6 +31,7 @@ __all__ = [
     "FORM_HEAD",
     "LABELS_TYPE",
     "LayerForm",
+    "Tell",
     "decode_layer",
     "decoded_size",
     "encode_layer",
@@ -62,6 +63,10 @@ MAX_WINDOW_SIZE: Final = 1 << 27  # bytes
 # magic, major, minor, header size, size of the frame's content
 LABELS_HEADER: Final = struct.Struct("<4sBBHQ")
 assert LABELS_HEADER.size == 16
+
+
+# digest of a binary, why it stays raw: "" if it has its form
+Tell: TypeAlias = Callable[[Digest, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,21 @@ def find_binaries(tar: bytes) -> list[tuple[int, int]]:
 
 
 def encode_layer(
-    tar: bytes, hints: Mapping[Digest, addressfree.Hints] | None = None
+    tar: bytes,
+    hints: Mapping[Digest, addressfree.Hints] | None = None,
+    tell: Tell | None = None,
 ) -> LayerForm | None:
     """The form of a layer tar; None when no binary in it has one, and the tar is its own form.
-    `hints` by digest of the binary."""
+    `hints` by digest of the binary. `tell` is called for each ELF file."""
     parts: list[tuple[int, bytes | memoryview]] = []
     places, labels, why_raw, end = [], [], [], 0
     view = memoryview(tar)
     for at, size in find_binaries(tar):
         binary = tar[at : at + size]
-        made = addressfree.encode(binary, (hints or {}).get(sha256_digest(binary)))
+        digest = sha256_digest(binary)
+        made = addressfree.encode(binary, (hints or {}).get(digest))
+        if tell is not None:
+            tell(digest, made.why_raw)
         if made.why_raw:
             why_raw.append(made.why_raw)
             continue

@@ -1,9 +1,10 @@
 """What an image is made of, and how: a CycloneDX document and SLSA provenance, as bytes. Pure.
 
-Both say what Go's build info and the build's settings say, no more: no path, user, host or time of
-the machine, so the same sources give the same documents. They are published as referrers of the
-image and decide nothing. The provenance names the SBOM by its digest, so that who signs the one
-(`jobs/sign`) vouches for both.
+Both say what Go's build info and the build's settings say, and of an image that was cut what its
+installers left in it (`packages`); no more: no path, user, host or time of the machine, so the same
+sources give the same documents. They are published as referrers of the image and decide nothing.
+The provenance names the SBOM by its digest, so that who signs the one (`jobs/sign`) vouches for
+both.
 
 Specs: CycloneDX 1.6 (by its own library); in-toto Statement v1; SLSA provenance v1; purl.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 from uuid import NAMESPACE_URL, uuid5
@@ -27,6 +28,7 @@ from packageurl import PackageURL
 from layerkit.digest import Digest, sha256_digest
 from layerkit.formats.buildinfo import BuildInfo
 from layerkit.formats.oci import serialize_json
+from layerkit.formats.packages import Package
 from layerkit.formats.statement import BUILDER, PROVENANCE, SBOM_TYPE, STATEMENT
 
 __all__ = [
@@ -41,6 +43,9 @@ __all__ = [
 
 BUILD_TYPE: Final = "https://layerkit.dev/build/v1"
 CUT_TYPE: Final = "https://layerkit.dev/split/v1"
+LOOKED_FOR: Final = (  # in an image that was cut: nothing is said of what is not among these
+    "go binaries, and packages of dpkg, apk, pip, npm and maven"
+)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)  # there is no clock in a build
 
 
@@ -80,6 +85,7 @@ class Cut:
     platform: str
     old: Digest
     binaries: Sequence[FoundBinary]
+    packages: Sequence[Package] = ()
 
 
 def make_sbom(built: Built) -> bytes:
@@ -100,9 +106,9 @@ def make_sbom(built: Built) -> bytes:
 
 
 def make_cut_sbom(cut: Cut) -> bytes:
-    """CycloneDX 1.6 as JSON: the Go binaries in an image and what each is made of. Says itself that
-    it knows of nothing else."""
-    facts = [("layerkit:platform", cut.platform), ("layerkit:complete", "go binaries only")]
+    """CycloneDX 1.6 as JSON: the packages in an image, its Go binaries and what each of these is
+    made of. Says itself what was looked for."""
+    facts = [("layerkit:platform", cut.platform), ("layerkit:complete", LOOKED_FOR)]
     root = Component(
         type=ComponentType.CONTAINER,
         name=cut.name,
@@ -118,11 +124,47 @@ def make_cut_sbom(cut: Cut) -> bytes:
             libraries.setdefault(key, _library(part))
         binaries.append(made)
         needs.append((made, [libraries[key] for key in parts]))
-    bom = _document(cut.image, root, [*binaries, *libraries.values()])
-    bom.register_dependency(root, binaries)
+    packages = _packages(cut.packages)
+    bom = _document(cut.image, root, [*binaries, *libraries.values(), *packages])
+    bom.register_dependency(root, [*binaries, *packages])
     for made, used in needs:
         bom.register_dependency(made, used)
     return JsonV1Dot6(bom).output_as_string().encode("utf-8")
+
+
+def _packages(packages: Sequence[Package]) -> list[Component]:
+    """A component for each package, with the places that it is at."""
+    places: dict[tuple[str, Package], list[str]] = {}
+    urls: dict[str, PackageURL | None] = {}
+    for package in packages:
+        url = _url_of(package)
+        key = url.to_string() if url else f"{package.path}@{package.version}"
+        urls[key] = url
+        places.setdefault((key, replace(package, path="")), []).append(package.path)
+    return [
+        Component(
+            type=ComponentType.LIBRARY,
+            group=package.group or None,
+            name=package.name,
+            version=package.version,
+            purl=urls[key],
+            bom_ref=key,
+            properties=[Property(name="layerkit:path", value=path) for path in paths],
+        )
+        for (key, package), paths in places.items()
+    ]
+
+
+def _url_of(package: Package) -> PackageURL | None:
+    """None where there is none: it has no kind, or a name that no such URL has."""
+    facts = (package.group or None, package.name, package.version or None)
+    if not package.kind:
+        return None
+    try:
+        url = PackageURL(package.kind, *facts, dict(package.qualifiers))
+    except ValueError:
+        return None
+    return url if url.name else None  # of a name of slashes nothing is left
 
 
 def _document(image: Digest, root: Component, parts: Sequence[Component]) -> Bom:

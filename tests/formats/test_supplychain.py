@@ -11,6 +11,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from layerkit.digest import sha256_digest
 from layerkit.formats.buildinfo import parse_build_info
+from layerkit.formats.packages import Package
 from layerkit.formats.statement import is_own_provenance
 from layerkit.formats.supplychain import (
     Built,
@@ -138,6 +139,28 @@ def test_an_image_that_was_cut_names_the_go_binaries_in_it() -> None:
     refs = [part["bom-ref"] for part in bom["components"]]
     assert len(refs) == len(set(refs))
     assert make_cut_sbom(CUT).decode() == raw
+    assert validate(raw) is None
+
+
+def test_an_image_that_was_cut_names_the_packages_in_it() -> None:
+    packages = (
+        Package("pypi", "", "Flask_Login", "1.0", "a/METADATA"),
+        Package("npm", "@babel", "core", "7", "a/package.json"),
+        Package("npm", "@babel", "core", "7", "b/package.json"),
+        Package("maven", "org.a", "one", "1", "x.jar!/pom.properties"),
+        Package("deb", "debian", "libc6", "2.36", "status", (("arch", "amd64"),)),
+        Package("", "", "guava", "32", "guava-32.jar"),
+        Package("maven", "", "//", "1", "odd.jar"),
+    )
+    raw = make_cut_sbom(replace(CUT, binaries=(), packages=packages)).decode()
+    found = {part.get("purl", ""): part for part in json.loads(raw)["components"]}
+    assert set(found) == {
+        *("pkg:pypi/flask-login@1.0", "pkg:npm/%40babel/core@7", "pkg:maven/org.a/one@1"),
+        *("pkg:deb/debian/libc6@2.36?arch=amd64", ""),
+    }
+    places = [entry["value"] for entry in found["pkg:npm/%40babel/core@7"]["properties"]]
+    assert places == ["a/package.json", "b/package.json"]
+    assert len(json.loads(raw)["components"]) == 6
     assert validate(raw) is None
 
 

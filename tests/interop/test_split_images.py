@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from docker_engine import Engine
 from go_builds import build_go
+from registry_servers import find_tool
 from test_split_docker import export_files
 
 from layerkit.digest import sha256_digest
@@ -27,6 +28,7 @@ from layerkit.formats.deflate import compression_by_name, decompress
 from layerkit.formats.layerform import PART_BINARY, decode_layer, split_parts
 from layerkit.formats.protocol import unpack_form
 from layerkit.formats.reference import Reference
+from layerkit.formats.statement import SBOM_TYPE
 from layerkit.formats.tar import read_tar
 from layerkit.jobs.split import SplitResult, split
 
@@ -63,6 +65,12 @@ ROLES = {
         "srv/app/static/page1.html": "code",
         "bin/busybox": "base",
     },
+}
+PACKAGES = {  # package URLs without versions
+    "python": {"pkg:pypi/flask", "pkg:pypi/werkzeug"},
+    "node": {"pkg:npm/express"},
+    "java": {"pkg:maven/com.google.code.gson/gson"},
+    "go": {"pkg:golang/std"},
 }
 
 
@@ -121,6 +129,7 @@ def test_engines_make_the_same_files(
     assert again.digest == result.digest
     assert {path: role_of(cut, result, path) for path in ROLES[kind]} == ROLES[kind]
 
+    assert PACKAGES[kind] <= package_urls(cut, result)
     loader = ImageLoader(cut, new, AMD64, tmp_path)
     loader.load(Docker(f"unix://{engine.socket}"))
     seen = [export_files(engine, ref, tmp_path) for ref in (old, new)]
@@ -157,9 +166,30 @@ def test_go_binaries_of_any_image_get_their_form(
         and blob.annotations[oci.ANNOTATION_LAYER] == str(code.diff_id)
     ]
     form = unpack_form(cut.read_blob(forms[0]))
+    listed = {one.path.rpartition("/")[2]: one for one in result.images[0].binaries}
+    assert listed["server"].has_form and listed["worker"].has_form
     coded = sum(kind == PART_BINARY for kind, _ in split_parts(form))
     assert coded in (2, 3), "server and worker; cgo's too where C links to a fixed address"
     assert sha256_digest(decode_layer(form)) == code.diff_id
+
+
+def test_a_binary_that_upx_packed_is_named(
+    binaries: dict[str, bytes], tmp_path: Path, engine: Engine
+) -> None:
+    """It goes as it is: the same file comes out, and the result says why it has no form."""
+    packed = tmp_path / "packed"
+    packed.write_bytes(binaries["worker"])
+    packed.chmod(0o755)
+    subprocess.run([find_tool("upx"), "-q", "-1", str(packed)], check=True, capture_output=True)
+    programs = {"server": binaries["server"], "packed": packed.read_bytes()}
+    foreign.make_context("go", tmp_path / "context", 1, "one copy", binaries=programs)
+    ref = Reference.parse("upx:built")
+    build(engine, tmp_path / "context", ref)
+    cut = Layout(tmp_path / "cut")
+    result = split_text(engine, f"docker-daemon:{ref}", Reference.parse("upx:cut"), cut)
+    listed = {one.path.rpartition("/")[2]: one for one in result.images[0].binaries}
+    assert listed["server"].has_form
+    assert "UPX" in listed["packed"].why_raw
 
 
 # --- engines -----------------------------------------------------------------------------------
@@ -194,6 +224,13 @@ def role_of(layout: Layout, result: SplitResult, path: str) -> str:
         if any(entry.path == path for entry in read_tar(plain)):
             return blob.annotations[oci.ANNOTATION_ROLE]
     return ""
+
+
+def package_urls(layout: Layout, result: SplitResult) -> set[str]:
+    """Those in the SBOM."""
+    (sbom,) = layout.referrers(result.digest, SBOM_TYPE)
+    raw = layout.read_blob(layout.read_manifest(sbom.digest).layers[0])
+    return {part.get("purl", "").rpartition("@")[0] for part in json.loads(raw)["components"]}
 
 
 def ctr(socket: str, *argv: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from builders import noise
 from go_builds import build_go
 
 from layerkit.digest import sha256_digest
@@ -242,10 +243,29 @@ def test_damage_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.go
 def test_anybodys_go_binary_gets_its_form(tmp_path: Path, go_toolchain: Path) -> None:
+    """And the result says so, and why others have none."""
     layout = Layout(tmp_path / "l")
     binary = build_go(go_toolchain, {"go.mod": "module m\n", "main.go": MAIN})
-    entries = [TarEntry("usr/local/bin/server", tar.FILE, 0o755, data=binary)]
-    found = run(layout, publish(layout, [write_tar(LOWER), write_tar(entries)]))
+    packed = b"\x7fELF\x02\x01" + bytes(232) + b"UPX!" + noise(100_000)  # as upx 4 writes them
+    entries = [
+        TarEntry("usr/local/bin/server", tar.FILE, 0o755, data=binary),
+        TarEntry("usr/local/bin/packed", tar.FILE, 0o755, data=packed),
+        TarEntry("usr/local/bin/cut", tar.FILE, 0o755, data=binary[: len(binary) // 2]),
+        TarEntry("usr/local/bin/other", tar.FILE, 0o755, data=b"\x7fELF\x02\x01" + noise(100_000)),
+    ]
+    top = publish(layout, [write_tar(LOWER), write_tar(entries)])
+    planned = run(layout, top, dry_run=True).images[0].binaries
+    assert [(one.path.rpartition("/")[2], one.has_form) for one in planned] == [
+        ("packed", None),
+        ("server", None),
+    ]
+    found = run(layout, top)
+    listed = {one.path.rpartition("/")[2]: one for one in found.images[0].binaries}
+    assert set(listed) == {"server", "packed"}
+    server = listed["server"]
+    assert (server.has_form, server.why_raw, server.size) == (True, "", len(binary))
+    assert listed["packed"].has_form is False
+    assert "UPX" in listed["packed"].why_raw
     assert [layer.role for layer in found.images[0].layers] == ["base", "code"]
     artifacts = [
         manifest

@@ -14,38 +14,38 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
-from layerkit.digest import Digest, check_digest, sha256_digest
+from layerkit.digest import Digest, check_digest
 from layerkit.edges.layout import Layout
 from layerkit.errors import FormatError, NotFoundError, UsageError
 from layerkit.formats import oci
-from layerkit.formats.addressfree import Hints, read_hints
-from layerkit.formats.buildinfo import BuildInfo, read_build_info
 from layerkit.formats.deflate import Compression, decompress
-from layerkit.formats.elf import parse_elf
 from layerkit.formats.image import (
     Blob,
     Layer,
     PackedImage,
     pack_chunks_artifact,
     pack_index,
-    pack_referrer,
     pack_tar,
 )
 from layerkit.formats.layer import ROLES
 from layerkit.formats.reference import Reference
-from layerkit.formats.splitting import Rule, assign_roles, is_go_binary
-from layerkit.formats.statement import PROVENANCE_TYPE, SBOM_TYPE
-from layerkit.formats.tar import FILE
+from layerkit.formats.splitting import Rule, assign_roles
 from layerkit.formats.tree import Tree, read_tree, same_trees, write_layers
+from layerkit.jobs.split.contents import (
+    Contents,
+    SplitBinary,
+    describe,
+    read_contents,
+    say_forms,
+)
 
-__all__ = ["SplitImage", "SplitLayer", "SplitResult", "split"]
+__all__ = ["SplitBinary", "SplitImage", "SplitLayer", "SplitResult", "split"]
 
 ANNOTATION_SPLIT: Final = "dev.layerkit.split-from"  # digest of the image that was cut anew
 MAX_PLAIN_SIZE: Final = 4 << 30  # bytes of an image's plain tars; they are held in memory
 CREATED_BY: Final = "layerkit split"
-_Info: TypeAlias = tuple[str, Digest, BuildInfo]
 
 
 class Source(Protocol):
@@ -77,6 +77,8 @@ class SplitImage:
     old_layer_count: int
     old_size: int  # bytes of the old layers' blobs
     layers: tuple[SplitLayer, ...]
+    binaries: tuple[SplitBinary, ...]  # those of Go, and those that are packed
+    package_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def split(
     dry_run: bool = False,
 ) -> SplitResult:
     """Cut the image (each image of the index, or those of `platforms`) that `top` describes, and
-    commit it as `ref`; with `describes` with an SBOM of the Go binaries in it, and provenance.
+    commit it as `ref`; with `describes` with an SBOM of what is in it, and provenance.
 
     Raises FormatError where a layer is no tar, or the new layers would not make the same files.
     """
@@ -151,16 +153,19 @@ class _Cut:
 
     def add(self, entry: oci.Descriptor) -> None:
         """Cut one image."""
-        packed, hints, infos, fact = _split_image(self.source, entry, self.rules, self.recipe)
+        packed, found, fact = _split_image(self.source, entry, self.rules, self.recipe)
         self.manifests.append(packed.manifest)
-        self.facts.append(fact)
         if self.layout is None:
+            self.facts.append(fact)
             return
         for blob in packed.blobs():
             self.put(blob)
-        artifacts = [pack_chunks_artifact(packed, hints, self.packs)]
+        outcomes: dict[Digest, str] = {}
+        tell = outcomes.__setitem__
+        artifacts = [pack_chunks_artifact(packed, found.hints, self.packs, tell)]
+        self.facts.append(replace(fact, binaries=say_forms(found, outcomes)))
         if self.name:
-            artifacts += _describe(self.name, packed, entry.digest, infos)
+            artifacts += describe(self.name, packed, entry.digest, found)
         for artifact in artifacts:
             for blob in artifact:
                 self.put(blob)
@@ -221,7 +226,7 @@ def _platform_of(source: Source, image: oci.Descriptor) -> oci.Platform:
 
 def _split_image(
     source: Source, entry: oci.Descriptor, rules: Sequence[Rule], recipe: Compression
-) -> tuple[PackedImage, dict[Digest, Hints], list[_Info], SplitImage]:
+) -> tuple[PackedImage, Contents, SplitImage]:
     manifest = oci.parse_manifest(source.read_blob(entry))
     raw_config = source.read_blob(manifest.config)
     config = oci.parse_config(raw_config)
@@ -232,6 +237,7 @@ def _split_image(
         work_folder=config.working_dir,
         entrypoint=(*config.entrypoint, *config.cmd),
     )
+    found = read_contents(tree, roles)
     layers, counts = _pack_layers(tree, roles, recipe)
     platform = entry.platform or config.platform
     packed = _pack_image(entry, manifest, raw_config, layers, platform)
@@ -252,46 +258,10 @@ def _split_image(
             )
             for layer, count in zip(layers, counts, strict=True)
         ),
+        found.binaries,
+        len(found.packages),
     )
-    return packed, _read_hints(tree), _read_infos(tree), fact
-
-
-def _read_hints(tree: Tree) -> dict[Digest, Hints]:
-    """What the symbols of Go binaries that were not stripped say, by digest of the binary."""
-    found = {}
-    for node in tree.nodes.values():
-        if node.kind == FILE and is_go_binary(node):
-            binary = bytes(node.data)
-            with contextlib.suppress(FormatError):  # damaged symbols only cost bytes
-                found[sha256_digest(binary)] = read_hints(parse_elf(binary))
-    return found
-
-
-def _read_infos(tree: Tree) -> list[_Info]:
-    """Path, digest and build info of each Go binary, in the order of paths."""
-    found = []
-    for path, node in sorted(tree.nodes.items()):
-        if node.kind == FILE and is_go_binary(node):
-            binary = bytes(node.data)
-            with contextlib.suppress(FormatError):
-                found.append((path, sha256_digest(binary), read_build_info(parse_elf(binary))))
-    return found
-
-
-def _describe(
-    name: str, packed: PackedImage, old: Digest, infos: Sequence[_Info]
-) -> list[tuple[Blob, ...]]:
-    """SBOM and provenance of what was cut, as referrers of it."""
-    from layerkit.formats import supplychain  # its library takes 0.25 s to load
-
-    image = packed.manifest.descriptor
-    binaries = [supplychain.FoundBinary(*info) for info in infos]
-    cut = supplychain.Cut(name, image.digest, str(image.platform), old, binaries)
-    sbom = supplychain.make_cut_sbom(cut)
-    return [
-        pack_referrer(image, SBOM_TYPE, sbom),
-        pack_referrer(image, PROVENANCE_TYPE, supplychain.make_cut_provenance(cut, sbom)),
-    ]
+    return packed, found, fact
 
 
 def _read_layers(source: Source, manifest: oci.Manifest, diff_ids: Sequence[Digest]) -> list[bytes]:
