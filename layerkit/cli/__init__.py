@@ -9,6 +9,7 @@ Exit statuses: docs/errors.md.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from layerkit.cli.pulling import add_pull_verb
 from layerkit.cli.pushing import add_push_verb
 from layerkit.cli.serving import add_serving_verbs
 from layerkit.cli.vet import add_vet_verb
-from layerkit.errors import LayerkitError, UsageError
+from layerkit.errors import LayerkitError, StoreFullError, UsageError
 
 __all__ = ["cli", "run"]
 
@@ -76,12 +77,20 @@ def run(argv: Sequence[str]) -> int:
     try:
         return _run(argv, state)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it at exit)
+        _give_up_output()
         return READER_GONE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except LayerkitError as exc:
         return _report(exc, state)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            state.console.crash(exc)
+            return LayerkitError.exit_status
+        _give_up_output()  # what edges write raises StoreFullError
+        return _report(
+            StoreFullError("no space left for the output", cause=str(exc.strerror)), state
+        )
     except Exception as exc:  # the last frame: everything else is a bug of ours
         state.console.crash(exc)
         return LayerkitError.exit_status
@@ -106,9 +115,17 @@ def _run(argv: Sequence[str], state: State) -> int:
     return 0
 
 
+def _give_up_output() -> None:
+    """What is still to be written to stdout goes nowhere: the interpreter flushes it at its end."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def _report(error: LayerkitError, state: State) -> int:
     if state.as_json:
-        state.console.document(error_document(error))
+        try:
+            state.console.document(error_document(error))
+        except OSError:  # nobody reads, or there is no space: the status and stderr say it
+            _give_up_output()
     state.console.error(error)
     return error.exit_status
 

@@ -161,3 +161,24 @@ def test_got_and_want_are_named() -> None:
 
 def test_unknown_errors_end_with_1() -> None:
     assert LayerkitError.exit_status == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["version"], 7, b"no space left for the output [STORE_FULL]"),
+        (["inspect", "nothing", "--json"], 4, b"neither a file nor an image in a layout"),
+    ],
+)
+def test_a_full_disk_under_the_output_is_no_crash(
+    argv: list[str], status: int, said: bytes
+) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "layerkit", *argv],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == status
+    assert said in done.stderr and b"Traceback" not in done.stderr
