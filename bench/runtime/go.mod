@@ -1,6 +1,6 @@
 module example.com/layerkit/bench-runtime
 
-go 1.24
+go 1.25
 
 require example.com/layerkit/go-runtime v0.0.0
 

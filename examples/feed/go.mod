@@ -1,5 +1,5 @@
 module example.com/feed
 
-go 1.24
+go 1.25
 
 require example.com/layerkit/go-runtime v0.1.0-h40abc9d7e34b

@@ -1,5 +1,5 @@
 module example.com/FUNCTION
 
-go 1.24
+go 1.25
 
 require example.com/layerkit/go-runtime RUNTIME_VERSION

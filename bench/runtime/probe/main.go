@@ -1,9 +1,10 @@
 // Command probe starts a function again and again, and times from exec to the first answered byte,
-// and the first requests against the hundredth. It prints JSON.
+// the first requests against the hundredth, and the first TLS handshake. It prints JSON.
 package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -19,18 +20,31 @@ import (
 type sample struct {
 	Exec      float64   `json:"exec"`      // s until the first answered byte
 	Warm      float64   `json:"warm"`      // s of the probe; 0 without one
+	Handshake float64   `json:"handshake"` // s of the TLS handshake; 0 without one
 	Latencies []float64 `json:"latencies"` // s of the requests after it
 }
 
+// plan is what is asked of each start.
+type plan struct {
+	path  string
+	probe bool
+	tls   bool
+	count int
+	gap   time.Duration
+}
+
 func main() {
+	var p plan
 	rounds := flag.Int("rounds", 20, "starts")
-	path := flag.String("path", "/?name=you", "of the requests")
-	probe := flag.Bool("probe", false, "ask /warmz first")
-	count := flag.Int("count", 100, "requests after the start")
+	flag.StringVar(&p.path, "path", "/?name=you", "of the requests")
+	flag.BoolVar(&p.probe, "probe", false, "ask /warmz first")
+	flag.BoolVar(&p.tls, "tls", false, "send the requests by TLS, to the next port")
+	flag.IntVar(&p.count, "count", 100, "requests after the start")
+	flag.DurationVar(&p.gap, "gap", 0, "before each request")
 	flag.Parse()
 	var samples []sample
 	for range *rounds {
-		one, err := run(flag.Args(), *path, *probe, *count)
+		one, err := p.run(flag.Args())
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -41,8 +55,8 @@ func main() {
 	}
 }
 
-func run(argv []string, path string, probe bool, count int) (sample, error) {
-	port, err := freePort()
+func (p plan) run(argv []string) (sample, error) {
+	port, err := freePorts()
 	if err != nil {
 		return sample{}, err
 	}
@@ -59,13 +73,25 @@ func run(argv []string, path string, probe bool, count int) (sample, error) {
 	}
 	defer c.Close()
 	found := sample{}
-	if probe {
+	if p.probe {
 		if found.Warm, err = c.ask("/warmz"); err != nil {
 			return sample{}, err
 		}
 	}
-	for at := range count {
-		seconds, err := c.ask(path)
+	if p.tls {
+		secure, err := dial(port+1, started)
+		if err != nil {
+			return sample{}, err
+		}
+		defer secure.Close()
+		if found.Handshake, err = secure.startTLS(); err != nil {
+			return sample{}, err
+		}
+		c = secure
+	}
+	for at := range p.count {
+		time.Sleep(p.gap)
+		seconds, err := c.ask(p.path)
 		if err != nil {
 			return sample{}, err
 		}
@@ -96,6 +122,16 @@ func dial(port int, started time.Time) (*connection, error) {
 	}
 }
 
+func (c *connection) startTLS() (float64, error) {
+	started := time.Now()
+	conn := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true})
+	if err := conn.Handshake(); err != nil {
+		return 0, err
+	}
+	c.Conn, c.reader = conn, bufio.NewReader(conn)
+	return time.Since(started).Seconds(), nil
+}
+
 func (c *connection) ask(path string) (float64, error) {
 	request := "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	started := time.Now()
@@ -123,11 +159,19 @@ func (c *connection) ask(path string) (float64, error) {
 	return took.Seconds(), nil
 }
 
-func freePort() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// freePorts is a port that is free, as is the next one.
+func freePorts() (int, error) {
+	for {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return 0, err
+		}
+		port := listener.Addr().(*net.TCPAddr).Port
+		next, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
+		listener.Close()
+		if err == nil {
+			next.Close()
+			return port, nil
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port, nil
 }

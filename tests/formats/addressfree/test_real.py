@@ -119,15 +119,15 @@ def test_every_release_comes_back(
 
 
 @pytest.mark.slow
-@pytest.mark.trust("templates: flags x go1.24 and go1.27 x architectures")
+@pytest.mark.trust("templates: flags x go1.25 and go1.27 x architectures")
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("how", FLAGS)
-@pytest.mark.parametrize("minor", [24, 27])
+@pytest.mark.parametrize("minor", [25, 27])
 @pytest.mark.parametrize("name", ["http", "cron", "worker"])
 def test_templates_come_back(
     go_toolchain: Path, name: str, minor: int, how: str, arch: str, trust_cases: TrustCases
 ) -> None:
-    """Their go.mod says go 1.24: the oldest release that builds them."""
+    """Their go.mod says go 1.25: the oldest release that builds them."""
     sources = sources_of(ROOT / "templates" / name)
     release = release_of(go_toolchain, minor)
     assert_right(build(go_toolchain, sources, how, arch, release, minor), how, trust_cases)
