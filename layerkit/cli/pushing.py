@@ -41,6 +41,12 @@ def push_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where an image goes, and what goes beside it."""
     for one in (
         option(
+            "--forms/--no-forms",
+            default=None,
+            help="Send the forms of new layers to a registry, too: empty nodes pull a sixth less."
+            "  [default: if there is no update]",
+        ),
+        option(
             "--chunk-packs/--no-chunk-packs",
             "packs",
             default=None,
@@ -82,7 +88,7 @@ def push_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-OPTIONS = ("target", "ca", "realms", "key", "update_count", "olds", "packs")
+OPTIONS = ("target", "ca", "realms", "key", "update_count", "olds", "packs", "forms")
 
 
 class Push:
@@ -125,6 +131,7 @@ class Push:
                 update_count=self._facts["update_count"],
                 olds=self._olds,
                 packs=self._facts["packs"],
+                forms=self._facts["forms"],
                 warn=state.console.warn,
             )
 

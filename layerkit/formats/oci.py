@@ -18,6 +18,7 @@ from layerkit.errors import FormatError, UsageError
 
 __all__ = [
     "ANNOTATION_COMPRESSION",
+    "ANNOTATION_FORM",
     "ANNOTATION_LAYER",
     "ANNOTATION_OLD",
     "ANNOTATION_PLATFORM",
@@ -96,6 +97,7 @@ PACKS_ARTIFACT: Final = "application/vnd.layerkit.packs.v0"
 ANNOTATION_ROLE: Final = "dev.layerkit.role"
 ANNOTATION_COMPRESSION: Final = "dev.layerkit.compression"
 ANNOTATION_LAYER: Final = "dev.layerkit.layer"
+ANNOTATION_FORM: Final = "dev.layerkit.form"  # digest and size of a form blob that was left out
 ANNOTATION_OLD: Final = "dev.layerkit.old"  # of a WAS_ARTIFACT or an update: the image before
 ANNOTATION_PLATFORM: Final = "dev.layerkit.platform"  # of a stored update: what it is for,
 ANNOTATION_UPDATE: Final = "dev.layerkit.update"  # the digest of its blob,
@@ -320,16 +322,22 @@ def parse_manifest(raw: bytes | memoryview) -> Manifest:
 
 
 def parse_index(raw: bytes | memoryview) -> Index:
-    """Parse an index (OCI, or docker's manifest list)."""
+    """Parse an index (OCI, or docker's manifest list). Its list may be null, as Go's servers write
+    one with nothing in it (cuelabs.dev/go/oci/ociregistry, ociserver/lister.go)."""
     what = "index"
     document = _load(raw, what)
+    has_list = document.get("manifests", "") is not None
     media_type = _text(document, "mediaType", what) or INDEX
     if media_type not in INDEX_TYPES:
         raise FormatError(f"{what}: media type {media_type[:80]!r} is not an index")
     _check_schema(document, what)
     return Index(
         _list(
-            document, "manifests", what, lambda item: _descriptor(item, "manifest"), required=True
+            document,
+            "manifests",
+            what,
+            lambda item: _descriptor(item, "manifest"),
+            required=has_list,
         ),
         _texts(document, "annotations", what),
         _text(document, "artifactType", what),

@@ -83,7 +83,7 @@ def test_a_registry_gets_updates_from_what_the_tag_named(
     assert publish(layout, REF, target, Silent()).update_count == 0
     for number in range(1, 4):
         tops.append(edit(layout.path, number))
-        result = publish(layout, REF, target, Silent(), update_count=2)
+        result = publish(layout, REF, target, Silent(), update_count=2, forms=True)
         assert result.update_count == min(2, number)
     found = find_updates(list_referrers(registry_of(fake), "fn", tops[3].digest))
     assert {one.old for one in found} == {tops[2].digest, tops[1].digest}
@@ -102,7 +102,7 @@ def test_old_forms_come_from_the_registry_where_the_layout_has_none(
     publish(layout, REF, target, Silent())
     fresh = Layout(tmp_path / "fresh")
     new = edit(fresh.path, 1)
-    result = publish(fresh, REF, target, Silent())
+    result = publish(fresh, REF, target, Silent(), forms=True)
     assert result.update_count == 1 and result.update_size < 4000
     (found,) = find_updates(list_referrers(registry_of(fake), "fn", new.digest))
     old = documents_of(layout, layout.resolve(REF))
@@ -200,7 +200,7 @@ class DyingTarget:
 
     def __init__(self, target: Target, steps: int) -> None:
         self.where, self.reader, self.session = target.where, target.reader, target.session
-        self.make_history = target.make_history
+        self.make_history, self.is_lean = target.make_history, target.is_lean
         self._target = target
         self.left = steps
 

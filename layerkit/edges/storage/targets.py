@@ -62,6 +62,7 @@ class Target(Protocol):
     """Safe for threads; `commit` is called once, when all else is there."""
 
     reader: ImageReader  # what is there
+    is_lean: bool  # bytes are sent over a line: forms that can be made are left out
 
     @property
     def where(self) -> str: ...
@@ -138,6 +139,7 @@ class RegistryTarget:
         self._there: set[tuple[str, Digest]] = set()  # blobs, as this session has seen
         self.reader: ImageReader = (reader := RegistryReader(registry))
         self._reader = reader
+        self.is_lean = True
 
     @property
     def where(self) -> str:
@@ -240,6 +242,7 @@ class BucketTarget:
 
     def __init__(self, origin: BucketOrigin) -> None:
         self._origin = origin
+        self.is_lean = False  # servers read forms there
         self.reader: ImageReader = BucketReader(origin)
         self.where = origin.where
 
@@ -273,6 +276,7 @@ class FolderTarget:
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._layout = Layout(path, disk)
+        self.is_lean = False
         self.reader: ImageReader = LayoutReader(self._layout)
         self.where = str(path)
 

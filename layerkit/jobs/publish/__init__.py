@@ -57,11 +57,12 @@ def publish(
     update_count: int = UPDATE_COUNT,
     olds: Sequence[Reference] = (),
     packs: bool | None = None,
+    forms: bool | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> PushResult:
     """Push what `ref` names in `layout`, with all its platforms and referrers, and updates to it
-    from the last `update_count` images that the tag named in the target, and from `olds`. `packs`:
-    of its chunks, too; None: where there is no such update.
+    from the last `update_count` images that the tag named in the target, and from `olds`. `packs`
+    and `forms` as `Extras` has them.
 
     Raises NotFoundError and IntegrityError for what the layout lacks or has damaged, before
     anything is named; RemoteError and its kin as the target fails. What keeps an update from being
@@ -71,12 +72,27 @@ def publish(
     content = collect(layout, ref)
     size = sum(item.size for item in content.blobs.values())
     progress.total(size)
-    beside = Beside(layout, ref, target, content.top, size, progress, warn)
+    extras = Extras(update_count, olds, packs, forms)
+    beside = Beside(layout, ref, target, content, size, progress, warn, extras)
     with target.session(ref), ThreadPoolExecutor(THREAD_COUNT) as pool:
-        named = [find_old(layout, target, old) for old in olds]
-        sending = _send_blobs(layout, ref, target, content, progress, pool)
+        beside.prepare([find_old(layout, target, old) for old in olds])
+        near = find_repositories(layout, ref, content.blobs)
+
+        def send(item: Descriptor) -> Sent:
+            sources = near.get(item.digest, ())
+            became = target.put_blob(ref, item, lambda: open_checked(layout, item), sources)
+            progress.advance(item.size)
+            return became, item.size
+
+        left = [item for item in content.blobs.values() if item.digest in beside.lean.forms]
+        first = [item for item in content.blobs.values() if item.digest not in beside.lean.forms]
+        sending = _send(pool, send, first)
         try:
-            beside.make(Extras(update_count, olds, packs), named, lambda: _has_failed(sending))
+            beside.make(lambda: _has_failed(sending))
+            if beside.leaves_out:
+                beside.lean.use(content)
+            else:
+                sending += _send(pool, send, left)
             done = [future.result() for future in sending]
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -88,25 +104,12 @@ def publish(
     return _result(ref, target, content, done, beside.sizes)
 
 
-def _send_blobs(
-    layout: Layout,
-    ref: Reference,
-    target: Target,
-    content: Content,
-    progress: Progress,
-    pool: ThreadPoolExecutor,
+def _send(
+    pool: ThreadPoolExecutor, send: Callable[[Descriptor], Sent], blobs: Iterable[Descriptor]
 ) -> list[Future[Sent]]:
     """The largest first: what it takes, the push takes."""
-    near = find_repositories(layout, ref, content.blobs)
-
-    def send(item: Descriptor) -> Sent:
-        sources = near.get(item.digest, ())
-        became = target.put_blob(ref, item, lambda: open_checked(layout, item), sources)
-        progress.advance(item.size)
-        return became, item.size
-
-    blobs = sorted(content.blobs.values(), key=lambda item: (-item.size, item.digest))
-    return [pool.submit(send, item) for item in blobs]
+    ordered = sorted(blobs, key=lambda item: (-item.size, item.digest))
+    return [pool.submit(send, item) for item in ordered]
 
 
 def _has_failed(sending: Iterable[Future[Sent]]) -> bool:

@@ -25,6 +25,8 @@ from layerkit.errors import (
     StoreError,
     UsageError,
 )
+from layerkit.formats.layerform import LABELS_TYPE
+from layerkit.formats.lean import find_left_out
 from layerkit.formats.oci import (
     ANNOTATION_LAYER,
     ANNOTATION_REF_NAME,
@@ -47,11 +49,20 @@ from layerkit.formats.signature import is_signature_tag
 from layerkit.formats.storedupdate import StoredUpdate, find_updates
 from layerkit.formats.tokens import Caller
 
-__all__ = ["Catalogue", "Repository", "View"]
+__all__ = ["Catalogue", "Recipe", "Repository", "View"]
 
 MAX_PROVED_COUNT: Final = 10_000
 BARE_NAME: Final = "image"  # the repository of bare tags where nobody says how it is called
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a form is made of where its blob was left out: a layer of that image, and labels if it
+    has any."""
+
+    image: Digest
+    labels: Descriptor | None
 
 
 @dataclass(slots=True)
@@ -66,6 +77,7 @@ class Repository:
     referrers: dict[Digest, list[Descriptor]] = field(default_factory=dict)
     updates: dict[Digest, list[StoredUpdate]] = field(default_factory=dict)  # by the new image
     chunk_lists: dict[Digest, Descriptor] = field(default_factory=dict)  # with form, newest first
+    recipes: dict[Digest, Recipe] = field(default_factory=dict)  # by chunk manifest, for its form
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +346,20 @@ def _add_chunk_lists(repository: Repository, artifact: Manifest) -> None:
         for blob in artifact.layers
         if blob.media_type == FORM_ZSTD
     }
+    labels = {
+        blob.annotations.get(ANNOTATION_LAYER, ""): blob
+        for blob in artifact.layers
+        if blob.media_type == LABELS_TYPE
+    }
     for blob in artifact.layers:
-        form = forms.get(blob.annotations.get(ANNOTATION_LAYER, ""))
+        layer = blob.annotations.get(ANNOTATION_LAYER, "")
+        form, left_out = forms.get(layer), find_left_out(blob)
         if blob.media_type == CHUNK_MANIFEST and form is not None:
             repository.chunk_lists.setdefault(blob.digest, form)
+        elif left_out is not None and artifact.subject is not None:
+            repository.chunk_lists.setdefault(blob.digest, left_out)
+            recipe = Recipe(artifact.subject.digest, labels.get(layer))
+            repository.recipes.setdefault(blob.digest, recipe)
 
 
 def _state_of(stored: StoredBlob) -> Hashable:

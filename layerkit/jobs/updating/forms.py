@@ -1,7 +1,8 @@
 """Forms as a server reads them: chunk manifests, where each chunk lies, decompressed forms.
 
-A form is decompressed once for all who ask at the same time, compared with its chunk manifest, and
-kept while it fits. Memory: the size given to `Forms`, and one form for each thread that reads one.
+A form is decompressed, or made of its layer where its blob was left out (formats/lean), once for
+all who ask at the same time, compared with its chunk manifest, and kept while it fits. Memory: the
+size given to `Forms`, and one form for each thread that reads one.
 Safe for threads.
 """
 
@@ -13,11 +14,13 @@ from typing import Final
 
 from layerkit.digest import Digest, sha256_digest
 from layerkit.errors import FormatError, LayerkitError, StoreError
-from layerkit.formats.chunkmanifest import ROLE_NAMES, ChunkManifest, parse_chunk_manifest
-from layerkit.formats.oci import Descriptor
+from layerkit.formats.chunkmanifest import RAW, ROLE_NAMES, ChunkManifest, parse_chunk_manifest
+from layerkit.formats.deflate import decompress
+from layerkit.formats.layerform import rebuild_layer
+from layerkit.formats.oci import Descriptor, Manifest, parse_config
 from layerkit.formats.protocol import unpack_form
 from layerkit.jobs.updating.cache import Cache
-from layerkit.jobs.updating.catalogue import Catalogue
+from layerkit.jobs.updating.catalogue import Catalogue, Recipe
 
 __all__ = ["Forms", "Places"]
 
@@ -79,17 +82,56 @@ class Forms:
             places = self.find_places(name, listed)
             if places.form_size > MAX_FORM_SIZE:
                 raise StoreError(f"form {form.digest.short} has over {MAX_FORM_SIZE} bytes")
-            limit = min(form.size, MAX_FORM_SIZE)
-            blob = self._catalogue.read_blob(name, form.digest, limit, "form")
             try:
-                data = unpack_form(blob, places.form_size)
-            except FormatError as exc:
-                raise StoreError(f"form {form.digest.short} is damaged", cause=exc.message) from exc
+                data = self._read_stored(name, form, places.form_size)
+            except StoreError:  # it may have been left out
+                recipe = self._catalogue.get(name).recipes.get(listed)
+                if recipe is None:
+                    raise
+                data = self._make(name, listed, recipe)
             if sha256_digest(data) != places.form_digest:
                 raise StoreError(f"form {form.digest.short} is not that of its chunk manifest")
             return data, len(data)
 
         return self._forms.get((listed, form.digest), make)
+
+    def _read_stored(self, name: str, form: Descriptor, size: int) -> bytes:
+        limit = min(form.size, MAX_FORM_SIZE)
+        blob = self._catalogue.read_blob(name, form.digest, limit, "form")
+        try:
+            return unpack_form(blob, size)
+        except FormatError as exc:
+            raise StoreError(f"form {form.digest.short} is damaged", cause=exc.message) from exc
+
+    def _make(self, name: str, listed: Digest, recipe: Recipe) -> bytes:
+        """The form of a chunk manifest out of its layer: 0.3 s for a 6 MB binary."""
+        manifest = self.parse_list(name, listed)
+        blob = self._find_layer(name, manifest.diff_id, recipe.image)
+        raw = self._catalogue.read_blob(name, blob.digest, MAX_FORM_SIZE, "layer")
+        try:
+            tar = decompress(raw, blob.media_type, manifest.plain_size)
+            if recipe.labels is None or manifest.transform == RAW:
+                return tar
+            limit = min(recipe.labels.size, MAX_LIST_SIZE)
+            labels = self._catalogue.read_blob(name, recipe.labels.digest, limit, "labels")
+            return rebuild_layer(tar, labels)
+        except FormatError as exc:
+            raise StoreError(
+                f"no form of layer {manifest.diff_id.short} can be made", cause=exc.message
+            ) from exc
+
+    def _find_layer(self, name: str, diff_id: Digest, image: Digest) -> Descriptor:
+        manifest = self._catalogue.find_document(image)
+        if isinstance(manifest, Manifest):
+            try:
+                config = self._catalogue.read_document(name, manifest.config.digest)
+                layers = zip(parse_config(config).diff_ids, manifest.layers, strict=False)
+            except FormatError as exc:
+                raise StoreError(f"config of {image.short} is damaged", cause=exc.message) from exc
+            for one, blob in layers:
+                if one == diff_id:
+                    return blob
+        raise StoreError(f"image {image.short} has no layer {diff_id.short}")
 
     def role_of(self, name: str, digest: Digest) -> str:
         """The role of the layer that a chunk manifest or form blob of `name` is of, or ""."""

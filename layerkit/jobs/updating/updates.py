@@ -277,7 +277,9 @@ class _Wanted:
         """The least of the form, its packed form and the delta; or the missing chunks, if these
         are less."""
         layer, form = lacking.layer, pair[1]
-        options = [self._stored(form, FORM)]
+        options = [
+            self._stored(form, FORM) if layer.has_form_blob else self._stored(layer.blob, BLOB)
+        ]
         if self._is_quick:
             pass
         elif layer.packed is not None:
