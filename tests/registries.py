@@ -42,6 +42,7 @@ class FakeRegistry:
     log: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)  # scopes that were given out
     url: str = ""
+    connection_count: int = 0
     down: bool = False
     tls: ssl.SSLContext | None = None
     refuse_after: int = -1  # writes that it takes before it refuses all others; -1: all
@@ -82,6 +83,10 @@ class FakeRegistry:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fake: FakeRegistry
+
+    def setup(self) -> None:
+        super().setup()
+        self.fake.connection_count += 1
 
     def log_message(self, *_: object) -> None:
         pass

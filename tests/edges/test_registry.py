@@ -498,6 +498,14 @@ def test_a_certificate_file_must_be_there(tmp_path: Path) -> None:
         Transport("registry.invalid", ca=tmp_path / "no.pem")
 
 
+def test_answers_without_a_body_keep_the_connection(fake: FakeRegistry, registry: Registry) -> None:
+    top = put_image(registry)
+    registry.put_blob("fn", oci.describe(BLOB, TYPE), lambda: io.BytesIO(BLOB))
+    assert registry.resolve("fn", "v1") == top
+    assert len(fake.log) > 4
+    assert fake.connection_count == 1
+
+
 # --- referrers
 
 

@@ -46,6 +46,13 @@ def test_index_round_trip() -> None:
     assert oci.parse_index(oci.serialize_index(INDEX)) == INDEX
 
 
+def test_an_index_of_nothing_may_be_null() -> None:
+    raw = b'{"schemaVersion":2,"manifests":null}'
+    assert oci.parse_index(raw) == oci.Index(())
+    with pytest.raises(FormatError):
+        oci.parse_index(b'{"schemaVersion":2}')
+
+
 def test_config_round_trip() -> None:
     assert oci.parse_config(oci.serialize_config(CONFIG)) == CONFIG
 

@@ -141,6 +141,7 @@ class RealRegistry:
         folder.mkdir()
         self.host = f"127.0.0.1:{self.port}"
         self.argv = [self.tool, *self._options()]
+        self.tells_types = kind != "go-containerregistry"  # its lists have the config's type
 
     def _options(self) -> list[str]:
         match self.kind:

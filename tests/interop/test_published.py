@@ -114,10 +114,14 @@ def test_others_read_all_of_it(registry: Published, built: Built, tmp_path: Path
     run(*argv, f"docker://{name}", f"oci:{tmp_path / 'copy'}:v1")
     assert top.digest in [e.digest for e in Layout(tmp_path / "copy").read_index().manifests]
     oras = [find_tool("oras"), "discover", "--plain-http", "--format", "json"]
-    assert oci.UPDATE_ARTIFACT in run(*oras, name)
     below = f"{registry.host}/hello@{listed['manifests'][0]['digest']}"
+    wanted = (oci.CHUNKS_ARTIFACT, SBOM_TYPE, PROVENANCE_TYPE)
+    if not registry.tells_types:
+        assert len(json.loads(run(*oras, below))["referrers"]) >= len(wanted)
+        return
+    assert oci.UPDATE_ARTIFACT in run(*oras, name)
     said = run(*oras, below)
-    for kind in (oci.CHUNKS_ARTIFACT, SBOM_TYPE, PROVENANCE_TYPE):
+    for kind in wanted:
         assert kind in said
 
 

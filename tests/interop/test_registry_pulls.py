@@ -95,9 +95,8 @@ def test_tls_and_a_login(tmp_path: Path) -> None:
     with running([find_tool("docker-registry"), "serve", str(config)], port, folder):
         with Store(tmp_path / "store", Disk()) as store:
             for text in (b"one", b"two"):
-                to = ("--to", url, "--ca", certificate)
+                to = ("--ca", certificate)  # REF alone: it is found out that this is TLS
                 digest = push(tmp_path, str(ref), text, *to, DOCKER_CONFIG=str(docker.parent))
-                # on this machine REF alone means plain HTTP, so not by the command
                 with open_upstream(url, store, config=docker, ca=certificate) as upstream:
                     found = pull_image(ref, upstream, store, fewest_bytes=True)
         assert str(found.digest) == digest
