@@ -33,7 +33,7 @@ func run(pass *analysis.Pass) (any, error) {
 }
 
 func check(pass *analysis.Pass, f *at.Function, name string) {
-	done := doneAfter(f.Body)
+	done, mixed := doneAfter(f.Body), mixedWithOthers(pass, f)
 	excused := map[ast.Node]bool{} // what is not looked into
 	at.Own(f.Body, func(node ast.Node) bool {
 		switch node := node.(type) {
@@ -42,6 +42,15 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 		case *ast.IfStmt:
 			if comparesWithNil(pass, node.Cond) {
 				excused[node.Body] = true
+			}
+			excuseOverwriting(pass, node.Body, excused)
+		case *ast.BinaryExpr: // what both contexts say is compared
+			return !at.UsesContext(pass.TypesInfo, node.X) || !at.UsesContext(pass.TypesInfo, node.Y)
+		case *ast.AssignStmt:
+			excuseAssigned(pass, node, mixed, excused)
+		case *ast.ReturnStmt:
+			for _, result := range node.Results {
+				excuseMaker(result, excused)
 			}
 		case *ast.BlockStmt:
 			return !excused[node]
@@ -53,7 +62,7 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 			}
 		case *ast.CallExpr:
 			callee := at.Name(at.Callee(pass.TypesInfo, node))
-			if outlives(pass, node, callee) {
+			if outlives(pass, node, callee) || contextCount(pass, node) > 1 {
 				for _, argument := range node.Args {
 					excused[ast.Unparen(argument)] = true
 				}
@@ -68,6 +77,78 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 		}
 		return true
 	})
+}
+
+// contextCount is how many of a call's arguments are contexts: with more than one, something is
+// carried over from one to the other.
+func contextCount(pass *analysis.Pass, call *ast.CallExpr) int {
+	count := 0
+	for _, argument := range call.Args {
+		if kind := pass.TypesInfo.TypeOf(argument); kind != nil && at.IsContext(kind) {
+			count++
+		}
+	}
+	return count
+}
+
+// mixedWithOthers is the variables that are given to a call beside another context.
+func mixedWithOthers(pass *analysis.Pass, f *at.Function) map[*types.Var]bool {
+	found := map[*types.Var]bool{}
+	at.Own(f.Body, func(node ast.Node) bool {
+		if call, ok := node.(*ast.CallExpr); ok && contextCount(pass, call) > 1 {
+			for _, argument := range call.Args {
+				if variable := at.Variable(pass.TypesInfo, argument); variable != nil {
+					found[variable] = true
+				}
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// excuseAssigned excuses a context that gets values of others before it is used, and the one of what
+// is made to be kept in a field: `s.client = client.New(context.Background())`. Clients hold on to it.
+func excuseAssigned(
+	pass *analysis.Pass, node *ast.AssignStmt, mixed map[*types.Var]bool, excused map[ast.Node]bool,
+) {
+	for from, to := range node.Lhs {
+		if from >= len(node.Rhs) {
+			break
+		}
+		if _, isField := to.(*ast.SelectorExpr); isField {
+			excuseMaker(node.Rhs[from], excused)
+		}
+		if mixed[at.Variable(pass.TypesInfo, to)] {
+			excused[ast.Unparen(node.Rhs[from])] = true
+		}
+	}
+}
+
+// excuseMaker excuses the arguments of a call of a function whose name begins with New.
+func excuseMaker(expr ast.Expr, excused map[ast.Node]bool) {
+	call, ok := ast.Unparen(expr).(*ast.CallExpr)
+	if !ok {
+		return
+	}
+	if selector, ok := call.Fun.(*ast.SelectorExpr); ok && strings.HasPrefix(selector.Sel.Name, "New") {
+		for _, argument := range call.Args {
+			excused[ast.Unparen(argument)] = true
+		}
+	}
+}
+
+// excuseOverwriting excuses `ctx = context.Background()` in a branch: some cases are cut off by will.
+func excuseOverwriting(pass *analysis.Pass, body *ast.BlockStmt, excused map[ast.Node]bool) {
+	for _, statement := range body.List {
+		assign, ok := statement.(*ast.AssignStmt)
+		if !ok || assign.Tok != token.ASSIGN || len(assign.Rhs) != 1 {
+			continue
+		}
+		if kind := pass.TypesInfo.TypeOf(assign.Lhs[0]); kind != nil && at.IsContext(kind) {
+			excused[ast.Unparen(assign.Rhs[0])] = true
+		}
+	}
 }
 
 // doneAfter is where the function first waits for the end of a context with nothing else to wait

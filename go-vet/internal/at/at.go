@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"go/types"
 	"strings"
+	"unicode"
 
 	"golang.org/x/tools/go/analysis"
 )
@@ -18,7 +19,7 @@ type Function struct {
 	Outer   *Function // of a literal; nil for a declared function
 	IsGo    bool      // a literal that a go statement runs
 	IsDefer bool      // a literal that a defer statement runs
-	IsKept  bool      // a literal that is returned or stored, so that it may run when its function is over
+	IsKept  bool      // a literal that is returned, stored or registered: it may run when its function is over
 }
 
 // Functions calls visit for each function of the package that has a body, outer ones first; those
@@ -71,6 +72,10 @@ func walk(f *Function, visit func(*Function)) {
 					keep(node.Rhs[at])
 				}
 			}
+		case *ast.CallExpr:
+			if registers(node) {
+				keep(node.Args...)
+			}
 		case *ast.GoStmt:
 			if literal, ok := ast.Unparen(node.Call.Fun).(*ast.FuncLit); ok {
 				inGo[literal] = true
@@ -90,6 +95,29 @@ func walk(f *Function, visit func(*Function)) {
 	})
 }
 
+// registering begins the names of functions that keep a function for later: OnClose, WithLogger.
+var registering = []string{
+	"new", "on", "with", "set", "add", "register", "subscribe", "handle", "notify", "schedule", "every",
+	"after", "before",
+}
+
+func registers(call *ast.CallExpr) bool {
+	name := ""
+	switch fun := ast.Unparen(call.Fun).(type) {
+	case *ast.Ident:
+		name = fun.Name
+	case *ast.SelectorExpr:
+		name = fun.Sel.Name
+	}
+	for _, begin := range registering {
+		rest, ok := strings.CutPrefix(strings.ToLower(name), begin)
+		if ok && (rest == "" || len(begin) > 4 || !unicode.IsLower(rune(name[len(begin)]))) {
+			return true
+		}
+	}
+	return false
+}
+
 // Own calls visit for the nodes of a function's body, without those of literals in it.
 func Own(body ast.Node, visit func(ast.Node) bool) {
 	ast.Inspect(body, func(node ast.Node) bool {
@@ -102,7 +130,7 @@ func Own(body ast.Node, visit func(ast.Node) bool) {
 
 // Context is the name of what gives the function a context: a parameter of its own or of a function
 // around it, of type context.Context or *http.Request (then with `.Context()`); "" for none. A
-// literal that is returned or stored has only its own: when it runs, the others may be done.
+// literal that is kept has only its own: when it runs, the others may be done.
 func (f *Function) Context(info *types.Info) string {
 	for at := f; at != nil; at = at.Outer {
 		for _, field := range at.Type.Params.List {

@@ -121,3 +121,53 @@ func lives(ctx context.Context) {
 	defer stop()
 	use(late)
 }
+
+type config struct{}
+
+func copyConfig(to, from context.Context) context.Context { return to }
+
+func configOf(context.Context) config { return config{} }
+
+type service struct{}
+
+type maker struct{}
+
+func (maker) NewService(context.Context) (*service, error) { return nil, nil }
+
+type holder struct {
+	service *service
+	maker   maker
+}
+
+func (h *holder) carriesOver(ctx context.Context, isAsync bool) (*service, error) {
+	detached := context.Background()
+	detached = copyConfig(detached, ctx)
+	use(detached)
+	use(copyConfig(context.Background(), ctx))
+	if configOf(ctx) != configOf(context.Background()) {
+		use(ctx)
+	}
+	if isAsync {
+		ctx = context.Background()
+	}
+	var err error
+	h.service, err = h.maker.NewService(context.Background())
+	if err != nil {
+		return h.maker.NewService(context.Background())
+	}
+	local, err := h.maker.NewService(context.Background()) // want `drops ctx`
+	fresh := context.Background()                          // want `drops ctx`
+	use(fresh)
+	return local, err
+}
+
+func onClose(func()) {}
+
+func only(func()) {}
+
+func registers(ctx context.Context) {
+	onClose(func() { use(context.Background()) })
+	only(func() {
+		use(context.Background()) // want `drops ctx`
+	})
+}
