@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 from builders import Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
+from toy_go import toy_go
 
-from layerkit.digest import Digest
+from layerkit.digest import Digest, sha256_digest
 from layerkit.edges.layout import Layout
 from layerkit.edges.registry import Registry, Transport, list_referrers
 from layerkit.edges.registry.upstream import RegistryUpstream
 from layerkit.edges.storage import open_storage
 from layerkit.edges.storage.targets import RegistryTarget
 from layerkit.edges.store import Store
-from layerkit.formats import oci
+from layerkit.formats import image, layer, layerform, oci
+from layerkit.formats.addressfree import Hints
+from layerkit.formats.deflate import compression_by_name
+from layerkit.formats.layerform import LABELS_TYPE
 from layerkit.formats.lean import find_left_out
 from layerkit.formats.reference import Reference
 from layerkit.formats.tokens import Caller
@@ -98,6 +102,39 @@ def test_nodes_and_pushes_from_elsewhere_go_on(
         assert found.digest == top.digest
         assert (root / "app/hello").read_bytes() == binary_of(number)
         assert number == 0 or (len(fake.log) == 3 and found.moved_size < 4000)
+
+
+def put_go(path: Path, number: int) -> oci.Descriptor:
+    """An image of ours with a Go binary, so with an address-free form and labels."""
+    recipe, layout = compression_by_name("gzip"), Layout(path)
+    binary = toy_go(b"version %d" % number)
+    entries = layer.code_entries("fn", binary, [])
+    code = image.pack_layer(layer.CODE, entries, recipe, "test")
+    settings = image.ImageSettings(oci.Platform("linux", "amd64"), ("/app/fn",), "65532")
+    packed = image.pack_image([code], settings)
+    artifact = image.pack_chunks_artifact(packed, {sha256_digest(binary): Hints({})})
+    with layout.batch():
+        for blob in (*packed.blobs(), *artifact):
+            layout.put_blob(blob.data, blob.descriptor.media_type)
+        layout.commit(REF, packed.manifest.descriptor, [artifact[-1].descriptor])
+    return packed.manifest.descriptor
+
+
+def test_the_form_of_a_go_binary_is_made_by_its_labels(
+    fake: FakeRegistry, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerform, "MIN_BINARY_SIZE", 1024)  # a toy is smaller than any Go binary
+    for number in range(3):
+        layout = tmp_path / f"layout{number}"
+        top = put_go(layout, number)
+        target = RegistryTarget(connect(fake))
+        assert publish(Layout(layout), REF, target, Silent()).update_count == number
+        with RegistryUpstream(connect(fake), store) as upstream:
+            pull(REF, upstream, store, rootfs=tmp_path / f"root{number}", fewest_bytes=True)
+        binary = (tmp_path / f"root{number}/app/fn").read_bytes()
+        assert binary == toy_go(b"version %d" % number)
+        kinds = [blob.media_type for blob in read_artifact(fake, top.digest).layers]
+        assert LABELS_TYPE in kinds and (oci.FORM_ZSTD in kinds) == (number == 0)
 
 
 def test_an_empty_node_takes_the_layer(fake: FakeRegistry, tmp_path: Path, store: Store) -> None:
