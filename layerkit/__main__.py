@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C while modules load ends without a traceback; `run` then takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from layerkit.cli import run
 

@@ -74,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
         cli.main(args=list(argv), prog_name="layerkit")  # the shell asks for completions
     state = State()
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # `__main__` says why
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _run(argv, state)
     except BrokenPipeError:

@@ -182,3 +182,17 @@ def test_a_full_disk_under_the_output_is_no_crash(
         )
     assert done.returncode == status
     assert said in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_load_is_quiet() -> None:
+    code = """
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, *_):
+        if name == "layerkit.cli.make":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Hook())
+import layerkit.__main__
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
