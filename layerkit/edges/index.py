@@ -229,4 +229,6 @@ def _map_sqlite_error(exc: sqlite3.Error, path: Path) -> StoreError:
             f"no space left for index {path}", cause=cause, hint="free some space"
         )
     kind = next((made for prefix, made in kinds.items() if name.startswith(prefix)), StoreError)
-    return kind(f"cannot use index {path}", cause=cause)
+    closed = name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM"))
+    hint = f"{path.parent} must be writable: readers keep a log there, too" if closed else ""
+    return kind(f"cannot use index {path}", cause=cause, hint=hint)

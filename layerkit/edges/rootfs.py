@@ -218,7 +218,7 @@ class _Tree:
         disk = self._disk
         file = disk.open_at(fd, name)
         try:
-            disk.write_fd(file, memoryview(entry.data), name)
+            disk.write_fd(file, memoryview(entry.data), self._root / entry.path)
             if self._rights.owners:  # before the mode: a change of owner clears setuid
                 disk.act("chown", name, lambda: os.fchown(file, entry.uid, entry.gid))
             mode = entry.mode & (0o6777 if self._rights.setuid else 0o777)

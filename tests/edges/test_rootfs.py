@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from layerkit.edges.disk import Disk
+from layerkit.edges.disk import Disk, map_os_error
 from layerkit.edges.rootfs import SYNC_COUNT, Limits, Rights, extract_layers
-from layerkit.errors import FormatError, StoreError
+from layerkit.errors import FormatError, StoreError, StoreFullError
 
 Item = tuple[str, bytes, bytes]  # name, type, data or link target
 
@@ -331,3 +332,12 @@ def test_devices_on_request(tmp_path: Path) -> None:
 def test_owners_are_not_taken_unasked(tmp_path: Path) -> None:
     extract_layers([owned("a", tarfile.REGTYPE, 0o755)], tmp_path / "root", Disk())
     assert (tmp_path / "root/a").stat().st_uid == os.geteuid()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    class Full(Disk):
+        def write_fd(self, fd: int, data: memoryview, path: Path | str) -> None:
+            raise map_os_error(OSError(errno.ENOSPC, "full"), "write", path)
+
+    with pytest.raises(StoreFullError, match=f"{tmp_path}/.*/a/b"):
+        extract_layers([layer(file("a/b"))], tmp_path / "root", Full())

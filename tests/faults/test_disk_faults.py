@@ -115,7 +115,7 @@ try:
     with Store(mount / "s", Disk()) as store:
         put_image(store, "a:2", NEW)
 except StoreError as exc:
-    assert exc.exit_status == 7, exc
+    assert exc.exit_status == 7 and "must be writable" in exc.hint, exc
     print("refused")
 remount("rw")
 with Store(mount / "s", Disk()) as store:
