@@ -136,6 +136,8 @@ class RegistryTarget:
         self._lock = threading.Lock()
         self._unlisted: dict[tuple[str, Digest], list[Descriptor]] = {}
         self._is_collecting = False
+        self._listing = threading.Lock()
+        self._lists_by_itself: bool | None = None  # None: not known yet
         self._there: set[tuple[str, Digest]] = set()  # blobs, as this session has seen
         self.reader: ImageReader = (reader := RegistryReader(registry))
         self._reader = reader
@@ -170,11 +172,17 @@ class RegistryTarget:
         return became
 
     def put_manifest(self, ref: Reference, item: Descriptor, raw: bytes) -> None:
-        """And have it listed as a referrer where the registry does not do that by itself."""
+        """And have it listed as a referrer where the registry does not do that by itself. Where it
+        does, one after another: olareg 0.2 reads, adds to and writes its list without a lock, and
+        loses what comes at the same time."""
         manifest = parse_manifest(raw) if item.media_type == MANIFEST else None
         subject = manifest.subject if manifest else None
         name = ref.repository
-        is_listed = self._registry.put_manifest(name, str(item.digest), item, raw)
+        in_turn = subject is not None and self._lists_by_itself is not False
+        with self._listing if in_turn else contextlib.nullcontext():
+            is_listed = self._registry.put_manifest(name, str(item.digest), item, raw)
+            if subject is not None:
+                self._lists_by_itself = is_listed
         if manifest is not None and subject is not None and not is_listed:
             entry = replace(
                 item,
