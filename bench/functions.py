@@ -51,7 +51,6 @@ START_ROUNDS = 30
 PAGE_COUNT = 520  # huge pages for a table of 1 GB
 WRK_ROUNDS = 5
 PACE = "10ms"  # between two requests, where they do not come back to back
-SCALE_V2 = 8  # of the limit and the heap, under which the virtual machine runs them
 
 
 def say(text: str) -> None:
@@ -216,35 +215,13 @@ def measure_limit(programs: dict[str, Path]) -> Table:
     }
 
 
-def limit_cases() -> list[vm.Case]:
-    """The same at an eighth of the scale, under cgroup v2."""
-    limit = str(LIMIT // SCALE_V2)
-    argv = ["/heap", "-live", str(LIVE_MB // SCALE_V2), "-rate", "200", "-garbage", "64"]
-    argv += ["-seconds", "20"]
-    plain = [f"{name}={value}" for name, value in PLAIN.items()]
-    brief = ["/heap", "-live", "1", "-seconds", "1"]
-    return [
-        vm.Case("memory.max, layerkit", [{"memory.max": limit}], argv),
-        vm.Case("memory.max, Go's defaults", [{"memory.max": limit}], argv, plain),
-        vm.Case("memory.high, layerkit", [{"memory.high": limit}], argv),
-        vm.Case("memory.high, Go's defaults", [{"memory.high": limit}], argv, plain),
-        vm.Case("memory.max of the parent, layerkit", [{"memory.max": limit}, {}], argv),
-        vm.Case(
-            "memory.max, its own cgroup mounted, layerkit",
-            [{"memory.max": limit}],
-            brief,
-            bind=True,
-        ),
-    ]
-
-
 def measure_limit_v2(programs: dict[str, Path]) -> Table:
     """What the kernel did to each: for behaviour, not time, since the machine is emulated."""
     if why := vm.missing():
         return {"missing": why}
     with tempfile.TemporaryDirectory() as folder:
         init, heap = programs["vm"], {"heap": programs["heap"]}
-        return vm.run_cases(init, heap, limit_cases(), Path(folder))
+        return vm.run_cases(init, heap, vm.limit_cases(), Path(folder))
 
 
 def measure_tuner(programs: dict[str, Path]) -> Table:

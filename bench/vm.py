@@ -39,6 +39,23 @@ class Case:
     bind: bool = False  # it sees the innermost cgroup only, as in a container without a namespace
 
 
+def limit_cases() -> list[Case]:
+    """The large live heap of bench/functions.py at an eighth of its scale: 313 MB (2.5 GB) alive
+    under limits of 400 MB (3.2 GB), and requests that allocate."""
+    limit = "400000000"
+    argv = ["/heap", "-live", "298", "-rate", "200", "-garbage", "64", "-seconds", "20"]
+    brief = ["/heap", "-live", "1", "-seconds", "1"]
+    plain = ["LAYERKIT_RUNTIME=off"]
+    return [
+        Case("memory.max, layerkit", [{"memory.max": limit}], argv),
+        Case("memory.max, Go's defaults", [{"memory.max": limit}], argv, plain),
+        Case("memory.high, layerkit", [{"memory.high": limit}], argv),
+        Case("memory.high, Go's defaults", [{"memory.high": limit}], argv, plain),
+        Case("memory.max of the parent, layerkit", [{"memory.max": limit}, {}], argv),
+        Case("memory.max, own cgroup mounted, layerkit", [{"memory.max": limit}], brief, bind=True),
+    ]
+
+
 def find_kernel() -> Path | None:
     named = os.environ.get("LAYERKIT_TEST_KERNEL")
     if named:

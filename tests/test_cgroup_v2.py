@@ -43,12 +43,11 @@ def build(go: Path, program: str, binary: Path, toolchain: str = "") -> Path:
 def limited(
     go_toolchain: Path, machine: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The cases of bench/functions.py: a large live heap under load."""
+    """The cases of bench/vm.py: a large live heap under load."""
     folder = tmp_path_factory.mktemp("vm")
-    functions = importlib.import_module("functions")
     init = build(go_toolchain, "vm", folder / "init")
     heap = build(go_toolchain, "heap", folder / "heap")
-    return machine.run_cases(init, {"heap": heap}, functions.limit_cases(), folder)
+    return machine.run_cases(init, {"heap": heap}, machine.limit_cases(), folder)
 
 
 def test_memory_max_kills_go_and_not_us(limited: dict[str, Any]) -> None:
@@ -72,7 +71,7 @@ def test_an_ancestors_limit_counts(limited: dict[str, Any]) -> None:
 
 
 def test_a_limit_is_found_where_only_the_own_cgroup_is_mounted(limited: dict[str, Any]) -> None:
-    ours = limited["memory.max, its own cgroup mounted, layerkit"]
+    ours = limited["memory.max, own cgroup mounted, layerkit"]
     assert ours["printed"]["limit"] == limited["memory.max, layerkit"]["printed"]["limit"]
 
 

@@ -21,7 +21,6 @@ import (
 	_ "example.com/layerkit/go-runtime/auto" // memory limit and GOGC by the cgroup
 	"example.com/layerkit/go-runtime/breaker"
 	"example.com/layerkit/go-runtime/hugepool"
-	"example.com/layerkit/go-runtime/portrait"
 	"example.com/layerkit/go-runtime/serve"
 	"example.com/layerkit/go-runtime/warm"
 )
@@ -143,9 +142,8 @@ func feed(w http.ResponseWriter, r *http.Request) {
 }
 
 func main() {
-	p := portrait.New()
 	mux := http.NewServeMux()
-	mux.Handle("GET /feed", breaker.New(p, p.Wrap("feed", http.HandlerFunc(feed)), breaker.Options{}))
-	mux.Handle("GET /debug/layerkit", p.Page())
-	serve.Main(mux, serve.WaitWarm(), serve.WarmRequest("GET", "/feed?user=1", ""))
+	mux.HandleFunc("GET /feed", feed)
+	watched := breaker.Guard("feed", mux, breaker.Options{})
+	serve.Main(watched, serve.WaitWarm(), serve.WarmRequest("GET", "/feed?user=1", ""))
 }

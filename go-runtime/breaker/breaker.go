@@ -111,6 +111,31 @@ func New(p *portrait.Portrait, handler *portrait.Handler, options Options) *Brea
 	return b
 }
 
+// Guard is all of it in a line: next watched under a name by a portrait of its own, with a breaker
+// before it, and the portrait's page at GET /debug/layerkit.
+//
+//	serve.Main(breaker.Guard("feed", mux, breaker.Options{}))
+func Guard(name string, next http.Handler, options Options) http.Handler {
+	p := portrait.New()
+	return guard{New(p, p.Wrap(name, next), options), p.Page()}
+}
+
+type guard struct {
+	*Breaker
+	page http.Handler
+}
+
+func (g guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/debug/layerkit" && r.Method == http.MethodGet {
+		g.page.ServeHTTP(w, r)
+		return
+	}
+	g.Breaker.ServeHTTP(w, r)
+}
+
+// Unwrap is the handler behind the breaker.
+func (b *Breaker) Unwrap() http.Handler { return b.next }
+
 func newBreaker(next http.Handler, name string, options Options, now func() time.Time) *Breaker {
 	o := options.filled()
 	b := &Breaker{

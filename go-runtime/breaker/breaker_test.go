@@ -222,6 +222,20 @@ func TestAWholeBreakerOverAPortrait(t *testing.T) {
 	}
 }
 
+func TestGuardServesThePage(t *testing.T) {
+	guarded := Guard("fn", http.NotFoundHandler(), Options{})
+	for path, want := range map[string]int{"/x": 404, "/debug/layerkit": 200} {
+		recorder := httptest.NewRecorder()
+		guarded.ServeHTTP(recorder, httptest.NewRequest("GET", path, nil))
+		if recorder.Code != want {
+			t.Errorf("%s: got %d, want %d", path, recorder.Code, want)
+		}
+		if want == 200 && !strings.Contains(recorder.Body.String(), `"fn"`) {
+			t.Errorf("page: got %s", recorder.Body)
+		}
+	}
+}
+
 func ExampleNew() {
 	p := portrait.New()
 	defer p.Close()

@@ -87,6 +87,9 @@ func (p *Portrait) Wrap(name string, next http.Handler) *Handler {
 // Name is the name that the handler is measured under.
 func (h *Handler) Name() string { return h.name }
 
+// Unwrap is the handler that is measured.
+func (h *Handler) Unwrap() http.Handler { return h.next }
+
 // ServeHTTP measures one request. One that panics counts as status 500.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if trace.IsEnabled() {

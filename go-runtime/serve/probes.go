@@ -52,8 +52,16 @@ func newProbes(next http.Handler, s *settings, self *self) *probes {
 	return p
 }
 
-// hasPattern says whether the handler is a ServeMux with a pattern for just this path.
+// hasPattern says whether the handler is a ServeMux with a pattern for just this path, or wraps one
+// (portrait, breaker).
 func hasPattern(handler http.Handler, path string) bool {
+	for {
+		wrapper, ok := handler.(interface{ Unwrap() http.Handler })
+		if !ok {
+			break
+		}
+		handler = wrapper.Unwrap()
+	}
 	mux, ok := handler.(*http.ServeMux)
 	if !ok {
 		return false

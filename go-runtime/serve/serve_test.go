@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/layerkit/go-runtime/breaker"
 	"example.com/layerkit/go-runtime/internal/note"
 	"example.com/layerkit/go-runtime/warm"
 )
@@ -142,12 +143,16 @@ func TestAHandlersOwnProbesStay(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /healthz", text("my health"))
 	mux.Handle("/", text("the rest"))
-	url, _ := started(t, mux)
-	if _, body := get(t, url+"/healthz"); body != "my health" {
-		t.Errorf("/healthz: got %s", body)
-	}
-	if _, body := get(t, url+"/readyz"); body != `{"status":"ready"}` {
-		t.Errorf("/readyz: got %s", body)
+	for name, handler := range map[string]http.Handler{
+		"bare": mux, "guarded": breaker.Guard("fn", mux, breaker.Options{}),
+	} {
+		url, _ := started(t, handler)
+		if _, body := get(t, url+"/healthz"); body != "my health" {
+			t.Errorf("%s, /healthz: got %s", name, body)
+		}
+		if _, body := get(t, url+"/readyz"); body != `{"status":"ready"}` {
+			t.Errorf("%s, /readyz: got %s", name, body)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
 // Command FUNCTION answers HTTP requests with JSON. It listens on $PORT, 8080 if that is not set,
-// answers the probes /healthz, /readyz and /warmz, and finishes running requests when it is told to
-// stop.
+// answers the probes /healthz, /readyz and /warmz, tells how it does at /debug/layerkit, answers 503
+// while it is ill, and finishes running requests when it is told to stop.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	_ "example.com/layerkit/go-runtime/auto" // memory limit and GOGC by the cgroup
+	"example.com/layerkit/go-runtime/breaker"
 	"example.com/layerkit/go-runtime/serve"
 )
 
@@ -30,5 +31,6 @@ func handle(w http.ResponseWriter, r *http.Request) {
 func main() {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /", handle)
-	serve.Main(mux, serve.WarmRequest("GET", "/?name=warm", ""))
+	watched := breaker.Guard("FUNCTION", mux, breaker.Options{})
+	serve.Main(watched, serve.WarmRequest("GET", "/?name=warm", ""))
 }

@@ -88,6 +88,8 @@ def test_http_answers_and_drains(go_toolchain: Path, tmp_path: Path) -> None:
         address = process.stderr.readline().split()[-1]
         with urllib.request.urlopen(f"http://{address}/?name=you", timeout=10) as answer:
             assert json.load(answer) == {"message": "hello, you"}
+        with urllib.request.urlopen(f"http://{address}/debug/layerkit", timeout=10) as answer:
+            assert json.load(answer)["handlers"]["http"]["requests"] == 1
         process.terminate()
         assert process.wait(10) == 0
     finally:
