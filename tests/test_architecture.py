@@ -150,6 +150,7 @@ EDGES = {
     "spares": ("digest edges.disk", ""),
     "polling": ("digest edges.loopback edges.upstream formats.oci formats.update", "aiohttp"),
     "localapi": ("edges.forked", "aiohttp"),
+    "newsapi": ("formats.notifications formats.tokens", "aiohttp"),
     "localclient": ("edges.forked", ""),
     "notify": ("", ""),
     "agentmetrics": ("", "prometheus_client"),
@@ -169,7 +170,7 @@ ONE_OWNER = {
     "uvicorn": HTTP,
     "jinja2": {"edges.http.page"},
     "prometheus_client": {"edges.agentmetrics", "edges.http.metrics"},
-    "aiohttp": {"edges.localapi", "edges.polling"},
+    "aiohttp": {"edges.localapi", "edges.newsapi", "edges.polling"},
     "urllib3": {"edges.registry.traffic", "edges.httpclient"},
     "rich": {"console"},
     "click": {

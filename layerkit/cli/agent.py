@@ -108,6 +108,8 @@ def add_agent_verbs(group: click.Group) -> None:
 )
 @option("--token-realm", "token_realms", multiple=True, help="A registry's token service, by host.")
 @option("--metrics", metavar="ADDR", help="Show metrics for Prometheus at this address, too.")
+@option("--events", metavar="ADDR", help="Where registries tell of pushes: POST /events.")
+@option("--events-secret-file", type=_PATH, help="File with the secret that they show there.")
 @option("--platform", help="Which image of an index to take.  [default: this machine's]")
 @option("--once", is_flag=True, help="Pull each watched name once, then end.")
 @click.pass_context

@@ -8,6 +8,7 @@ file". Limits: MAX_FILE_SIZE, MAX_TOKEN_COUNT, MAX_PATTERN_COUNT.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -27,6 +28,7 @@ __all__ = [
     "hash_token",
     "make_token",
     "parse_tokens",
+    "read_credentials",
     "serialize_tokens",
 ]
 
@@ -36,6 +38,7 @@ TOKEN_PREFIX: Final = "lkt_"  # so that scanners for leaked secrets know it
 TOKEN_BITS: Final = 256
 MAX_FILE_SIZE: Final = 4 << 20  # bytes
 MAX_TOKEN_COUNT: Final = 10_000
+MAX_CREDENTIALS_SIZE: Final = 4096  # bytes of an Authorization header
 MAX_PATTERN_COUNT: Final = 64  # of a scope
 _PATTERN: Final = re.compile(r"[a-z0-9._/*?\[\]!-]{1,256}")
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -100,6 +103,21 @@ def make_token(raw_bits: bytes) -> str:
 def hash_token(text: str) -> bytes:
     """What is stored of a token. One round is enough: nobody guesses 256 bits."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_credentials(credentials: str) -> str:
+    """The token in an Authorization header: `Bearer TOKEN`, or the password of `Basic`; else ""."""
+    scheme, _, value = credentials[:MAX_CREDENTIALS_SIZE].partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        plain = base64.b64decode(value, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+    return plain.partition(":")[2]
 
 
 def find_caller(tokens: Iterable[Token], raw_hash: bytes) -> Caller | None:

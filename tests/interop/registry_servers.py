@@ -43,6 +43,17 @@ storage:
 http: {{addr: 127.0.0.1:{port}{tls}}}
 {auth}
 """
+NOTIFICATIONS = """\
+notifications:
+  endpoints:
+    - name: layerkit
+      url: http://127.0.0.1:{port}/events
+      headers: {{Authorization: [Bearer {secret}]}}
+      timeout: 2s
+      threshold: 3
+      backoff: 200ms
+      ignore: {{actions: [pull, mount, delete]}}
+"""
 
 
 def find_tool(name: str) -> str:

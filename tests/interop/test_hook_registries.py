@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from registry_servers import COLLECTS, find_tool, free_port, running, write_config
+from registry_servers import COLLECTS, NOTIFICATIONS, find_tool, free_port, running, write_config
 
 from layerkit.digest import Digest
 from layerkit.edges.registry import Registry, Transport, list_referrers
@@ -38,17 +38,6 @@ func main() {
 	if len(os.Args) > 1 { fmt.Println("TEXT"); return }
 	_ = http.ListenAndServe("127.0.0.1:0", nil)
 }
-"""
-NOTIFY = """\
-notifications:
-  endpoints:
-    - name: layerkit
-      url: http://127.0.0.1:{port}/events
-      headers: {{Authorization: [Bearer {secret}]}}
-      timeout: 2s
-      threshold: 3
-      backoff: 200ms
-      ignore: {{actions: [pull, mount, delete]}}
 """
 
 
@@ -187,7 +176,7 @@ class Place:
 
 @contextlib.contextmanager
 def serving(tool: str, port: int, hook_port: int, folder: Path) -> Iterator[None]:
-    notify = NOTIFY.format(port=hook_port, secret=SECRET)
+    notify = NOTIFICATIONS.format(port=hook_port, secret=SECRET)
     config = write_config(folder, port, auth=notify)
     with running([find_tool(tool), "serve", str(config)], port, folder):
         yield

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 from agents import AgentProcess, stopped_at_end
 from builders import Silent, hello_files, noise, publish_image
 from registries import FakeRegistry
@@ -29,6 +31,12 @@ LOGIN = "user:secret"
 
 
 pytestmark = pytest.mark.usefixtures("no_settling")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -76,6 +84,28 @@ def test_a_tag_is_followed_and_updates_are_small(
     assert (Path(found["path"]) / "app/hello").read_bytes() == BODY + b"2"
     assert places == [{"url": fake.url, "usable": True}]
     assert not fake.paths("GET", "/v1/")
+
+
+@pytest.mark.slow  # a process, and waits in which nothing may happen
+def test_a_told_push_is_asked_after_at_once(fake: FakeRegistry, tmp_path: Path) -> None:
+    """And nothing of it is believed but the name: an untold or wrongly told one is not asked."""
+    first, ref = push(tmp_path, fake, 1), f"{fake.host}/fn:latest"
+    port = free_port()
+    options = ["--watch", ref, "--poll", "3600", "--rootfs", tmp_path / "root"]
+    with stopped_at_end(AgentProcess(tmp_path, *options, "--events", f"127.0.0.1:{port}")) as agent:
+        agent.start()
+        agent.wait_for(ref, first)
+        second = push(tmp_path, fake, 2)
+        looks = len(fake.paths("HEAD"))
+        for name, tag, count in (("other", "latest", 0), ("fn", "v2", 0), ("fn", "latest", 1)):
+            target = {"repository": name, "tag": tag, "digest": str(first), "url": "http://other"}
+            body = json.dumps({"events": [{"action": "push", "target": target}]})
+            answer = urllib3.request("POST", f"http://127.0.0.1:{port}/events", body=body)
+            assert answer.json() == {"woken_count": count}
+            time.sleep(0.3)
+            assert (len(fake.paths("HEAD")) > looks) is bool(count)
+        agent.wait_for(ref, second)
+        assert agent.stop() == 0
 
 
 # --- asking --------------------------------------------------------------------------------------
@@ -129,6 +159,20 @@ def test_names_of_registries_need_no_server(tmp_path: Path) -> None:
     assert (found.servers, found.watch) == ((), ("registry.example/fn:latest",))
     with pytest.raises(UsageError, match="names no registry"):
         load_settings({"watch": ("fn",)}, tmp_path)
+
+
+def test_a_secret_of_events_is_long_and_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef\n")
+    options = {"watch": ("registry.example/fn",), "events": ":7431", "events_secret_file": secret}
+    found = load_settings(options, tmp_path)
+    assert (found.events, found.events_secret) == ("127.0.0.1:7431", "0123456789abcdef")
+    assert "0123456789" not in repr(found)
+    secret.write_text("short")
+    with pytest.raises(UsageError, match="16 characters"):
+        load_settings(options, tmp_path)
+    with pytest.raises(UsageError, match="no setting"):
+        load_settings({"watch": (), "events_secret": "x" * 20}, tmp_path)
 
 
 def test_docker_hub_is_where_it_is() -> None:

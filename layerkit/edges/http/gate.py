@@ -6,22 +6,19 @@ NAME:TOKEN` (what container engines send after a login; the name is not looked a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 from collections.abc import Mapping
 from typing import Final
 
 from layerkit.edges.tokens import TokenFile
 from layerkit.errors import UnauthorizedError
-from layerkit.formats.tokens import ANYONE, Caller, find_caller, hash_token
+from layerkit.formats.tokens import ANYONE, Caller, find_caller, hash_token, read_credentials
 
 __all__ = ["CHALLENGE", "Gate", "SecretGate"]
 
 # Engines that get a Bearer challenge look for a token service; after Basic they send what the
 # user logged in with. So only Basic is offered (distribution spec, "docker login").
 CHALLENGE: Final = ("www-authenticate", 'Basic realm="layerkit", charset="UTF-8"')
-MAX_CREDENTIALS_SIZE: Final = 4096  # bytes
 
 
 class Gate:
@@ -45,7 +42,7 @@ class Gate:
         credentials = headers.get("authorization", "")
         if not credentials:
             raise UnauthorizedError("this server asks for a token")
-        token = _find_token(credentials)
+        token = read_credentials(credentials)
         found = find_caller(self._tokens.read(), hash_token(token)) if token else None
         if found is None:
             raise UnauthorizedError("this token is not known here")
@@ -68,20 +65,6 @@ class SecretGate:
         if not credentials:
             raise UnauthorizedError("this server asks for a secret")
         # hashes are compared, in constant time: neither bytes nor length of the secret leak
-        if not hmac.compare_digest(hash_token(_find_token(credentials)), self._raw_hash):
+        if not hmac.compare_digest(hash_token(read_credentials(credentials)), self._raw_hash):
             raise UnauthorizedError("this secret is not known here")
         return ANYONE
-
-
-def _find_token(credentials: str) -> str:
-    scheme, _, value = credentials[:MAX_CREDENTIALS_SIZE].partition(" ")
-    value = value.strip()
-    if scheme.lower() == "bearer":
-        return value
-    if scheme.lower() != "basic":
-        return ""
-    try:
-        plain = base64.b64decode(value, validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
-    return plain.partition(":")[2]

@@ -21,6 +21,7 @@ from layerkit.edges.forked import error_document
 from layerkit.edges.forker import Forker
 from layerkit.edges.jsonlog import log_as_json
 from layerkit.edges.localapi import LocalApi
+from layerkit.edges.newsapi import NewsApi
 from layerkit.edges.notify import Notifier
 from layerkit.edges.polling import Poller
 from layerkit.errors import LayerkitError, PartialError, StoreLockedError
@@ -158,12 +159,16 @@ class _Daemon:
         watching = Watching(self._keeper, poller, self._node.platform)
         handlers = make_handlers(self._keeper, watching.follow, self._started)
         api = LocalApi(handlers, self._node.metrics.render)
+        news = NewsApi(watching.wake, settings.events_secret)
         try:
             if settings.socket is not None:
                 await api.listen(settings.socket)
             if settings.metrics:
                 host, _, port = settings.metrics.rpartition(":")
                 await api.listen_for_metrics(host, int(port))
+            if settings.events:
+                host, _, port = settings.events.rpartition(":")
+                _log.info("registries tell of pushes at %s", await news.listen(host, int(port)))
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon, watching)
             self._start(self._keeper.chores.run())
             if self._notifier.watchdog:
@@ -177,6 +182,7 @@ class _Daemon:
             self._notifier.tell("STOPPING=1")
             _log.info("stopping")
         finally:
+            await news.close()
             await watching.stop()
             await api.close()
             await poller.close()

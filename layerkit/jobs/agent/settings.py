@@ -27,6 +27,7 @@ DEFAULT_PULLS: Final = 2  # at once: each decodes on a core
 DEFAULT_POLLS: Final = 512  # connections that wait at once, over all servers
 DEFAULT_POLL_SECONDS: Final = 30.0  # between two looks where a server has no long poll
 MAX_TOKEN_SIZE: Final = 4096
+MIN_SECRET_SIZE: Final = 16  # characters
 RELOADABLE: Final = ("servers", "watch", "keep", "poll_seconds")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Settings:
     layouts: Path | None = None
     load: tuple[str, ...] = ()
     metrics: str = ""
+    events: str = ""  # where registries tell of pushes
+    events_secret: str = field(default="", repr=False)
     pulls: int = DEFAULT_PULLS
     polls: int = DEFAULT_POLLS
     poll_seconds: float = DEFAULT_POLL_SECONDS
@@ -91,7 +94,8 @@ def load_settings(options: Mapping[str, Any], default_store: Path) -> Settings:
     given = {key: value for key, value in options.items() if value not in (None, (), "")}
     config = given.get("config")
     values: dict[str, Any] = {"store": default_store, **_read_file(config), **given}
-    known = {item.name for item in fields(Settings)} | {"token_file"}
+    known = {item.name for item in fields(Settings)} - {"events_secret"}
+    known |= {"token_file", "events_secret_file"}
     unknown = sorted(values.keys() - known)
     if unknown:
         raise UsageError(
@@ -100,8 +104,15 @@ def load_settings(options: Mapping[str, Any], default_store: Path) -> Settings:
             hint=f"there are {', '.join(sorted(known - {'config'}))}",
         )
     token = _read_token(values.pop("token_file", None))
+    secret_file = values.pop("events_secret_file", None)
+    secret = _read_token(secret_file)
+    if secret_file and len(secret) < MIN_SECRET_SIZE:
+        raise UsageError(
+            f"{secret_file} does not hold a secret of {MIN_SECRET_SIZE} characters or more",
+            hint=f"make one: openssl rand -hex 32 > {secret_file}",
+        )
     raw_servers = values.pop("servers", ())
-    made: dict[str, Any] = {"servers": _parse_servers(raw_servers, token)}
+    made: dict[str, Any] = {"servers": _parse_servers(raw_servers, token), "events_secret": secret}
     for key, value in values.items():
         made[key] = _PARSERS[key](key, value)
     if made.get("rootfs") and made.get("layouts"):
@@ -273,6 +284,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "load": _engines,
     "platform": _platform,
     "metrics": _address,
+    "events": _address,
     "docker": _text,
     "containerd": _text,
     "containerd_namespace": _text,

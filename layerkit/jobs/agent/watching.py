@@ -2,18 +2,19 @@
 
 A chunk server holds each question until there is news; with more names than connections the
 questions are shorter, so that each name has its turn within a minute. Any other registry is asked
-now and then, over few connections. A version that does not come whole is tried again with growing
-pauses; meanwhile the server is asked for the one after it, so that a mended image is not waited
-for.
+now and then, over few connections, and when it tells of a push (`wake`). A version that does not
+come whole is tried again with growing pauses; meanwhile the server is asked for the one after it,
+so that a mended image is not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
@@ -27,6 +28,7 @@ from layerkit.errors import (
     RemoteError,
     UnauthorizedError,
 )
+from layerkit.formats.notifications import Pushed
 from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.keeper import Keeper
 from layerkit.jobs.agent.names import Name
@@ -37,6 +39,8 @@ __all__ = ["Watching"]
 
 WAIT_SECONDS: Final = 50.0  # that a server holds a question; it and balancers allow 60
 LOOKS: Final = 4  # connections to one registry: its answers take no time
+# Pauses before looks after a push was told: registries tell of it before the tag moves.
+TOLD_SECONDS: Final = (0.05, 0.2, 1.0, 5.0)
 PLAIN_SECONDS: Final = 300.0  # until a server without long polls is asked for one again
 _log = logging.getLogger(__name__)
 
@@ -51,6 +55,21 @@ class _Sight:
     early: Pause  # after answers that were not held, as when a server restarts
     refused: Digest | None = None
     due: float = 0.0
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    looks: list[float] = field(default_factory=list)  # pauses before the next ones
+
+    def wake(self) -> None:
+        self.looks = list(TOLD_SECONDS)
+        self.woken.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Until the next question; shorter when a push was told."""
+        if not self.looks:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.woken.wait(), seconds)
+        self.woken.clear()
+        if self.looks:
+            await asyncio.sleep(min(seconds, self.looks.pop(0)))
 
 
 @dataclass(slots=True)
@@ -63,6 +82,7 @@ class Watching:
     now: Callable[[], float] = time.monotonic
     dice: Callable[[], float] = random.random
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _sights: dict[str, _Sight] = field(default_factory=dict)
     _plain: dict[str, float] = field(default_factory=dict)  # server -> no long poll until
     _polls: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     _headers: dict[tuple[str, str], str] = field(default_factory=dict)  # that registries accept
@@ -73,6 +93,7 @@ class Watching:
         for ref, task in list(self._tasks.items()):
             if ref not in wanted or task.done():
                 self._tasks.pop(ref).cancel()
+                self._sights.pop(ref, None)
         for ref in sorted(wanted - self._tasks.keys()):
             self._tasks[ref] = asyncio.create_task(self._watch(self.keeper.names.get(ref)))
 
@@ -83,14 +104,26 @@ class Watching:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def wake(self, pushed: Iterable[Pushed]) -> int:
+        """Ask soon after the watched names among these; how many there are."""
+        told = {(one.name, one.tag) for one in pushed}
+        woken = 0
+        for sight in self._sights.values():
+            ref = sight.name.reference
+            if (ref.registry_name, ref.tag) in told:
+                sight.wake()
+                woken += 1
+        return woken
+
     async def _watch(self, name: Name) -> None:
         sight = _Sight(name, Pause(dice=self.dice), Pause(first=0.5, dice=self.dice))
+        self._sights[name.ref] = sight
         while True:
             try:
                 await self._step(sight)
             except LayerkitError as exc:
                 self.keeper.node.note_error(name, exc)
-                await asyncio.sleep(sight.pause.next())
+                await sight.rest(sight.pause.next())
             except Exception:  # a bug of ours stops this name for a while, and no other
                 _log.exception("watching %s failed", name.ref)
                 await asyncio.sleep(sight.pause.next())
@@ -126,6 +159,7 @@ class Watching:
                 await asyncio.sleep(sight.early.next())
             return
         sight.refused = None
+        sight.looks.clear()
         sight.pause.reset()
 
     async def _nothing_new(self, sight: _Sight, answer: Answer) -> None:
@@ -141,7 +175,7 @@ class Watching:
             seconds = min(seconds, sight.early.next())
         if sight.refused is not None:
             seconds = min(seconds, max(0.1, sight.due - self.now()))
-        await asyncio.sleep(seconds)
+        await sight.rest(seconds)
 
     def _refuse(self, sight: _Sight, digest: Digest) -> None:
         if sight.refused != digest:
