@@ -86,6 +86,8 @@ def test_limits_are_the_codes() -> None:
         f"{chunkmanifest.MAX_FORM_SIZE >> 30} GiB",
         f"{protocol.MAX_REQUEST_COUNT:,}",
         f"{protocol.MAX_WINDOW_SIZE >> 20} MiB",
+        f"{wire.FIELD_LIMIT:,}",
+        f"{wire.SMALL_LIMIT:,}, and one for each {wire.LABEL_SIZE} bytes of its body",
         f"{protocol.MAX_ERRORS_SIZE >> 10} KiB",
         f"{signature.MAX_BUNDLE_SIZE >> 10} KiB; {signatures.MAX_COUNT} are looked at",
     ]

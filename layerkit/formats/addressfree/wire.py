@@ -29,6 +29,8 @@ MAJOR: Final = 1
 MINOR: Final = 0
 COUNT_LIMIT: Final = 1 << 26  # labels of one binary: over a hundred times the largest seen
 SMALL_LIMIT: Final = 1 << 16  # regions, kinds, patterns, fields of a pattern
+FIELD_LIMIT: Final = 1 << 17  # fields of all patterns: the largest binaries have a thousand
+LABEL_SIZE: Final = 4  # bytes of body for each label beyond SMALL_LIMIT; of binaries 60 and more
 COUNTER_LIMIT: Final = 64  # NEW counters; 15 are used
 MEASURE_LIMIT: Final = 1 << 12  # some 200 are used
 ADDR_LIMIT: Final = (1 << 63) - 1
@@ -42,10 +44,10 @@ def write_column(writer: Writer, values: Int64s) -> None:
     writer.sized(write_varints(values).tobytes())
 
 
-def read_column(reader: Reader, name: str, limit: int) -> Int64s:
-    """The twin of `write_column`; every value is at most `limit`."""
-    count = reader.varint(COUNT_LIMIT, f"count of {name}")
-    raw = np.frombuffer(reader.sized(COUNT_LIMIT * 9, name), np.uint8)
+def read_column(reader: Reader, name: str, limit: int, most: int = COUNT_LIMIT) -> Int64s:
+    """The twin of `write_column`; every value is at most `limit`, and there are at most `most`."""
+    count = reader.varint(most, f"count of {name}")
+    raw = np.frombuffer(reader.sized(most * 9, name), np.uint8)
     try:
         value = read_varints(raw, count)
     except FormatError as exc:
@@ -179,8 +181,9 @@ def parse_labels(data: bytes | memoryview, body_size: int) -> tuple[Labels, Int6
     region_count = len(flags_at)
     kinds = _read_kinds(reader, region_count)
     patterns = _read_patterns(reader, len(kinds))
-    counts = read_column(reader, "label counts", COUNT_LIMIT)
-    records = read_column(reader, "label records", ADDR_LIMIT >> 8)
+    counts = read_column(reader, "label counts", COUNT_LIMIT, SMALL_LIMIT)
+    most = min(COUNT_LIMIT, 2 * (SMALL_LIMIT + body_size // LABEL_SIZE))
+    records = read_column(reader, "label records", ADDR_LIMIT >> 8, most)
     if len(records) % 2:
         raise reader.fail("half a label record")
     if len(records) and int(records[1::2].max()) // model.RULE_COUNT >= len(patterns):
@@ -261,9 +264,9 @@ def parse_blob(blob: bytes | memoryview) -> tuple[memoryview, int, Exceptions]:
 
 
 def _read_measures(reader: Reader, region_count: int) -> tuple[Measure, ...]:
-    column = read_column(reader, "measures", SIZE_LIMIT)
-    if len(column) % 7 or len(column) > 7 * MEASURE_LIMIT:
-        raise reader.fail("measures are cut, or too many")
+    column = read_column(reader, "measures", SIZE_LIMIT, 7 * MEASURE_LIMIT)
+    if len(column) % 7:
+        raise reader.fail("measures are cut")
     found = []
     for region, offset, width, high, low, shift, add in column.reshape(-1, 7).tolist():
         if region > region_count or max(high, low) > 4 * region_count or shift > 31:
@@ -348,9 +351,9 @@ def _read_kinds(reader: Reader, region_count: int) -> tuple[Kind, ...]:
 
 
 def _read_patterns(reader: Reader, kind_count: int) -> tuple[Pattern, ...]:
-    heads = read_column(reader, "patterns", SMALL_LIMIT)
-    columns = read_column(reader, "fields of patterns", 1 << 33)
-    if len(heads) % 7 or len(columns) % 2 or len(heads) > 7 * SMALL_LIMIT:
+    heads = read_column(reader, "patterns", SMALL_LIMIT, 7 * SMALL_LIMIT)
+    columns = read_column(reader, "fields of patterns", 1 << 33, 2 * FIELD_LIMIT)
+    if len(heads) % 7 or len(columns) % 2:
         raise reader.fail("patterns are cut")
     count = len(heads) // 7
     sizes = heads.reshape(count, 7)[:, 5:].reshape(-1)
