@@ -244,3 +244,12 @@ func ExampleNew() {
 	fmt.Println(state)
 	// Output: closed
 }
+
+func BenchmarkClosed(b *testing.B) {
+	w := newWorld(Options{})
+	recorder, request := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.ServeHTTP(recorder, request)
+	}
+}

@@ -90,7 +90,8 @@ func (h *Handler) Name() string { return h.name }
 // Unwrap is the handler that is measured.
 func (h *Handler) Unwrap() http.Handler { return h.next }
 
-// ServeHTTP measures one request. One that panics counts as status 500.
+// ServeHTTP measures one request. One that panics counts as status 500; one whose connection the
+// handler takes over (Hijack) has no latency.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if trace.IsEnabled() {
 		ctx, task := trace.NewTask(r.Context(), h.name)
@@ -114,7 +115,9 @@ var unlabeled = context.Background()
 func (m *measures) end(started time.Duration, status int) {
 	pprof.SetGoroutineLabels(unlabeled)
 	took := time.Since(m.epoch) - started
-	m.latency.add(int(rand.Uint32()), took)
+	if status != http.StatusSwitchingProtocols { // how long a socket stays open is no latency
+		m.latency.add(int(rand.Uint32()), took)
+	}
 	m.statuses[class(status)].Add(1)
 	m.busy.Add(int64(took))
 	m.begun.Add(-int64(started))

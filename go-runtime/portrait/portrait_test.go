@@ -214,6 +214,35 @@ func ExamplePortrait() {
 	// Output: 1
 }
 
+func TestASocketHasNoLatency(t *testing.T) {
+	p := New()
+	defer p.Close()
+	server := httptest.NewServer(p.Wrap("socket", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
+		conn.Close()
+	})))
+	defer server.Close()
+	response, err := http.Get(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	m := p.sorted()[0]
+	for end := time.Now().Add(10 * time.Second); m.statuses[1].Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not counted")
+		}
+	}
+	if got := m.latency.read().total(); got != 0 {
+		t.Errorf("latencies: got %d, want none", got)
+	}
+}
+
 func BenchmarkBare(b *testing.B) {
 	benchmark(b, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 }

@@ -298,3 +298,11 @@ func ExampleServeListener() {
 	fmt.Println(ServeListener(ctx, listener, http.NotFoundHandler()))
 	// Output: <nil>
 }
+
+func BenchmarkFront(b *testing.B) {
+	p := newProbes(text("ok"), &settings{steps: &warm.Set{}}, &self{token: "token"})
+	request, _ := http.NewRequest(http.MethodGet, "/feed", nil)
+	for b.Loop() {
+		p.ServeHTTP(&discard{header: http.Header{}}, request)
+	}
+}

@@ -10,16 +10,16 @@ import (
 // default set. A failure is not kept: the next Get tries again.
 type Lazy[T any] struct {
 	name string
-	make func(context.Context) (T, error)
+	load func(context.Context) (T, error)
 	made atomic.Pointer[T]
 	turn chan struct{} // holds one token: who has it makes the value
 	undo func()
 }
 
-// NewLazy is a Lazy whose value make makes, of the default set. Make gets the context of whoever
+// NewLazy is a Lazy whose value load makes, of the default set. Load gets the context of whoever
 // asks first, without its cancellation: others wait for the same value.
-func NewLazy[T any](name string, make func(context.Context) (T, error)) *Lazy[T] {
-	lazy := &Lazy[T]{name: name, make: make, turn: newTurn()}
+func NewLazy[T any](name string, load func(context.Context) (T, error)) *Lazy[T] {
+	lazy := &Lazy[T]{name: name, load: load, turn: newTurn()}
 	lazy.undo = Add(name, func(ctx context.Context) error {
 		_, err := lazy.Get(ctx)
 		return err
@@ -70,7 +70,7 @@ func (l *Lazy[T]) makeIt(ctx context.Context) (T, error) {
 			ended <- o
 		}()
 		o.err = fmt.Errorf("%s: ended by runtime.Goexit", l.name) // unless it returns
-		o.value, o.err = l.make(context.WithoutCancel(ctx))
+		o.value, o.err = l.load(context.WithoutCancel(ctx))
 	}()
 	select {
 	case o := <-ended:

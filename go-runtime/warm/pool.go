@@ -34,11 +34,11 @@ type Pool[T any] struct {
 	undo  func()
 }
 
-// NewPool is a pool whose values make makes; reset (nil: nothing) clears one that comes back, so
+// NewPool is a pool whose values create makes; reset (nil: nothing) clears one that comes back, so
 // that no request sees what another left.
-func NewPool[T any](name string, make func() *T, reset func(*T)) *Pool[T] {
+func NewPool[T any](name string, create func() *T, reset func(*T)) *Pool[T] {
 	p := &Pool[T]{reset: reset}
-	p.pool.New = func() any { return make() }
+	p.pool.New = func() any { return create() }
 	p.undo = Add(name, func(context.Context) error {
 		Prefill(&p.pool)
 		return nil

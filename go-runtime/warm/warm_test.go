@@ -178,3 +178,11 @@ func BenchmarkLazyGet(b *testing.B) {
 		_, _ = lazy.Get(ctx)
 	}
 }
+
+func BenchmarkPool(b *testing.B) {
+	pool := NewPool("buffers", func() *[64]byte { return new([64]byte) }, nil)
+	defer pool.Close()
+	for b.Loop() {
+		pool.Put(pool.Get())
+	}
+}

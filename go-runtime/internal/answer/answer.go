@@ -2,7 +2,9 @@
 package answer
 
 import (
+	"bufio"
 	"io"
+	"net"
 	"net/http"
 )
 
@@ -54,6 +56,16 @@ func (w *Writer) Flush() {
 	if flusher, ok := w.ResponseWriter.(http.Flusher); ok {
 		flusher.Flush()
 	}
+}
+
+// Hijack is for handlers that ask for http.Hijacker, as libraries of web sockets do. From then on the
+// connection is the handler's, and the status 101.
+func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.status, w.wrote = http.StatusSwitchingProtocols, true
+	}
+	return conn, buffered, err
 }
 
 func (w *Writer) setOK() {

@@ -66,10 +66,18 @@ func ReadMemory(root string) (Memory, error) {
 // ownPaths are the process's cgroups: of the v1 memory controller, and of v2; empty where none.
 type ownPaths struct{ v1, v2 string }
 
-// readOwn parses /proc/self/cgroup, lines of `hierarchy:controllers:path`. See cgroups(7).
 func readOwn(root string) (ownPaths, error) {
+	raw, err := readFile(filepath.Join(root, "proc/self/cgroup"))
+	if err != nil {
+		return ownPaths{}, err
+	}
+	return parseOwn(raw)
+}
+
+// parseOwn parses /proc/self/cgroup, lines of `hierarchy:controllers:path`. See cgroups(7).
+func parseOwn(raw []byte) (ownPaths, error) {
 	var own ownPaths
-	err := eachLine(filepath.Join(root, "proc/self/cgroup"), func(line string) {
+	err := eachLine(raw, func(line string) {
 		parts := strings.SplitN(line, ":", 3)
 		switch {
 		case len(parts) != 3 || !strings.HasPrefix(parts[2], "/"):
@@ -90,11 +98,19 @@ type mount struct {
 func (m mount) isMemoryV1() bool { return m.kind == "cgroup" && has(m.options, "memory") }
 func (m mount) isV2() bool       { return m.kind == "cgroup2" }
 
-// readMounts parses /proc/self/mountinfo: `id parent device root point options [...] - type source
-// options`. See proc_pid_mountinfo(5).
 func readMounts(root string) ([]mount, error) {
+	raw, err := readFile(filepath.Join(root, "proc/self/mountinfo"))
+	if err != nil {
+		return nil, err
+	}
+	return parseMounts(raw)
+}
+
+// parseMounts parses /proc/self/mountinfo: `id parent device root point options [...] - type source
+// options`. See proc_pid_mountinfo(5).
+func parseMounts(raw []byte) ([]mount, error) {
 	var found []mount
-	err := eachLine(filepath.Join(root, "proc/self/mountinfo"), func(line string) {
+	err := eachLine(raw, func(line string) {
 		left, right, ok := strings.Cut(line, " - ")
 		head, tail := strings.Fields(left), strings.Fields(right)
 		if ok && len(head) >= 5 && len(tail) >= 1 && strings.HasPrefix(tail[0], "cgroup") {
@@ -147,11 +163,14 @@ func beneath(folder, path string) (string, bool) {
 func readV1(root string, m mount, path string) (int64, error) {
 	folder := filepath.Join(root, m.point, path)
 	var limit int64
-	err := eachLine(filepath.Join(folder, "memory.stat"), func(line string) {
-		if text, ok := strings.CutPrefix(line, "hierarchical_memory_limit "); ok {
-			limit, _ = parseLimit(text)
-		}
-	})
+	raw, err := readFile(filepath.Join(folder, "memory.stat"))
+	if err == nil {
+		err = eachLine(raw, func(line string) {
+			if text, ok := strings.CutPrefix(line, "hierarchical_memory_limit "); ok {
+				limit, _ = parseLimit(text)
+			}
+		})
+	}
 	if err == nil && limit > 0 {
 		own, err := readLimit(filepath.Join(folder, "memory.limit_in_bytes"))
 		return tighter(limit, own), err
@@ -231,11 +250,7 @@ func unescape(text string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(text)
 }
 
-func eachLine(path string, take func(line string)) error {
-	raw, err := readFile(path)
-	if err != nil {
-		return err
-	}
+func eachLine(raw []byte, take func(line string)) error {
 	lines := bufio.NewScanner(bytes.NewReader(raw))
 	lines.Buffer(nil, maxFile)
 	for lines.Scan() {
