@@ -30,6 +30,7 @@ import never_slower
 import ours
 import peers
 import pulls
+import registries
 import report
 import splits
 from build import BENCH, EDITS, GO, TOOLS, Built, build_release, build_workload, others
@@ -209,6 +210,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "memory": memory.measure,
     "split": splits.measure,
     "functions": functions.measure,
+    "registries": registries.measure,
 }
 
 

@@ -123,6 +123,14 @@ def test_pushes_stand_beside_the_pulls_that_they_make_quick() -> None:
     assert "docker push" in text and "2.0" in text
 
 
+def test_what_goes_through_registries_is_told_by_registry_and_by_whom() -> None:
+    service = importlib.import_module("report_service")
+    counts = {"layerkit": {"request_count": 3, "size": 3_692}}
+    rows = {"registries": {"one": {"pull, edit": counts}, "two": {"missing": "no two on PATH"}}}
+    text = service.registries_table(rows)
+    assert "| one | pull, edit | layerkit | 3 | 3,692 |" in text and "no two on PATH" in text
+
+
 @pytest.mark.slow
 def test_a_minute_of_soak_shows_no_leak() -> None:
     argv = [sys.executable, str(ROOT / "bench/soak.py"), "--seconds", "60"]

@@ -109,6 +109,18 @@ def test_anybodys_image_comes_plainly(fake: FakeRegistry, tmp_path: Path, store:
         assert read_file(fake, store, tmp_path) == HALF + text + HALF[::-1]
 
 
+def test_a_layer_of_anybodys_image_comes_once(
+    fake: FakeRegistry, tmp_path: Path, store: Store
+) -> None:
+    """Nothing lies beside either image; the base layer is the same."""
+    for text in (b"one", b"two"):
+        top = push(tmp_path / "layout", fake, text, chunks=False)
+        bring(fake, store)
+    base, code = Layout(tmp_path / "layout").read_manifest(top.digest).layers
+    assert not fake.paths("GET", str(base.digest)) and fake.paths("GET", str(code.digest))
+    assert read_file(fake, store, tmp_path) == HALF + b"two" + HALF[::-1]
+
+
 def test_one_of_several_held_images_will_do(
     fake: FakeRegistry, tmp_path: Path, store: Store
 ) -> None:

@@ -173,6 +173,8 @@ class WantedImage:
             self.is_begun = True
             self._use_found(held.find_begun(self.store, wanted - self.layers.keys()))
         artifact = None if plainly else self.find_artifact()
+        if artifact is None and not plainly:  # anybody's image: what is held is held as tars
+            self._use_found(held.find_layers(self.store, self.ref, wanted - self.layers.keys()))
         return [
             self._want(blob, diff_id, artifact)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
