@@ -2,4 +2,4 @@ module example.com/feed
 
 go 1.25
 
-require example.com/layerkit/go-runtime v0.1.0-he88ac211c15a
+require example.com/layerkit/go-runtime v0.1.0-h7247ada9876a

@@ -109,7 +109,7 @@ func classOf(n int) int {
 }
 
 // Alloc is n zero bytes, aligned to LineSize or better: to n's power of two up to 4 KiB if n is
-// one, to PageSize from 512 KiB on. Raises ErrFull, and leaves the pool as it was.
+// one, to PageSize above 512 KiB. Where it does not fit the error is ErrFull, and the pool is as it was.
 func (p *Pool) Alloc(n int) ([]byte, error) {
 	if n <= 0 || n > len(p.pages)*PageSize {
 		return nil, fmt.Errorf("%w: %d bytes asked of %d", ErrFull, n, len(p.pages)*PageSize)

@@ -170,6 +170,7 @@ func doneAfter(body *ast.BlockStmt) token.Pos {
 var outliving = []string{
 	"start", "spawn", "monitor", "watch", "background",
 	"release", "clean", "close", "delete", "remove", "rollback", "abort", "stop", "shutdown", "unlock",
+	"exit", "quit", "terminate",
 }
 
 // cleansUp says whether a function's name says that it cleans up, also after a context that is done.

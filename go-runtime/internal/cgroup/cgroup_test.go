@@ -158,7 +158,7 @@ func TestReadMemoryOfThisMachine(t *testing.T) {
 	}
 }
 
-// FuzzParse is FuzzReadMemory without files: some 100,000 tries a second.
+// FuzzParse is FuzzReadMemory without files, which tries some thousand times as much.
 func FuzzParse(f *testing.F) {
 	f.Add("0::/fn\n4:memory:/docker/1\n", mountV2+mountV1, "1048576")
 	f.Add("0::/../x\n", mountHybrid, "max")

@@ -102,6 +102,8 @@ func release(context.Context) {}
 
 func runAtShutdown(context.Context) {}
 
+func exitProcess(context.Context) {}
+
 func sendRelease(ctx context.Context) { use(context.Background()) }
 
 func quiet(request *http.Request) *http.Request {
@@ -112,6 +114,7 @@ func lives(ctx context.Context) {
 	startMonitor(context.Background())
 	release(context.Background())
 	runAtShutdown(context.Background())
+	exitProcess(context.Background())
 	defer use(context.Background())
 	go use(context.Background())
 	own, cancel := context.WithCancel(context.Background())
