@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+from toy_go import toy_go
 
 from layerkit.errors import FormatError
 from layerkit.formats import addressfree
 from layerkit.formats.addressfree import wire
 from layerkit.formats.cursor import Writer
+from layerkit.formats.elf import EHDR, SHDR, parse_elf
 
 
 def form_of(labels: Writer) -> bytes:
@@ -58,3 +62,20 @@ def test_labels_without_a_body_for_them_are_refused() -> None:
     wire.write_column(labels, np.zeros(2 * wire.SMALL_LIMIT + 2, np.int64))
     with pytest.raises(FormatError, match="count of label records is over its limit"):
         addressfree.decode(form_of(labels))
+
+
+def test_a_binary_of_many_sections_stays_raw_at_once() -> None:
+    """Distances between regions are looked at in pairs."""
+    toy = toy_go()
+    elf, head = parse_elf(toy), list(EHDR.unpack_from(toy))
+    start, many = elf.section_table_offset, 20_000
+    first = max(section.end_addr for section in elf.sections)
+    rows = [SHDR.pack(1, 8, 2, first + 64 * n, 0, 64, 0, 0, 16, 0) for n in range(many)]
+    out = bytearray(toy.ljust(-(-len(toy) // 8) * 8, b"\0"))
+    head[6], head[12] = len(out), head[12] + many  # where the table is, how many rows it has
+    out += toy[start : start + SHDR.size * len(elf.sections)] + b"".join(rows)
+    EHDR.pack_into(out, 0, *head)
+    begun = time.process_time()
+    made = addressfree.encode(bytes(out))
+    assert "sections are loaded" in made.why_raw and addressfree.decode(made.form) == bytes(out)
+    assert time.process_time() - begun < 5

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from layerkit.errors import FormatError
 from layerkit.formats import kernel
 from layerkit.formats.addressfree import model
 from layerkit.formats.addressfree.measures import Place, find_measures
@@ -59,6 +60,7 @@ NO_FUNCDATA: Final = 0xFFFFFFFF
 STACK_OBJECT_LIMIT: Final = 4096  # of one function; above, it is no such table
 FIPS_INFO_SIZE: Final = 120  # magic, sum, own address, four ranges: go1.24 to go1.27
 MASK_LIMIT: Final = 128 << 3 << 3  # bytes of object; larger ones have masks built at run time
+SECTION_LIMIT: Final = 256  # that are loaded; Go makes some 30, and time goes with their square
 PCHEADER_SIZE: Final = 72  # bytes: debug/gosym/pclntab.go, go1.20 to go1.27
 TYPE_HASH: Final = (16, 4)  # of a type descriptor: internal/abi/type.go Type.Hash
 ITAB_KEY: Final = (0, 20)  # interface, type, and the type's hash: internal/abi/iface.go ITab
@@ -140,7 +142,10 @@ def _number_places(found: Discovery) -> Iterator[Place]:
 
 def _make_regions(found: Discovery) -> None:
     go = found.go
-    for section in sorted((s for s in go.elf.sections if s.addr and s.size), key=lambda s: s.addr):
+    loaded = sorted((s for s in go.elf.sections if s.addr and s.size), key=lambda s: s.addr)
+    if len(loaded) > SECTION_LIMIT:
+        raise FormatError(f"{len(loaded)} sections are loaded, which no Go linker makes")
+    for section in loaded:
         if section is go.pclntab:
             _pclntab_regions(found, section)
             continue
