@@ -13,6 +13,8 @@ from memory_source import MemorySource
 from serving import Served, get, serving
 
 from layerkit.digest import Digest, sha256_digest
+from layerkit.edges.http import Blob, Joined, UpdateAnswer
+from layerkit.edges.http.answers import cut
 from layerkit.edges.http.ranges import find_spans
 
 DATA = bytes(range(256)) * 1200  # 300 KB: parts of it are read in steps
@@ -180,6 +182,55 @@ def test_an_update_goes_on_where_it_was_cut(updates: tuple[MemorySource, Digest]
     assert (first.data, rest.status, rest.data) == (b"0123456789", 206, b"456789")
     assert (other.status, other.data) == (200, b"another one")
     assert first.headers["docker-content-digest"] == str(sha256_digest(b'{"v":2}'))
+
+
+def test_a_body_of_several_is_as_one(
+    updates: tuple[MemorySource, Digest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes, a large piece of a file, a small one, bytes: whole, and every kind of part."""
+    source, old = updates
+    file = tmp_path / "file"
+    file.write_bytes(b"not of it" + DATA)
+    large = Blob(200_000, "", file, refuse, start=9)
+    small = Blob(50, "", file, refuse, start=9 + 300)
+    whole = DATA[:500] + DATA[:200_000] + DATA[300:350] + DATA[:7000]
+    body = Joined(len(whole), (DATA[:500], large, small, DATA[:7000]))
+    answer = UpdateAnswer(source.resolve("a", "v2") or old, body, (), True, "tag")
+    monkeypatch.setattr(source, "read_update", lambda *_: answer)
+    with serving(source) as served:
+        path = f"/v1/a/updates/v2?from={old}"
+        assert get(served, path).data == whole
+        for start, stop in [(0, 3), (400, 700), (499, 500), (500, 501), (200_400, 200_560)]:
+            rest = get(served, path, headers={"range": f"bytes={start}-{stop - 1}"})
+            assert (rest.status, rest.data) == (206, whole[start:stop])
+        rest = get(served, path, headers={"range": "bytes=100-", "if-range": '"tag"'})
+        assert rest.data == whole[100:]
+
+
+def refuse(*_: int) -> Iterator[bytes]:
+    raise AssertionError("a file is not read by parts of its source")
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=20), st.booleans()), max_size=5),
+    st.data(),
+)
+def test_any_part_of_a_joined_body(parts: list[tuple[bytes, bool]], draw: st.DataObject) -> None:
+    whole = b"".join(data for data, _ in parts)
+    bodies = [
+        Blob(len(data), "", Path(f"/{at}"), refuse) if is_blob else data
+        for at, (data, is_blob) in enumerate(parts)
+    ]
+    start = draw.draw(st.integers(0, len(whole)))
+    count = draw.draw(st.integers(0, len(whole) - start))
+    found = b""
+    for piece in cut(Joined(len(whole), tuple(bodies)), start, count):
+        if isinstance(piece, tuple):
+            blob, at, size = piece
+            found += parts[int(str(blob.path)[1:])][0][at : at + size]
+        else:
+            found += piece
+    assert found == whole[start : start + count]
 
 
 def test_what_is_up_to_date_is_told_so(updates: tuple[MemorySource, Digest]) -> None:

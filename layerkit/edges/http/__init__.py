@@ -30,6 +30,7 @@ from layerkit.edges.http.server import (
 )
 from layerkit.edges.http.source import (
     Blob,
+    Joined,
     Meter,
     RepositoryFacts,
     Source,
@@ -46,6 +47,7 @@ __all__ = [
     "Call",
     "Endpoint",
     "Gate",
+    "Joined",
     "Limits",
     "Meter",
     "Metrics",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from layerkit.edges.http.ranges import find_spans, multipart_heads, multipart_size
-from layerkit.edges.http.source import Blob
+from layerkit.edges.http.source import Blob, Joined
 from layerkit.formats.protocol import Problem, serialize_errors
 from layerkit.formats.update import Share
 
@@ -24,6 +24,7 @@ __all__ = [
     "Piece",
     "Reply",
     "body_etag",
+    "cut",
     "finish",
     "problem",
 ]
@@ -36,10 +37,10 @@ NEVER: Final = "no-store"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler gives back. `etag` (strong, without quotes) makes it conditional; with bytes
-    or a blob as body, parts of it can be asked for."""
+    """What a handler gives back. `etag` (strong, without quotes) makes it conditional; of a body
+    that is no iterator parts can be asked for."""
 
-    body: bytes | Blob | Iterator[bytes] = b""
+    body: bytes | Blob | Joined | Iterator[bytes] = b""
     media_type: str = "application/octet-stream"
     status: int = 200
     etag: str = ""
@@ -50,7 +51,7 @@ class Answer:
     is_scoped: bool = True  # depends on who asks, where the server asks for tokens
 
 
-Piece = bytes | tuple[Blob, int, int]  # bytes, or offset and size in a blob
+Piece = bytes | memoryview | tuple[Blob, int, int]  # bytes, or offset and size in a blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,10 @@ def finish(answer: Answer, method: str, asked: Mapping[str, str], is_private: bo
     if answer.status == 304:
         return Reply(304, _encode(headers), (), None, ())
     body = answer.body
-    if not isinstance(body, bytes | Blob):
+    if not isinstance(body, bytes | Blob | Joined):
         headers.append(("content-type", answer.media_type))
         return Reply(answer.status, _encode(headers), body, None, answer.shares)
-    size = body.size if isinstance(body, Blob) else len(body)
+    size = len(body) if isinstance(body, bytes) else body.size
     if answer.etag and answer.status == 200:
         headers.append(("accept-ranges", "bytes"))
         if method == "GET" and "range" in asked and _same_still(asked, answer.etag):
@@ -95,11 +96,15 @@ def finish(answer: Answer, method: str, asked: Mapping[str, str], is_private: bo
             if parts is not None:
                 return parts
     headers += [("content-type", answer.media_type), ("content-length", str(size))]
-    return Reply(answer.status, _encode(headers), (_piece(body, 0, size),), size, answer.shares)
+    return Reply(answer.status, _encode(headers), cut(body, 0, size), size, answer.shares)
 
 
 def _finish_parts(
-    answer: Answer, body: bytes | Blob, size: int, wanted: str, headers: list[tuple[str, str]]
+    answer: Answer,
+    body: bytes | Blob | Joined,
+    size: int,
+    wanted: str,
+    headers: list[tuple[str, str]],
 ) -> Reply | None:
     """206 or 416; None: the header is to be ignored."""
     spans = find_spans(wanted, size)
@@ -116,13 +121,13 @@ def _finish_parts(
             ("content-type", answer.media_type),
             ("content-range", f"bytes {start}-{start + count - 1}/{size}"),
         ]
-        pieces, total = [_piece(body, start, count)], count
+        pieces, total = [*cut(body, start, count)], count
     else:
         media_type, heads, tail = multipart_heads(spans, size, answer.media_type, answer.etag)
         headers.append(("content-type", media_type))
         pieces = []
         for head, (start, count) in zip(heads, spans, strict=True):
-            pieces += [head, _piece(body, start, count)]
+            pieces += [head, *cut(body, start, count)]
         pieces.append(tail)
         total = multipart_size(spans, heads, tail)
     headers.append(("content-length", str(total)))
@@ -136,10 +141,21 @@ def _scaled(share: Share, part: int, whole: int) -> Share:
     return Share(share.role, sent, share.whole_size * part // max(whole, 1))
 
 
-def _piece(body: bytes | Blob, start: int, count: int) -> Piece:
+def cut(body: bytes | Blob | Joined, start: int, count: int) -> tuple[Piece, ...]:
+    """`count` bytes of a body from `start` on; those in memory are not copied."""
     if isinstance(body, Blob):
-        return (body, start, count)
-    return body if count == len(body) else body[start : start + count]
+        return ((body, start, count),)
+    if isinstance(body, bytes):
+        return (body if count == len(body) else memoryview(body)[start : start + count],)
+    found: list[Piece] = []
+    for part in body.parts:
+        size = len(part) if isinstance(part, bytes) else part.size
+        if start < size and count > 0:
+            some = min(count, size - start)
+            found += cut(part, start, some)
+            count -= some
+        start = max(0, start - size)
+    return tuple(found)
 
 
 def _cache_control(answer: Answer, is_private: bool) -> str:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qsl
@@ -282,37 +282,44 @@ class ServerApp:
         progress = exchange.scope.get(PROGRESS, _ignore)
         if exchange.scope["method"] != "HEAD":
             send_file = exchange.scope.get(SEND_FILE)
-            if send_file is not None and _is_file(reply.pieces):
-                exchange.size += await self._send_file(reply.pieces, send_file)
-                reply = replace(reply, pieces=())
-            async for part in self._parts(reply.pieces):
+            async for part in self._parts(reply.pieces, send_file):
+                if isinstance(part, int):
+                    exchange.size += part
+                    continue
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 progress(len(part))
                 exchange.size += len(part)
             self.metrics.count_shares(reply.shares)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_file(self, pieces: Any, send_file: Any) -> int:
-        """One piece of a file, by the system; returns its size."""
-        blob, offset, size = pieces[0]
+    async def _send_file(self, piece: tuple[Blob, int, int], send_file: Any) -> int:
+        """A piece of a file, by the system; returns its size."""
+        blob, offset, size = piece
+        assert blob.path is not None
         fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)  # not in a thread: who leaves loses it
         try:
-            await send_file(fd, offset, size)
+            await send_file(fd, blob.start + offset, size)
         finally:
             os.close(fd)
-        return int(size)
+        return size
 
-    async def _parts(self, pieces: tuple[Piece, ...] | Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def _parts(
+        self, pieces: tuple[Piece, ...] | Iterator[bytes], send_file: Any
+    ) -> AsyncIterator[bytes | memoryview | int]:
+        """What is to be sent, a part at a time; a number is of bytes that `send_file` has sent.
+        Bytes in memory are not copied: all who are sent the same share them."""
         if not isinstance(pieces, tuple):
             async for part in self._drawn(pieces):
                 yield part
             return
         for piece in pieces:
-            if isinstance(piece, bytes):
+            if not isinstance(piece, tuple):
                 for start in range(0, len(piece), PART_SIZE):
-                    yield piece if len(piece) <= PART_SIZE else piece[start : start + PART_SIZE]
+                    yield memoryview(piece)[start : start + PART_SIZE]
+            elif send_file is not None and piece[0].path is not None and piece[2] >= PART_SIZE:
+                yield await self._send_file(piece, send_file)
             elif piece[0].path is not None:
-                async for part in self._file_parts(piece[0], piece[1], piece[2]):
+                async for part in self._file_parts(*piece):
                     yield part
             else:
                 blob, offset, size = piece
@@ -327,6 +334,7 @@ class ServerApp:
     async def _file_parts(self, blob: Blob, offset: int, size: int) -> AsyncIterator[bytes]:
         """Parts of a file: at once where the system has them in memory, else read by a thread."""
         assert blob.path is not None
+        offset += blob.start
         fd = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             while size:
@@ -357,7 +365,7 @@ class ServerApp:
         pieces = reply.pieces
         if not isinstance(pieces, tuple) or (reply.size or 0) > MAX_ENTRY_SIZE:
             return
-        parts = [piece for piece in pieces if isinstance(piece, bytes)]
+        parts = [piece for piece in pieces if not isinstance(piece, tuple)]
         if len(parts) != len(pieces) or reply.status not in (200, 206, 304):
             return
         lines = [b"HTTP/1.1 %d %s\r\n" % (reply.status, _phrase(reply.status))]
@@ -449,14 +457,6 @@ def _parse_query(raw: bytes) -> dict[str, str]:
 
 def _phrase(status: int) -> bytes:
     return HTTPStatus(status).phrase.encode()
-
-
-def _is_file(pieces: tuple[Piece, ...] | Iterator[bytes]) -> bool:
-    """One piece, of a local file, that is worth it?"""
-    if not isinstance(pieces, tuple) or len(pieces) != 1 or isinstance(pieces[0], bytes):
-        return False
-    blob, _, size = pieces[0]
-    return blob.path is not None and size >= PART_SIZE
 
 
 def _ignore(_: int) -> None:

@@ -20,6 +20,7 @@ from layerkit.formats.update import Share
 
 __all__ = [
     "Blob",
+    "Joined",
     "Meter",
     "RepositoryFacts",
     "Source",
@@ -31,12 +32,22 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A stored blob: `read(offset, size)` gives its parts; `path` where it is a local file."""
+    """A stored blob: `read(offset, size)` gives its parts; `path` where it is in a local file, from
+    `start` on."""
 
     size: int
     role: str  # of the layer that it is or belongs to (base, deps, code), or ""
     path: Path | None
     read: Callable[[int, int], Iterator[bytes]]
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A body of several: bytes that all who ask for them share, and blobs."""
+
+    size: int
+    parts: tuple[bytes | Blob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class UpdateAnswer:
     `etag`: of a body that is not bytes."""
 
     digest: Digest
-    raw: bytes | Blob | None
+    raw: bytes | Blob | Joined | None
     shares: tuple[Share, ...]
     was_kept: bool
     etag: str = ""

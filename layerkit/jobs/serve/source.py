@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.http.source import Blob, Meter, RepositoryFacts, UpdateAnswer
+from layerkit.edges.http.source import Blob, Joined, Meter, RepositoryFacts, UpdateAnswer
 from layerkit.edges.storage import FolderStorage, Storage
 from layerkit.errors import NotFoundError, StoreError
 from layerkit.formats.chunksync import Have
@@ -32,7 +32,7 @@ from layerkit.jobs.updating.forms import Forms
 from layerkit.jobs.updating.kept import Kept, NoMeter
 from layerkit.jobs.updating.library import Library
 from layerkit.jobs.updating.packing import Packing
-from layerkit.jobs.updating.streams import WHOLE_SIZE
+from layerkit.jobs.updating.streams import WHOLE_SIZE, UpdateStream
 from layerkit.jobs.updating.updates import Updates
 from layerkit.jobs.updating.workshop import Workshop
 
@@ -208,8 +208,20 @@ class StorageSource:
         if stream is None or stream.size <= WHOLE_SIZE:
             raw = stream.join() if stream is not None else None
             return UpdateAnswer(top, raw, made.shares, made.is_final)
-        body = Blob(stream.size, "", None, stream.read)
-        return UpdateAnswer(top, body, made.shares, made.is_final, stream.etag)
+        return UpdateAnswer(top, _join(stream), made.shares, made.is_final, stream.etag)
 
     def describe(self, caller: Caller) -> tuple[RepositoryFacts, ...]:
         return self._facts.describe(caller)
+
+
+def _join(stream: UpdateStream) -> Joined:
+    """An update to be sent: what is in memory is shared by all who get it, the rest stays where it
+    is stored."""
+    parts = (stream.head, *(piece.data for piece in stream.pieces))
+    return Joined(
+        stream.size,
+        tuple(
+            part if isinstance(part, bytes) else Blob(part.size, "", part.path, part.read)
+            for part in parts
+        ),
+    )
