@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 
 import numpy as np
@@ -10,7 +11,8 @@ from toy_go import toy_go
 
 from layerkit.errors import FormatError
 from layerkit.formats import addressfree
-from layerkit.formats.addressfree import wire
+from layerkit.formats.addressfree import model, wire
+from layerkit.formats.addressfree.rewriting import DEPTH_LIMIT, Exceptions
 from layerkit.formats.cursor import Writer
 from layerkit.formats.elf import EHDR, SHDR, parse_elf
 
@@ -62,6 +64,38 @@ def test_labels_without_a_body_for_them_are_refused() -> None:
     wire.write_column(labels, np.zeros(2 * wire.SMALL_LIMIT + 2, np.int64))
     with pytest.raises(FormatError, match="count of label records is over its limit"):
         addressfree.decode(form_of(labels))
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(DEPTH_LIMIT, True), (DEPTH_LIMIT + 1, False)])
+def test_objects_that_point_to_each_other_have_a_limit(depth: int, fits: bool) -> None:
+    """A labels blob: each object is what it points to, the next one. Each takes a pass."""
+    count, addr = depth + 1, 4096
+    body = b"".join(struct.pack("<II", 8 * n, 7) for n in range(1, count)) + b"the last"
+    start = np.append(addr + 8 * np.arange(count), addr + len(body))
+    rule = np.full(count + 1, model.RULE_FULL, np.uint8)
+    rule[-2:] = model.RULE_CONTENT, model.RULE_END
+    pattern = np.zeros(count + 1, np.int32)
+    pattern[:depth] = 1
+    labels = model.Labels(
+        (model.Region(addr, 0, len(body), False, False),),
+        (model.Kind(0, 0, 0, -1, -1, -1, False),),
+        (model.Pattern(), model.Pattern(((0, 0),))),
+        np.zeros(count + 1, np.int32),
+        start,
+        np.append(np.full(count, 8), 0),
+        pattern,
+        rule,
+        np.zeros(0, np.uint32),
+    )
+    none = np.zeros(0, np.int64)
+    blob = wire.serialize_blob(
+        wire.serialize_labels(labels, none), len(body), Exceptions(none, none)
+    )
+    if not fits:
+        with pytest.raises(FormatError, match="nested"):
+            addressfree.rebuild(body, blob)
+    else:
+        assert addressfree.decode(addressfree.rebuild(body, blob)) == body
 
 
 def test_a_binary_of_many_sections_stays_raw_at_once() -> None:
