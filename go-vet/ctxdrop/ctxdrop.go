@@ -70,6 +70,9 @@ func check(pass *analysis.Pass, f *at.Function, name string) {
 			if excused[node] {
 				return false
 			}
+			if callee == "context.Background" && at.IsExplained(pass, node) {
+				return true
+			}
 			if (callee == "context.Background" || callee == "context.TODO") && node.Pos() < done {
 				at.Report(pass, node, "%s() drops %s, which is at hand: pass %s, or "+
 					"context.WithoutCancel(%s) to what must outlive it", callee, name, name, name)
@@ -173,8 +176,12 @@ var outliving = []string{
 	"exit", "quit", "terminate",
 }
 
-// cleansUp says whether a function's name says that it cleans up, also after a context that is done.
+// cleansUp says whether the name of the function, or of the one around it, says that it cleans up,
+// also after a context that is done.
 func cleansUp(f *at.Function) bool {
+	for f.Outer != nil {
+		f = f.Outer
+	}
 	declared, ok := f.Node.(*ast.FuncDecl)
 	if !ok {
 		return false

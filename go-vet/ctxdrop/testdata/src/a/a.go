@@ -174,3 +174,18 @@ func registers(ctx context.Context) {
 		use(context.Background()) // want `drops ctx`
 	})
 }
+
+func explains(ctx context.Context) {
+	// A fresh context, so that the block is marked in full on shutdown.
+	use(context.Background())
+	// TODO: pass ctx?
+	use(context.Background()) // want `drops ctx`
+	// Nothing about it.
+	use(context.Background()) // want `drops ctx`
+	// A context of some kind.
+	use(context.TODO()) // want `drops ctx`
+}
+
+func shutdownAll() func(context.Context) {
+	return func(ctx context.Context) { use(context.Background()) }
+}
