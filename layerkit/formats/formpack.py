@@ -9,8 +9,8 @@ FormatError. Spec: docs/format.md "Packed form".
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from layerkit.errors import FormatError, VersionError
 from layerkit.formats.addressfree import packing, wire
 from layerkit.formats.cursor import Reader, Writer
-from layerkit.formats.filled import fill_bytes, join_bytes
+from layerkit.formats.filled import fill_bytes
 from layerkit.formats.layerform import (
     FORM_HEAD,
     PART_BINARY,
@@ -27,7 +27,7 @@ from layerkit.formats.layerform import (
     split_parts,
 )
 
-__all__ = ["ANNOTATION_PACKED", "PACKED_TYPE", "pack", "unpack", "worth_packing"]
+__all__ = ["ANNOTATION_PACKED", "PACKED_TYPE", "Unpacker", "pack", "unpack", "worth_packing"]
 
 PACKED_TYPE: Final = "application/vnd.layerkit.packed-form.v0"
 # on an artifact in a server's list of referrers: digests of the form blobs that it has packed
@@ -37,6 +37,7 @@ MAJOR: Final = 0
 MINOR: Final = 0
 MIN_BLOB_SIZE: Final = 256 << 10  # bytes of a form blob below which packing gains too little
 MAX_FORM_SIZE: Final = 1 << 28  # bytes: larger ones travel as form blobs
+MAX_HEAD_SIZE: Final = 7 + 2 * 10  # bytes: magic, versions, kind, two sizes
 AS_IS: Final = 0  # the content is the form itself
 STEP: Final = 1 << 20  # bytes that are decompressed at once
 PARTS: Final = 1  # the content is the parts of a layer form, and of these
@@ -70,52 +71,85 @@ def pack(form: bytes) -> bytes:
 
 
 def unpack(raw: bytes, limit: int = MAX_FORM_SIZE) -> bytes:
-    """The form, of at most `limit` bytes. Memory is bounded by the two sizes that the header
-    declares, the other one at most twice that; nothing is allocated before it is decompressed."""
-    reader = Reader(raw, "packed form")
-    if bytes(reader.take(4)) != MAGIC:
-        raise FormatError("packed form: no magic")
-    major, _minor = reader.u8(), reader.u8()
-    if major != MAJOR:
-        raise VersionError(f"packed form: got major version {major}, want {MAJOR}")
-    kind = reader.u8()
-    form_size = reader.varint(min(limit, MAX_FORM_SIZE), "form size")
-    content_size = reader.varint(2 * min(limit, MAX_FORM_SIZE), "content size")
-    content = _decompress(bytes(reader.take(reader.left)), content_size)
-    if kind == PARTS:
-        form = _restore(Reader(content, "packed form"), form_size)
-    elif kind == AS_IS:
-        form = content
-    else:
-        raise reader.fail(f"kind {kind} is not known")
-    if len(form) != form_size:
-        raise FormatError(f"packed form: makes {len(form)} bytes, want {form_size}")
-    return form
+    """The form, of at most `limit` bytes."""
+    unpacker = Unpacker(limit)
+    unpacker.feed(raw)
+    return unpacker.finish()
 
 
-def _decompress(raw: bytes, size: int) -> bytes:
-    data = join_bytes(_decompress_parts(raw, size))
-    if len(data) != size:
-        raise FormatError(f"packed form: got {len(data)} bytes, want {size}")
-    return data
+class Unpacker:
+    """`unpack` of what comes piece by piece: nearly all of its time is spent while the line brings
+    the rest. Memory is bounded by the two sizes that the header declares, the form's at most
+    `limit`, the other one at most twice that; nothing is allocated before it is decompressed."""
 
+    def __init__(self, limit: int = MAX_FORM_SIZE) -> None:
+        self._limit = min(limit, MAX_FORM_SIZE)
+        self._head = b""
+        self._kind: int | None = None  # known when the header is
+        self._form_size = self._content_size = 0
+        self._lzma: lzma.LZMADecompressor | None = None  # it has its window from the start
+        self._content = BytesIO()  # gives its buffer away
 
-def _decompress_parts(raw: bytes, size: int) -> Iterator[bytes]:
-    """What comes out, at most one step over `size`; FormatError unless the stream ends there."""
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
-    done, fed = 0, raw
-    while not unpacker.eof and done <= size:
-        try:
-            part = unpacker.decompress(fed, STEP)
-        except (lzma.LZMAError, EOFError) as exc:
-            raise FormatError("packed form: not an LZMA2 stream") from exc
-        if not part and not unpacker.eof and unpacker.needs_input:
-            break
-        fed = b""
-        done += len(part)
-        yield part
-    if done != size or not unpacker.eof or unpacker.unused_data:
-        raise FormatError(f"packed form: got {done} bytes, want {size}")
+    def feed(self, piece: bytes | memoryview, most: int = 2 * MAX_FORM_SIZE) -> None:
+        """The next bytes, which must not make more than `most` in all. Raises FormatError as soon
+        as they are known to be wrong."""
+        if self._kind is None:
+            self._head += piece
+            if len(self._head) < MAX_HEAD_SIZE:
+                return
+            piece = self._read_head()
+        self._decompress(piece, min(most, self._content_size))
+
+    def finish(self) -> bytes:
+        """The form; FormatError unless the stream ends here."""
+        if self._kind is None:
+            self._decompress(self._read_head(), self._content_size)
+        done = self._content.tell()
+        unpacker = self._lzma
+        assert unpacker is not None
+        if done != self._content_size or not unpacker.eof or unpacker.unused_data:
+            raise FormatError(f"packed form: got {done} bytes, want {self._content_size}")
+        content = self._content.getvalue()
+        if self._kind == PARTS:
+            return _restore(Reader(content, "packed form"), self._form_size)
+        if len(content) != self._form_size:
+            raise FormatError(f"packed form: makes {len(content)} bytes, want {self._form_size}")
+        return content
+
+    def _read_head(self) -> bytes:
+        """Read the header; returns what stands behind it."""
+        reader = Reader(self._head, "packed form")
+        if bytes(reader.take(4)) != MAGIC:
+            raise FormatError("packed form: no magic")
+        major, _minor = reader.u8(), reader.u8()
+        if major != MAJOR:
+            raise VersionError(f"packed form: got major version {major}, want {MAJOR}")
+        kind = reader.u8()
+        if kind not in (AS_IS, PARTS):
+            raise reader.fail(f"kind {kind} is not known")
+        self._form_size = reader.varint(self._limit, "form size")
+        self._content_size = reader.varint(2 * self._limit, "content size")
+        self._kind, self._head = kind, b""
+        self._lzma = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
+        return bytes(reader.take(reader.left))
+
+    def _decompress(self, piece: bytes | memoryview, most: int) -> None:
+        """Keep what comes out, at most one step over `most`."""
+        unpacker, fed = self._lzma, piece
+        assert unpacker is not None
+        if unpacker.eof and len(piece):
+            raise FormatError("packed form: bytes follow the end")
+        while not unpacker.eof:
+            try:
+                part = unpacker.decompress(fed, STEP)
+            except (lzma.LZMAError, EOFError) as exc:
+                raise FormatError("packed form: not an LZMA2 stream") from exc
+            fed = b""
+            self._content.write(part)
+            if self._content.tell() > most:
+                raise FormatError(f"packed form: makes more than {most} bytes")
+            if not part and unpacker.needs_input:
+                return
 
 
 def _number(form: bytes) -> bytes | None:

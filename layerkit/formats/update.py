@@ -14,7 +14,7 @@ came. Raises only FormatError.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -176,11 +176,14 @@ class UpdateReader:
         reader.finish()
         return documents
 
-    def read_parts(self) -> Iterator[tuple[Entry, bytes]]:
-        """Each part when it is there. Memory: one part."""
+    def read_parts(
+        self, listen: Callable[[Entry], Callable[[memoryview], None] | None] = lambda entry: None
+    ) -> Iterator[tuple[Entry, bytes]]:
+        """Each part when it is there. `listen` may give who hears the pieces of a part as they
+        come. Memory: one part."""
         for entry in self.table:
             self._entry = entry
-            yield entry, self._stream.take(entry.size)
+            yield entry, self._stream.take(entry.size, listen(entry))
         self._stream.finish()
 
     def read_begun(self) -> tuple[Entry, bytes] | None:
@@ -197,7 +200,7 @@ class _Stream:
         self._offset = 0
         self.taken: list[memoryview] = []  # of what is, or was last, being read
 
-    def take(self, size: int) -> bytes:
+    def take(self, size: int, hear: Callable[[memoryview], None] | None = None) -> bytes:
         taken, left = list[memoryview](), size
         self.taken = taken
         while left:
@@ -210,6 +213,8 @@ class _Stream:
             left -= len(taken[-1])
             self._offset += len(taken[-1])
             self._rest = self._rest[len(taken[-1]) :]
+            if hear is not None:
+                hear(taken[-1])
         return b"".join(taken)
 
     def finish(self) -> None:

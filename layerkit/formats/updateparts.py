@@ -38,6 +38,7 @@ from layerkit.formats.protocol import (
 from layerkit.formats.update import CHUNKS, DELTA, FORM, LIST, PACKED, Part
 
 __all__ = [
+    "PackedPart",
     "batch_level",
     "make_chunk_parts",
     "read_begun_form",
@@ -128,7 +129,35 @@ def _split(indexes: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
 
 def size_limit(data: bytes) -> int:
     """How many bytes may come out of these: what declares more is refused before it is made."""
-    return min(MAX_FORM_SIZE, LEAST_LIMIT + GROWTH * len(data))
+    return _limit_of(len(data))
+
+
+def _limit_of(size: int) -> int:
+    return min(MAX_FORM_SIZE, LEAST_LIMIT + GROWTH * size)
+
+
+class PackedPart:
+    """The form of a part of kind PACKED, unpacked while it comes. What is wrong is told at the
+    end: it must not end the stream."""
+
+    def __init__(self, size: int) -> None:
+        self._unpacker = formpack.Unpacker(_limit_of(size))
+        self._came = 0  # bytes
+        self._error: FormatError | None = None
+
+    def hear(self, piece: bytes | memoryview) -> None:
+        self._came += len(piece)
+        if self._error is None:
+            try:
+                self._unpacker.feed(piece, 2 * _limit_of(self._came))
+            except FormatError as exc:
+                self._error = exc
+
+    def finish(self) -> bytes:
+        """The form, not verified."""
+        if self._error is not None:
+            raise self._error
+        return self._unpacker.finish()
 
 
 def read_form(kind: int, data: bytes, find_old: Callable[[bytes], bytes | None]) -> bytes:

@@ -62,6 +62,7 @@ from layerkit.jobs.pull.updates import measure_update, try_update
 __all__ = ["Output", "Pull", "PullResult"]
 
 KEEP_SIZE: Final = 256 << 20  # bytes of plain tars kept between verifying and materialising
+FIRST_PATIENCE: Final = 5.0  # seconds: a delta against three other images is made in 0.5 to 3
 DELTA_PART: Final = 0.1  # of the plain bytes: an update that moves more brings layers whole
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Pull:
     fewest_bytes: bool = False
     keeps_version: bool = False
     wants_unpacked: bool = False  # of forms in an update
+    is_patient: bool = False  # it waits for what the server has to make
     wants: list[LayerWant] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan((), 0, 0, 0, 0))
     plain_count: int = 0
@@ -238,14 +240,16 @@ class Pull:
         return BLOB if size and prefers_plain(rates, size, plain_size) else UPDATE
 
     def _choose_first_way(self) -> str:
-        """Of what no version is held. Over a line that is not known forms come as they are: on a
-        slow one that is about as quick as packed ones, on a fast one much quicker."""
+        """Of what no version is held. Few bytes come first: forms come unpacked only where the
+        line was seen to be so fast that packed ones are slower, and a delta against images of
+        other repositories is waited for."""
+        self.is_patient = True
         if held.list_held(self.store, self.image.ref):
             return UPDATE
-        is_known, rates = self.watch.knows_line(), self.watch.rates()
+        rates = self.watch.rates()
         if prefers_documents(rates):
             return "documents"
-        self.wants_unpacked = not is_known or prefers_unpacked(rates)
+        self.wants_unpacked = prefers_unpacked(rates)
         return UPDATE
 
     def _measure_code(self, top: Digest) -> tuple[int, int]:
@@ -263,6 +267,8 @@ class Pull:
         before = self.remote.bytes_moved
         with self.watch.work(UPDATE) as sizes:
             within = None if self.fewest_bytes else self.watch.rates().patience
+            if within is not None and self.is_patient:
+                within = max(within, FIRST_PATIENCE)
             within = 0.0 if self.wants_unpacked else within
             done = try_update(self.image, self.fetcher, self, within)
             sizes += map(len, self._plains.values())

@@ -77,11 +77,6 @@ class Stopwatch:
         self._keep_line()
         return load_rates(self.facts, self.remote.url)
 
-    def knows_line(self) -> bool:
-        """Was it ever seen how fast bodies come from this server?"""
-        self._keep_line()
-        return _read(self.facts, _line_key(self.remote.url, "bandwidth"), 0.0) > 0
-
     def keep(self) -> None:
         """Keep what was seen."""
         start = Rates()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,8 +25,14 @@ from layerkit.formats.chunkmanifest import (
     serialize_chunk_manifest,
 )
 from layerkit.formats.plan import LayerWant
-from layerkit.formats.update import BLOB, CHUNKS, FORM, LIST, Entry, UpdateReader
-from layerkit.formats.updateparts import read_begun_form, read_chunks, read_form, read_list
+from layerkit.formats.update import BLOB, CHUNKS, FORM, LIST, PACKED, Entry, UpdateReader
+from layerkit.formats.updateparts import (
+    PackedPart,
+    read_begun_form,
+    read_chunks,
+    read_form,
+    read_list,
+)
 from layerkit.formats.updating import (
     ImageLayer,
     NewLayer,
@@ -178,6 +184,7 @@ class _Taker:
     layers: list[ImageLayer]
     _lists: dict[int, ChunkManifest] = field(default_factory=dict)  # of layers that come in chunks
     _is_marked: bool = False
+    _packed: PackedPart | None = None  # of the part that comes
 
     def take_parts(self, reader: UpdateReader) -> None:
         """Part after part; one that is refused takes the rest of its layer with it."""
@@ -186,7 +193,7 @@ class _Taker:
         refused: set[int] = set()
         last = reader.table[-1].layer if reader.table else 0
         try:
-            for entry, data in reader.read_parts():
+            for entry, data in reader.read_parts(self._listen):
                 if entry.layer in refused:
                     continue
                 try:
@@ -200,6 +207,11 @@ class _Taker:
             return
         if self._is_marked:
             self.image.store.put_fact(_started(self.image), "")
+
+    def _listen(self, entry: Entry) -> Callable[[memoryview], None] | None:
+        """Packed forms take longest to unpack: that is done while they come."""
+        self._packed = PackedPart(entry.size) if entry.kind == PACKED else None
+        return self._packed.hear if self._packed is not None else None
 
     def _keep_begun(self, begun: tuple[Entry, bytes] | None) -> None:
         """Store the chunks in a part that was cut off: the rest of its layer then comes in chunks,
@@ -257,7 +269,9 @@ class _Taker:
             self.fetcher.put_form(made.chunk_manifest, made.form)
             self._take_made(made, is_last)
         else:
-            form = read_form(entry.kind, data, self._find_form)
+            packed, self._packed = self._packed, None
+            form = packed.finish() if packed else read_form(entry.kind, data, self._find_form)
+            del packed
             made = self.fetcher.keep_form(form, layer.blob, layer.diff_id, layer.chunk_manifest)
             self._take_made(made, is_last)
 
