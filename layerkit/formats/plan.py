@@ -134,10 +134,13 @@ class Plan:
 
 
 def plan_pull(
-    wants: Sequence[LayerWant], have: Collection[bytes], rates: Rates | None = None
+    wants: Sequence[LayerWant],
+    have: Collection[bytes],
+    rates: Rates | None = None,
+    whole: Collection[Digest] = (),
 ) -> Plan:
-    """Decide for each layer how to get it; pure. `have` are raw ids of chunks that the node holds;
-    without `rates` only bytes count."""
+    """Decide for each layer how to get it; pure. `have` are raw ids of chunks that the node holds,
+    `whole` diff_ids of layers of which it holds all; without `rates` only bytes count."""
     seen = set(have)
     layers = []
     held_count = fetch_count = 0
@@ -145,7 +148,7 @@ def plan_pull(
         manifest = want.chunk_manifest
         missing: list[Chunk] = []
         if manifest is not None:
-            missing = _missing_chunks(manifest, seen)
+            missing = [] if want.diff_id in whole else _missing_chunks(manifest, seen)
             held_count += len(manifest.sizes) - len(missing)
             fetch_count += len(missing)
         layers.append(_plan_layer(want, tuple(missing), rates))

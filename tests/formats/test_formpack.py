@@ -14,7 +14,7 @@ from layerkit.errors import FormatError, VersionError
 from layerkit.formats import addressfree
 from layerkit.formats.addressfree import packing
 from layerkit.formats.cursor import Reader
-from layerkit.formats.formpack import _restore, pack, unpack
+from layerkit.formats.formpack import Unpacker, _restore, pack, unpack
 from layerkit.formats.layerform import PART_BINARY, PART_RAW, join_parts
 
 
@@ -58,6 +58,34 @@ def test_the_parts_with_numbers_are_what_travels() -> None:
 def test_another_major_is_a_version_error() -> None:
     with pytest.raises(VersionError):
         unpack(PACKED[:4] + b"\x09" + PACKED[5:])
+
+
+@pytest.mark.parametrize("step", [1, 7, 26, 27, 28, 1 << 20])
+def test_it_is_unpacked_piece_by_piece(step: int) -> None:
+    form = b"form" + noise(300) + bytes(5000)
+    raw = pack(form)
+    unpacker = Unpacker()
+    for start in range(0, len(raw), step):
+        unpacker.feed(raw[start : start + step])
+    assert unpacker.finish() == form
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+@pytest.mark.parametrize("junk", [b"", b"junk"])
+def test_a_stream_that_ends_elsewhere_is_refused_in_pieces_too(step: int, junk: bytes) -> None:
+    raw = pack(noise(3000))
+    raw = raw + junk if junk else raw[:-1]
+    unpacker = Unpacker()
+    with pytest.raises(FormatError):
+        for start in range(0, len(raw), step):
+            unpacker.feed(raw[start : start + step])
+        unpacker.finish()
+
+
+def test_what_makes_more_than_it_may_by_now_is_refused() -> None:
+    unpacker = Unpacker()
+    with pytest.raises(FormatError, match="more than"):
+        unpacker.feed(pack(bytes(3 << 20)), 1 << 20)
 
 
 def test_a_size_that_lies_is_refused() -> None:

@@ -279,13 +279,12 @@ class Pull:
     def _make_plan(self, *, plainly: bool) -> None:
         """Read the documents; decide how each layer comes."""
         self.wants = self.image.read_wants(plainly=plainly)
-        here, ids = set[bytes](), set[bytes]()
+        ids = set[bytes]()
         for want in self.wants:
-            if want.chunk_manifest is not None:
-                which = here if want.diff_id in self._verified else ids
-                which.update(want.chunk_manifest.list_raw_ids())
+            if want.chunk_manifest is not None and want.diff_id not in self._verified:
+                ids.update(want.chunk_manifest.list_raw_ids())
         rates = None if self.fewest_bytes else self.watch.rates()
-        self.plan = plan_pull(self.wants, here | self.store.has_raw(ids), rates)
+        self.plan = plan_pull(self.wants, self.store.has_raw(ids), rates, self._verified)
 
     def _fetch(self) -> None:
         """Fetch what the plan says; each part is durable in the store before the next."""
