@@ -379,14 +379,14 @@ def page(document: Table, trust: Table, fuzz: Table) -> str:
             "## First pulls",
             "Nothing on the node; ratio and goal are of the packed form against the whole binary "
             "by zstd -19. The whole pull is the product's, with the base layer and all documents: "
-            "a node that knows nothing of its line takes the form unpacked, to save "
-            "the time of unpacking, and moves more bytes; `--fewest-bytes` takes the packed form.",
+            "a node takes the packed form unless it has seen that its line is so fast that the "
+            "unpacked one is quicker.",
             first_table(rows),
             f"The node holds {count} other functions of the same Go release "
             f"({', '.join(rows['held'])}); in brackets the share of the whole by zstd -19. The "
             "pull is the product's, by a server and a node: documents and the names of what is "
-            "held included. On a line that is not known a node does not wait for a delta that is "
-            "not made yet, so what comes first may be chunks:",
+            "held included. A node that holds nothing of the repository waits up to five seconds "
+            "for the delta; where that is not made by then, chunks come first:",
             held_table(rows),
         ]
     if rows := tables.get("releases"):
