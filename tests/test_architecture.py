@@ -150,6 +150,7 @@ EDGES = {
     "spares": ("digest edges.disk", ""),
     "polling": ("digest edges.loopback edges.upstream formats.oci formats.update", "aiohttp"),
     "localapi": ("edges.forked", "aiohttp"),
+    "telling": ("edges.httpclient formats.notifications", ""),
     "newsapi": ("formats.notifications formats.tokens", "aiohttp"),
     "localclient": ("edges.forked", ""),
     "notify": ("", ""),

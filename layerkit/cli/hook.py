@@ -80,6 +80,14 @@ _file = click.Path(dir_okay=False, path_type=Path)
     metavar="SECONDS",
     help="Between two looks at all tags, for what was not told; 0: none.",
 )
+@option(
+    "--tell",
+    "agents",
+    multiple=True,
+    metavar="URL",
+    help="Agents (--events) to tell when an image's updates are there.",
+)
+@option("--tell-secret-file", type=_file, help="What these ask for.")
 @option("--tls-cert", type=_file, help="Speak TLS: the certificate chain, PEM.")
 @option("--tls-key", type=_file, help="The certificate's key, PEM.")
 @option("--ca", type=_file, help="The registry's CA, PEM.")
@@ -106,10 +114,15 @@ def hook(context: click.Context, /, **facts: Any) -> None:
         realms=facts["realms"],
     )
     secret = _read_secret(facts["secret_file"])
+    teller = None
+    if facts["agents"]:
+        from layerkit.edges.telling import Teller
+
+        teller = Teller(facts["agents"], _read_secret(facts["tell_secret_file"]))
     options = _server_options(facts, is_guarded=bool(secret))
     console = state_of(context).console
     with contextlib.suppress(SystemExit):  # SIGTERM before the server ran
-        run_hook(settings, options, secret, env=os.environ, ready=console.result)
+        run_hook(settings, options, secret, env=os.environ, teller=teller, ready=console.result)
     console.say("stopped")
 
 

@@ -66,7 +66,7 @@ class NewsApi:
             pushed = parse_notification(await request.read())
         except FormatError as exc:
             raise web.HTTPBadRequest(text=f"{exc.message}\n") from exc
-        return web.json_response({"woken_count": self._take(pushed)}, status=202)
+        return web.json_response({"woken_count": self._take(pushed)})
 
     def _knows_secret(self, credentials: str) -> bool:
         """Hashes are compared, in constant time: neither bytes nor length of it leak."""

@@ -21,7 +21,13 @@ from typing import Final
 from layerkit.errors import FormatError
 from layerkit.formats.reference import is_repository, is_tag
 
-__all__ = ["MAX_EVENT_COUNT", "MAX_NOTIFICATION_SIZE", "Pushed", "parse_notification"]
+__all__ = [
+    "MAX_EVENT_COUNT",
+    "MAX_NOTIFICATION_SIZE",
+    "Pushed",
+    "parse_notification",
+    "serialize_notification",
+]
 
 MAX_NOTIFICATION_SIZE: Final = 1 << 20  # bytes; an event with its references is a few KB
 MAX_EVENT_COUNT: Final = 1000  # of one body; distribution sends one
@@ -57,6 +63,12 @@ def parse_notification(raw: bytes) -> tuple[Pushed, ...]:
     else:
         raise FormatError("notification has neither events nor event_data")
     return tuple(dict.fromkeys(found))
+
+
+def serialize_notification(pushed: Pushed) -> bytes:
+    """The same in distribution's envelope, with what is read of it and no more."""
+    target = {"repository": pushed.name, "tag": pushed.tag}
+    return json.dumps({"events": [{"action": PUSH, "target": target}]}).encode("utf-8")
 
 
 def _read_envelope(events: object) -> Iterator[Pushed]:

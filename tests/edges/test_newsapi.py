@@ -9,6 +9,7 @@ import pytest
 import urllib3
 
 from layerkit.edges.newsapi import NewsApi
+from layerkit.edges.telling import Teller
 from layerkit.errors import UsageError
 from layerkit.formats.notifications import Pushed
 
@@ -41,17 +42,17 @@ def tell(body: bytes, secret: str, **headers: str) -> tuple[int, list[Pushed]]:
 @pytest.mark.parametrize(
     ("secret", "credentials", "status"),
     [
-        (SECRET, f"Bearer {SECRET}", 202),
-        (SECRET, "Basic cmVnaXN0cnk6YS1zZWNyZXQtZm9yLXRoZS1yZWdpc3RyeQ==", 202),
+        (SECRET, f"Bearer {SECRET}", 200),
+        (SECRET, "Basic cmVnaXN0cnk6YS1zZWNyZXQtZm9yLXRoZS1yZWdpc3RyeQ==", 200),
         (SECRET, f"Bearer {SECRET}x", 401),
         (SECRET, "Bearer", 401),
         (SECRET, "", 401),
-        ("", "", 202),
+        ("", "", 200),
     ],
 )
 def test_who_knows_the_secret_is_heard(secret: str, credentials: str, status: int) -> None:
     got, taken = tell(BODY, secret, authorization=credentials)
-    assert (got, taken) == (status, [Pushed("fn", "v1")] if status == 202 else [])
+    assert (got, taken) == (status, [Pushed("fn", "v1")] if status == 200 else [])
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,24 @@ def test_who_knows_the_secret_is_heard(secret: str, credentials: str, status: in
 )
 def test_what_is_no_notification_is_refused(body: bytes, status: int) -> None:
     assert tell(body, "") == (status, [])
+
+
+def test_a_teller_is_heard_by_who_listens() -> None:
+    taken: list[Pushed] = []
+
+    async def main() -> int:
+        api = NewsApi(lambda pushed: taken.extend(pushed) or len(pushed), SECRET)
+        try:
+            url = (await api.listen("127.0.0.1", 0)).removesuffix("/events")
+            teller = Teller([url, "http://127.0.0.1:1"], SECRET)
+            stranger = Teller([url], "another-secret-than-that")
+            assert await asyncio.to_thread(stranger.tell, Pushed("fn", "v1")) == 0
+            return await asyncio.to_thread(teller.tell, Pushed("fn", "v2"))
+        finally:
+            await api.close()
+
+    assert asyncio.run(main()) == 1
+    assert taken == [Pushed("fn", "v2")]
 
 
 def test_without_a_secret_only_this_machine_is_listened_to() -> None:

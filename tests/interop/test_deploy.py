@@ -6,15 +6,18 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from layerkit.jobs.agent.settings import load_settings
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "deploy"
 UNIT = FOLDER / "layerkit-agent.service"
+HOOK = FOLDER / "layerkit-hook.service"
 MAX_EXPOSURE = 2.0  # of 10, as systemd-analyze counts it
 
 
@@ -45,8 +48,9 @@ def verify(analyze: str, text: str, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.docker
-def test_systemd_takes_the_unit(analyze: str, tmp_path: Path) -> None:
-    done = verify(analyze, UNIT.read_text(), tmp_path)
+@pytest.mark.parametrize("unit", [UNIT, HOOK], ids=["agent", "hook"])
+def test_systemd_takes_the_unit(analyze: str, unit: Path, tmp_path: Path) -> None:
+    done = verify(analyze, unit.read_text(), tmp_path)
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
@@ -58,14 +62,37 @@ def test_systemd_refuses_a_broken_unit(analyze: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.docker
-def test_the_unit_is_hardened(analyze: str) -> None:
-    argv = [analyze, "security", "--offline=true", "--no-pager", str(UNIT)]
+@pytest.mark.parametrize("unit", [UNIT, HOOK], ids=["agent", "hook"])
+def test_the_unit_is_hardened(analyze: str, unit: Path) -> None:
+    argv = [analyze, "security", "--offline=true", "--no-pager", str(unit)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if "offline" in done.stderr and "unrecognized" in done.stderr:
         pytest.skip("this systemd-analyze cannot look at a file (before 250)")
     found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stderr
     assert float(found[1]) <= MAX_EXPOSURE
+
+
+@pytest.mark.slow  # a process of ours
+def test_the_hook_runs_as_its_unit_says(tmp_path: Path) -> None:
+    """With folders of this test in the place of systemd's."""
+    unit = HOOK.read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^ExecStart=/usr/bin/layerkit (.+)$", unit, re.MULTILINE)
+    (tmp_path / "secret").write_text("a-secret-for-the-registry\n")
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        command = command.replace(f"${{{name}}}", str(tmp_path))
+    command = command.replace("0.0.0.0:7430", "127.0.0.1:0")
+    env = os.environ | {"LAYERKIT_REGISTRY": "http://127.0.0.1:1"}
+    env["DOCKER_CONFIG"] = str(tmp_path)
+    argv = [sys.executable, "-m", "layerkit", *command.split()]
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert urllib3.request("GET", f"{url}/readyz").status == 200
+        process.terminate()
+        assert process.wait(30) == 0
+    assert (tmp_path / "queue").is_dir()
 
 
 def documents() -> dict[str, Any]:

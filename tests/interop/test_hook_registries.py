@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from agents import AgentProcess, stopped_at_end
 from registry_servers import COLLECTS, NOTIFICATIONS, find_tool, free_port, running, write_config
 
 from layerkit.digest import Digest
@@ -82,6 +83,7 @@ class Hook:
     port: int
     folder: Path
     secret: str = SECRET
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -93,7 +95,7 @@ class Hook:
         secret.write_text(self.secret + "\n")
         argv = [sys.executable, "-m", "layerkit", "hook", "--registry", f"http://{self.host}"]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--secret-file", str(secret)]
-        argv += ["--queue", str(self.folder / "queue"), "--log-format", "json"]
+        argv += ["--queue", str(self.folder / "queue"), "--log-format", "json", *self.options]
         with (self.folder / "hook.log").open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=log)
         until(self.is_ready, self.log)
@@ -226,6 +228,31 @@ def test_a_team_gets_updates_without_changing_its_ci(
     run(crane, "validate", "--insecure", "--remote", f"{place.host}/team/fn:v1")
     until(lambda: place.hook.counts() == dict(failed=0, retrying=0, running=0, waiting=0))
     assert place.hook.stop() == 0
+
+
+def test_an_agent_is_told_when_updates_are_there(
+    one_place: Place, binaries: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """The registry tells the hook, the hook makes the update and tells the agent, which has it long
+    before its own next look."""
+    place, news_port = one_place, free_port()
+    ref, secret = f"{place.host}/team/fn:v1", tmp_path / "agent-secret"
+    secret.write_text(SECRET)
+    place.hook.options = ("--tell", f"http://127.0.0.1:{news_port}")
+    place.hook.options += ("--tell-secret-file", str(secret))
+    options = ["--watch", ref, "--poll", "3600", "--rootfs", str(tmp_path / "root")]
+    options += ["--events", f"127.0.0.1:{news_port}", "--events-secret-file", str(secret)]
+    place.hook.start()
+    first = place.push(binaries("hello"))
+    place.wait_for_chunks(first)
+    with stopped_at_end(AgentProcess(tmp_path, *options)) as agent:
+        agent.start()
+        agent.wait_for(ref, Digest.parse(first))
+        found = agent.wait_for(
+            ref, Digest.parse(place.push(binaries("hello, edited"))), WAIT_SECONDS
+        )
+        assert found["moved_size"] < 8_000
+        assert agent.stop() == 0
 
 
 def test_an_index_of_two_platforms(one_place: Place, binaries: Callable[..., bytes]) -> None:

@@ -28,7 +28,7 @@ from layerkit.edges.http import (
 from layerkit.edges.queue import WorkQueue
 from layerkit.edges.storage.opening import open_registry
 from layerkit.jobs.hook.settings import HookSettings, read_secret
-from layerkit.jobs.hook.working import Work
+from layerkit.jobs.hook.working import Teller, Work
 
 __all__ = ["HookSettings", "open_work", "read_secret", "run_hook"]
 
@@ -48,15 +48,16 @@ def run_hook(
     secret: str,
     *,
     env: Mapping[str, str],
+    teller: Teller | None = None,
     ready: Callable[[str], None],
 ) -> None:
     """Listen until a signal; `ready` gets the URL once notifications are taken. `secret` "":
-    whoever reaches the address is heard. `env` is for the jobs: where docker's logins and proxies
-    are."""
+    whoever reaches the address is heard. `teller` lets agents know what is done. `env` is for the
+    jobs: where docker's logins and proxies are."""
 
     @contextlib.contextmanager
     def open_app(metrics: Metrics, _: int, log: RequestLog | None) -> Iterator[ServerApp]:
-        with open_work(settings, _Tally(metrics), env) as work:
+        with open_work(settings, _Tally(metrics), env, teller) as work:
             yield ServerApp(
                 HookSurface(work),
                 metrics=metrics,
@@ -69,7 +70,9 @@ def run_hook(
 
 
 @contextlib.contextmanager
-def open_work(settings: HookSettings, tally: _Tally, env: Mapping[str, str]) -> Iterator[Work]:
+def open_work(
+    settings: HookSettings, tally: _Tally, env: Mapping[str, str], teller: Teller | None = None
+) -> Iterator[Work]:
     """The work, which runs as long as the body does."""
     registry = open_registry(
         settings.registry,
@@ -81,7 +84,7 @@ def open_work(settings: HookSettings, tally: _Tally, env: Mapping[str, str]) -> 
     queue = WorkQueue(settings.queue, Disk())
     try:
         tally.watch(queue)
-        work = Work(settings, queue, registry, Forker(WORKER, env), tally)
+        work = Work(settings, queue, registry, Forker(WORKER, env), tally, teller)
         work.start()
         try:
             yield work

@@ -64,6 +64,12 @@ class Tally(Protocol):
         """What a job made, as `making.Made` says."""
 
 
+class Teller(Protocol):
+    """Lets agents know (`edges.telling`). Safe for threads."""
+
+    def tell(self, pushed: Pushed) -> int: ...
+
+
 class Work:
     """The `HookWork` of one registry. `start`, then `stop`; a thread with an event loop between."""
 
@@ -74,12 +80,15 @@ class Work:
         registry: Registry,
         forker: Forker,
         tally: Tally,
+        teller: Teller | None = None,
     ) -> None:
         self._settings = settings
         self._queue = queue
         self._registry = registry
         self._forker = forker
         self._tally = tally
+        self._teller = teller
+        self._telling: set[asyncio.Future[int]] = set()
         self._loop = asyncio.new_event_loop()
         self._news = {LOOK: asyncio.Event(), MAKE: asyncio.Event()}
         self._main: asyncio.Task[None] | None = None
@@ -245,6 +254,7 @@ class Work:
             raise ToolError(f"the job for {task} takes over {seconds:.0f} seconds") from exc
         await asyncio.to_thread(self._queue.finish, task)
         self._tally.made(result)
+        self._tell_agents(task)
         if result["skipped"]:
             _log.info("%s is left alone: %s", task, result["skipped"])
             return
@@ -257,6 +267,15 @@ class Work:
             result["pack_count"],
             time.monotonic() - begun,
         )
+
+    def _tell_agents(self, task: Task) -> None:
+        """That there is something to pull now, while the next job runs."""
+        if self._teller is None:
+            return
+        pushed = Pushed(task.name, task.tag)
+        telling = asyncio.ensure_future(asyncio.to_thread(self._teller.tell, pushed))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     # --- what nobody told ------------------------------------------------------------------------
 
