@@ -28,6 +28,7 @@ __all__ = ["TEMP_PREFIX", "Disk", "HeldFile", "OpenFile"]
 
 TEMP_PREFIX: Final = ".tmp-"  # whoever lists a folder skips these; gc removes them
 WRITE_SIZE: Final = 1 << 20  # bytes a write call: one step of a FaultyDisk
+HOLD_TRIES: Final = 10
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
@@ -242,18 +243,32 @@ class Disk:
     def hold_new(self, path: Path) -> Iterator[None]:
         """A new empty file that is locked from its first moment until it is removed at the end.
         A killed owner leaves it unlocked."""
-        temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = self.act("lock", path, lambda: os.open(temp, flags, 0o644))
+        fd = self._make_held(path)
         try:
-            self.act("lock", path, lambda: fcntl.flock(fd, fcntl.LOCK_EX))
-            self.act("lock", path, lambda: os.rename(temp, path))
             yield
         finally:
-            for name in (temp, path):
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
             os.close(fd)
+
+    def _make_held(self, path: Path) -> int:
+        """Its descriptor. Who cleans up may take the temp file for a dead one's before it is
+        locked; then it is made again."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for _ in range(HOLD_TRIES):
+            temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+            fd = self.act("lock", path, functools.partial(os.open, temp, flags, 0o644))
+            try:
+                self.act("lock", path, functools.partial(fcntl.flock, fd, fcntl.LOCK_EX))
+                self.act("lock", path, functools.partial(os.rename, temp, path))
+                return fd
+            except BaseException as exc:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(temp)
+                if not isinstance(exc, NotFoundError):
+                    raise
+        raise StoreError(f"cannot make {path}", cause="somebody removes what is made")
 
     def try_hold(self, path: Path) -> HeldFile | None:
         """Lock a file, made if absent, and set its time to now; None while another one holds it.

@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 
 from layerkit.digest import Digest, chunk_id, sha256_digest
 from layerkit.edges.disk import Disk
-from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store
-from layerkit.errors import IntegrityError, StoreChangedError, StoreError, StoreFullError
+from layerkit.edges.store import CHUNK_MANIFEST_KIND, Store, rebuild_index
+from layerkit.errors import (
+    IntegrityError,
+    StoreChangedError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+)
 from layerkit.formats.chunkmanifest import build_chunk_manifest, serialize_chunk_manifest
 
 TESTS = Path(__file__).parent.parent
@@ -56,6 +62,64 @@ def pack_names(path: Path) -> list[str]:
 
 
 # --- sessions ------------------------------------------------------------------------------------
+
+
+def test_a_session_that_begins_beside_a_gc_begins(store: Store, path: Path) -> None:
+    """Its file may be swept away before it is locked: then it makes another."""
+
+    class Swept(Disk):
+        count = 0
+
+        def act(self, op, path, call):  # type: ignore[no-untyped-def]
+            made = super().act(op, path, call)
+            if op == "lock" and self.count < 2:
+                self.count += 1
+                for name in os.listdir(store.path / "sessions"):
+                    os.unlink(store.path / "sessions" / name)
+            return made
+
+    disk = Swept()
+    with Store(path, disk) as opened, opened.session() as token:
+        assert disk.count == 2 and os.listdir(path / "sessions") == [token]
+    assert os.listdir(path / "sessions") == []
+
+
+def test_gc_keeps_the_file_of_a_session_that_begins(store: Store, path: Path) -> None:
+    begun, left = path / "sessions" / ".tmp-begun", path / "sessions" / ".tmp-left"
+    left.touch()
+    with Disk().hold_new(begun):
+        store.gc()
+        assert begun.exists() and not left.exists()
+
+
+def test_no_index_is_made_again_beside_a_living_session(store: Store, path: Path) -> None:
+    top, _ = put_image(store, "a:1", noise(5000))
+    with Store(path, Disk()) as puller, puller.session():
+        with pytest.raises(StoreLockedError, match="being used"):
+            rebuild_index(path, Disk())
+        put_image(puller, "a:2", noise(5000, 2))
+    assert rebuild_index(path, Disk()) > 0
+    with Store(path, Disk()) as again:
+        assert again.find_image("a:1") == top and again.find_image("a:2") is not None
+
+
+def test_what_is_lost_as_packs_are_written_anew_is_known(store: Store, path: Path) -> None:
+    """Rot that came after all was read."""
+    put_image(store, "a:1", noise(5000))
+    put_image(store, "a:2", noise(5000, 2))
+    pack = path / "packs" / store._chunks.list_packs()[0]
+    data = bytearray(pack.read_bytes())
+    data[-1] ^= 1
+    pack.write_bytes(data)
+    store.rewrite_packs([pack.name])
+    assert store.find_image("a:1") is None and store.find_image("a:2") is not None
+
+
+def test_an_empty_fact_is_none(store: Store) -> None:
+    store.put_fact("name", "value")
+    store.put_fact("name", "")
+    assert store.fact("name") is None
+    assert store._index.query("SELECT COUNT(*) FROM facts WHERE name = 'name'") == [(0,)]
 
 
 def test_gc_keeps_what_a_living_session_has_put(store: Store, other: Store) -> None:

@@ -279,7 +279,9 @@ class Store:
         return find_bad_packs(self.path, self._chunks.list_packs())
 
     def rewrite_packs(self, names: Iterable[str]) -> None:
-        """Move what is good in these packs into new ones; the old ones go."""
+        """Move what is good in these packs into new ones; the old ones go, and images that need
+        what was not good any more are no longer whole."""
         with self.session() as token:
             for name in names:
                 self._chunks.move(name, token)
+            self._images.set_broken(find_broken(self._chunks, self._images, set()))

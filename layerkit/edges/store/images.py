@@ -290,9 +290,13 @@ class Images:
         return open_fact(name, str(rows[0][0])) if rows else None
 
     def put_fact(self, name: str, value: str) -> None:
+        """An empty value: there is no such fact any more."""
         if len(value) > MAX_FACT_SIZE:
             raise StoreError(f"fact {name} of {len(value)} characters is over {MAX_FACT_SIZE}")
         with self._index.transaction(is_hint=True) as db:
+            if not value:
+                db.execute("DELETE FROM facts WHERE name = ?", (name,))
+                return
             db.execute(
                 "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)",
                 (name, _seal_fact(name, value)),

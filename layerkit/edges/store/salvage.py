@@ -30,11 +30,12 @@ from layerkit.edges.store.images import (
     open_fact,
 )
 from layerkit.edges.store.sweep import LOCK_NAME
-from layerkit.errors import FormatError, StoreError
+from layerkit.errors import FormatError, StoreError, StoreLockedError
 
 __all__ = ["find_bad_packs", "has_lost_index", "list_old_images", "rebuild_index"]
 
 PACKS_NAME: Final = "packs"
+SESSIONS_NAME: Final = "sessions"
 MIN_INDEX_SIZE: Final = 512  # bytes; SQLite takes a shorter file for a new one
 _SUFFIXES: Final = ("-wal", "-shm")
 _ARTIFACT_MARK: Final = b"application/vnd.layerkit.chunks."
@@ -74,8 +75,10 @@ def list_old_images(path: Path) -> dict[str, Digest | None]:
 
 
 def rebuild_index(path: Path, disk: Disk) -> int:
-    """Make the index again; returns the count of its chunks. StoreLockedError while gc runs."""
+    """Make the index again; returns the count of its chunks. StoreLockedError while gc runs, or a
+    session lives: what it commits would go into the old index, and be lost."""
     with disk.lock(path / LOCK_NAME):
+        _check_alone(path, disk)
         temp = path / f"{TEMP_PREFIX}{INDEX_NAME}"
         for suffix in ("", *_SUFFIXES):
             disk.remove(Path(f"{temp}{suffix}"))
@@ -85,12 +88,24 @@ def rebuild_index(path: Path, disk: Disk) -> int:
             _save_images(path / INDEX_NAME, index)
         finally:
             index.close()  # SQLite moves its log into the file, durably
+        _check_alone(path, disk)
         # a log without its index is nothing; an index with a foreign log would be nonsense
         for suffix in _SUFFIXES:
             disk.remove(path / f"{INDEX_NAME}{suffix}")
         disk.fsync_folder(path)
         disk.rename(temp, path / INDEX_NAME)
     return count
+
+
+def _check_alone(path: Path, disk: Disk) -> None:
+    folder = path / SESSIONS_NAME
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if disk.is_held(folder / name):
+                raise StoreLockedError(
+                    f"store {path} is being used, and its index is to be made again",
+                    hint="stop pulls and agents that use it, then repair it",
+                )
 
 
 def _save_chunks(path: Path, disk: Disk, index: Index) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from layerkit.digest import Digest
-from layerkit.edges.disk import Disk
+from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.edges.index import Index, as_bytes
 from layerkit.errors import StoreError
 
@@ -87,11 +87,17 @@ class Sessions:
 
     def sweep(self) -> None:
         """Remove what dead sessions left: their files, claims and uses."""
-        dead = [name for name in os.listdir(self._folder) if not self.is_live(name)]
+        dead = [name for name in os.listdir(self._folder) if not self._is_kept(name)]
         rows = self._index.query("SELECT session FROM claims UNION SELECT session FROM uses")
         self._forget([*dead, *(str(row[0]) for row in rows if not self.is_live(str(row[0])))])
         for name in dead:
             self._disk.remove(self._folder / name)
+
+    def _is_kept(self, name: str) -> bool:
+        """Is it of a living session, or of one that begins right now?"""
+        if name.startswith(TEMP_PREFIX):
+            return self._disk.is_held(self._folder / name)
+        return self.is_live(name)
 
     def _forget(self, tokens: Iterable[str]) -> None:
         rows = [(token,) for token in tokens]
