@@ -19,13 +19,12 @@ from typing import Final
 from layerkit.digest import Digest
 from layerkit.edges.layout import Layout
 from layerkit.edges.storage.targets import HELD, MOUNTED, SENT, Document, Target
-from layerkit.formats.oci import Descriptor
+from layerkit.formats.oci import FORM_ZSTD, Descriptor
 from layerkit.formats.reference import Reference
-from layerkit.jobs.publish.beside import Beside, Extras, Progress, find_old
 from layerkit.jobs.publish.content import Content, collect, find_repositories, open_checked
-from layerkit.jobs.updating.stored import UPDATE_COUNT
+from layerkit.jobs.publish.wanted import UPDATE_COUNT, Extras, Progress
 
-__all__ = ["UPDATE_COUNT", "PushResult", "publish"]
+__all__ = ["PushResult", "publish"]
 
 THREAD_COUNT: Final = 6  # requests at once: uploads wait for the line, the rest for answers
 Sent = tuple[str, int]  # what became of a blob, its size
@@ -73,9 +72,7 @@ def publish(
     size = sum(item.size for item in content.blobs.values())
     progress.total(size)
     extras = Extras(update_count, olds, packs, forms)
-    beside = Beside(layout, ref, target, content, size, progress, warn, extras)
     with target.session(ref), ThreadPoolExecutor(THREAD_COUNT) as pool:
-        beside.prepare([find_old(layout, target, old) for old in olds])
         near = find_repositories(layout, ref, content.blobs)
 
         def send(item: Descriptor) -> Sent:
@@ -84,13 +81,22 @@ def publish(
             progress.advance(item.size)
             return became, item.size
 
-        left = [item for item in content.blobs.values() if item.digest in beside.lean.forms]
-        first = [item for item in content.blobs.values() if item.digest not in beside.lean.forms]
-        sending = _send(pool, send, first)
+        is_lean = target.is_lean and not olds  # old images are looked up before anything is sent
+        blobs = list(content.blobs.values())
+        later = [item for item in blobs if item.media_type == FORM_ZSTD] if is_lean else blobs
+        sending = _send(pool, send, [item for item in blobs if item not in later])
         try:
+            # takes 0.2 s to load, in which blobs are sent
+            from layerkit.jobs.publish.beside import Beside, find_old
+
+            beside = Beside(layout, ref, target, content, size, progress, warn, extras)
+            beside.prepare([find_old(layout, target, old) for old in olds])
+            left = [item for item in later if item.digest in beside.lean.forms]
+            sending += _send(pool, send, [item for item in later if item not in left])
             beside.make(lambda: _has_failed(sending))
             if beside.leaves_out:
                 beside.lean.use(content)
+                progress.advance(sum(item.size for item in left))
             else:
                 sending += _send(pool, send, left)
             done = [future.result() for future in sending]

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from layerkit.edges.layout import Layout
 from layerkit.edges.storage.reading import ImageReader, LayoutReader
@@ -19,31 +18,13 @@ from layerkit.formats.oci import Descriptor
 from layerkit.formats.reference import Reference
 from layerkit.jobs.publish.content import Content
 from layerkit.jobs.publish.lean import Lean, LeanReader, find_lean
+from layerkit.jobs.publish.wanted import Extras, Progress
 from layerkit.jobs.updating.packs import put_packs
 from layerkit.jobs.updating.stored import Image, MadeUpdate, find_stored, make_updates, put_update
 
-__all__ = ["Beside", "Extras", "Progress", "find_old"]
+__all__ = ["Beside", "find_old"]
 
 _log = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """A running count of bytes."""
-
-    def total(self, size: int) -> None: ...
-    def advance(self, size: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """Updates are made from the last `update_count` images that the tag named, and from `olds`.
-    `packs`: of chunks, too; None: where there is no update. `forms`: all of them, too, False: only
-    of layers that an older version has; None: all where there is no update."""
-
-    update_count: int
-    olds: Sequence[Reference] = ()
-    packs: bool | None = None
-    forms: bool | None = None
 
 
 def find_old(layout: Layout, target: Target, ref: Reference) -> Image:

@@ -53,7 +53,6 @@ from layerkit.jobs.updating.updates import ANY, MAKE_SECONDS, Updates
 from layerkit.jobs.updating.workshop import Workshop
 
 __all__ = [
-    "UPDATE_COUNT",
     "Image",
     "MadeUpdate",
     "find_stored",
@@ -63,7 +62,6 @@ __all__ = [
     "worth_storing",
 ]
 
-UPDATE_COUNT: Final = 3  # versions before a new one: nodes that watch have one of them
 MAX_BLOB_SIZE: Final = 1 << 30  # bytes that are read at once
 FORMS_SIZE: Final = 256 << 20  # bytes of decompressed forms: the new one's serve each old one
 KEPT_SIZE: Final = 16 << 20  # bytes of deltas in memory: platforms may share layers
