@@ -143,7 +143,7 @@ def test_a_cut_anywhere_is_survived(honest: Honest, tmp_path: Path, way: str, st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "step"), [("update", 1), ("chunks", 7), ("first pull", 977)])
+@pytest.mark.parametrize(("way", "step"), [("update", 1), ("chunks", 7), ("first pull", 389)])
 def test_a_cut_at_every_byte_is_survived(
     honest: Honest, tmp_path: Path, way: str, step: int
 ) -> None:
