@@ -229,10 +229,11 @@ def prefers_documents(rates: Rates) -> bool:
 
 
 def prefers_unpacked(rates: Rates) -> bool:
-    """Does a packed form take longer to unpack than its bytes save?"""
+    """Does a packed form in an update take longer to unpack than its bytes save? It is unpacked
+    while it comes, so the longer of the two counts."""
     plain_size = TYPICAL_SIZES[1]
-    packed = rates.seconds(PACKED, TYPICAL_PACKED, plain_size)
-    return rates.seconds(FORM, TYPICAL_FORM, plain_size) <= packed
+    packed = rates.round_trip + max(TYPICAL_PACKED / rates.bandwidth, plain_size / rates.packed)
+    return rates.seconds(FORM, TYPICAL_FORM, plain_size) + MARGIN < packed
 
 
 def replan(layer: LayerPlan, rates: Rates) -> LayerPlan:

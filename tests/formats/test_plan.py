@@ -20,6 +20,7 @@ from layerkit.formats.plan import (
     plan_pull,
     prefers_documents,
     prefers_plain,
+    prefers_unpacked,
     replan,
 )
 
@@ -198,3 +199,17 @@ def test_a_delta_is_waited_for_as_long_as_chunks_would_cost(
     bandwidth: float, seconds: float
 ) -> None:
     assert Rates(bandwidth=bandwidth).patience == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("rates", "unpacked"),
+    [
+        (Rates(), False),  # nothing is known: few bytes
+        (replace(HERE, bandwidth=12.5e6), False),  # the line takes as long as the unpacking
+        (replace(HERE, bandwidth=125e6, round_trip=0.001), True),
+    ],
+)
+def test_packed_forms_are_left_where_the_line_is_quicker_than_unpacking(
+    rates: Rates, unpacked: bool
+) -> None:
+    assert prefers_unpacked(rates) is unpacked

@@ -15,6 +15,7 @@ from layerkit.digest import Digest
 from layerkit.edges.disk import TEMP_PREFIX, Disk
 from layerkit.edges.http import RunningServer
 from layerkit.edges.layout import Layout
+from layerkit.edges.spares import Spares
 from layerkit.edges.store import Store
 from layerkit.formats.reference import Reference
 from layerkit.jobs.agent.work import Place
@@ -188,6 +189,30 @@ def test_a_spare_tree_becomes_the_next_version(
     assert (tree / "etc" / "passwd").stat().st_ino == inode
     assert current(tmp_path) == BODY + b"2"
     assert tree.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_spare_form_is_what_the_next_update_is_made_from(
+    tmp_path: Path, layout: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a damaged one is as if it were not there."""
+    reads = []
+    read = Spares.read_form
+
+    def watched(spares: Spares, digest: Digest) -> bytes | None:
+        found = read(spares, digest)
+        reads.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Spares, "read_form", watched)
+    for number, damage in ((2, False), (3, True)):
+        pull(tmp_path, server.url)
+        make_spare(tmp_path, server.url)
+        for path in (tmp_path / "root" / ".tmp-spares").glob("*.form"):
+            path.write_bytes(b"" if damage else path.read_bytes())
+        publish(layout, number)
+        pull(tmp_path, server.url)
+        assert current(tmp_path) == BODY + b"%d" % number
+    assert reads == [True, False]
 
 
 def test_other_lower_layers_take_no_spare_of_these(

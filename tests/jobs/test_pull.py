@@ -275,6 +275,20 @@ def test_a_packed_form_is_taken_where_there_is_one(
     assert (result.moved_size < source.sizes[0] + 40_000) is not damaged
 
 
+def test_a_first_pull_takes_few_bytes_unless_the_line_was_seen_to_be_fast(tmp_path: Path) -> None:
+    source = PackedSource(repetitive_layout(tmp_path / "packed"), damaged=False, updates=True)
+    sizes = {}
+    with start_server(make_app(source)) as running:
+        for bandwidth in ("", "1e4", "1e9"):
+            with Store(tmp_path / f"store{bandwidth}", Disk()) as store:
+                if bandwidth:
+                    name = f"line/{running.url.removeprefix('http://')}/bandwidth"
+                    store.put_fact(name, bandwidth)
+                sizes[bandwidth] = run(running, store).moved_size
+                assert store.verify().good
+    assert sizes[""] == sizes["1e4"] < source.sizes[0] + 40_000 < sizes["1e9"]
+
+
 def test_a_server_that_has_packed_nothing_is_not_asked_for_it(tmp_path: Path, store: Store) -> None:
     asked = []
 
