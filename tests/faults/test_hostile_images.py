@@ -11,8 +11,10 @@ import lzma
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lying_server as lies
 import pytest
@@ -26,11 +28,15 @@ from layerkit.edges.remote import Remote
 from layerkit.edges.store import Store
 from layerkit.errors import FormatError, LayerkitError
 from layerkit.formats import formpack, oci
+from layerkit.formats.chunker import MAX_CHUNK_SIZE
+from layerkit.formats.chunkmanifest import ChunkManifest
 from layerkit.formats.cursor import Writer
 from layerkit.formats.formpack import PACKED_TYPE
+from layerkit.formats.plan import LayerPlan, LayerWant
 from layerkit.formats.protocol import pack_form
 from layerkit.formats.reference import Reference
 from layerkit.jobs.pull import PullResult, pull
+from layerkit.jobs.pull.fetching import Fetcher
 from layerkit.jobs.serve import start
 
 HERE = Path(__file__).parent
@@ -305,3 +311,23 @@ def test_a_bomb_takes_little_memory(served: RunningServer, tmp_path: Path, name:
     said = json.loads(done.stdout)
     assert said["code"] in ("", "FORMAT_INVALID", "LIMIT_EXCEEDED", "DIGEST_INVALID"), said
     assert said["good"] and said["grown"] < ROOM
+
+
+def test_a_form_is_bounded_by_what_came_whatever_its_chunk_manifest_says(tmp_path: Path) -> None:
+    """The chunk manifest comes from the same publisher as the form."""
+    bomb, count = zstd_bomb(MADE), MADE // MAX_CHUNK_SIZE
+    name = sha256_digest(b"its form")
+    sizes, ids = (MAX_CHUNK_SIZE,) * count, bytes(32) * count
+    listed = ChunkManifest("x", "cdc-v1", name, 1, name, MADE, sizes, ids)
+    form = oci.Descriptor(oci.FORM_ZSTD, sha256_digest(bomb), len(bomb))
+    want = LayerWant(oci.EMPTY_DESCRIPTOR, name, listed, form)
+    layer = LayerPlan(want, "form", listed.chunks, 0)
+    remote = SimpleNamespace(fetch_blob=lambda *_: bomb, chunk_server=None)
+    with Store(tmp_path / "store", Disk()) as store:
+        tracemalloc.start()
+        try:
+            left = Fetcher("team/hello", remote, store).fetch_form(layer)
+            assert tracemalloc.get_traced_memory()[1] < ROOM
+        finally:
+            tracemalloc.stop()
+    assert left == list(listed.chunks)

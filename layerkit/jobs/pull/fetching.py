@@ -214,7 +214,7 @@ class Fetcher:
                 raw = self._server().fetch_packed(self.name, form.digest, form.size)
             else:
                 return None
-            data = formpack.unpack(raw)
+            data = formpack.unpack(raw, size_limit(raw))
         except (FormatError, IntegrityError, NotFoundError, RemoteError) as exc:
             _log.info("no packed form %s: %s", form.digest.short, exc.message)
             return None
@@ -229,7 +229,7 @@ class Fetcher:
             data = self._fetch_packed(want, want.form)
             if data is None or len(data) != want.chunk_manifest.form_size:
                 raw = self.remote.fetch_blob(self.name, want.form.digest, want.form.size)
-                data = unpack_form(raw, want.chunk_manifest.form_size)
+                data = unpack_form(raw, want.chunk_manifest.form_size, size_limit(raw))
             form = memoryview(data)
         except (IntegrityError, FormatError, NotFoundError) as exc:
             _log.warning("form %s is refused: %s", want.form.digest.short, exc.message)
