@@ -120,7 +120,7 @@ def _pack_layer(
         return
     kin = next((old for old in olds if old.manifest.role == manifest.role), None)
     blob = sources.read(name, part[FORM_ZSTD].digest, MAX_FORM_SIZE)
-    form = unpack_form(blob, manifest.form_size)
+    form = unpack_form(blob, manifest.form_size, MAX_FORM_SIZE)
     index, pack = make_pack(form, manifest, kin.order if kin is not None else ())
     for data, kind in ((index, PACK_INDEX_TYPE), (pack, PACK_TYPE)):
         yield describe(data, kind, {ANNOTATION_LAYER: layer}), data
