@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from layerkit.edges.storage.reading import ImageReader
 from layerkit.edges.storage.targets import Document, Target
 from layerkit.errors import FormatError, LayerkitError
-from layerkit.formats.chunkmanifest import MAX_FORM_SIZE, ChunkManifest, parse_chunk_manifest
+from layerkit.formats.chunkmanifest import ChunkManifest, parse_chunk_manifest
 from layerkit.formats.chunkpack import (
     PACK_INDEX_TYPE,
     PACK_TYPE,
@@ -47,6 +47,7 @@ __all__ = ["put_packs"]
 
 MAX_LIST_SIZE = 64 << 20  # bytes of a chunk manifest
 MAX_INDEX_SIZE = 64 << 20  # bytes of a pack's index
+MAX_FORM_SIZE = 1 << 30  # bytes, packed or not, as of those that are served
 
 Parts = dict[str, dict[str, Descriptor]]  # by layer, by media type
 
