@@ -34,7 +34,7 @@ def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
         option(
             "--engine-address",
             metavar="ADDRESS",
-            help="Its URL (docker) or socket.  [default: DOCKER_HOST, CONTAINERD_ADDRESS]",
+            help="Its URL (docker) or socket.  [default: docker's own, CONTAINERD_ADDRESS]",
         ),
         option(
             "--engine",

@@ -213,7 +213,7 @@ def rule_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @compression_option
 @pack_option
 @describe_option
-@option("--docker", metavar="URL", help="The docker engine.  [default: DOCKER_HOST, or its socket]")
+@option("--docker", metavar="URL", help="The docker engine.  [default: as the docker command's]")
 @option("--ca", type=click.Path(dir_okay=False, path_type=Path), help="A registry's CA, PEM.")
 @option("--token-realm", "realms", multiple=True, help="A registry's token service, by host.")
 @option("--dry-run", is_flag=True, help="Write nothing, say what the layers would be.")
@@ -271,7 +271,8 @@ def _places(facts: dict[str, Any], progress: Callable[[int], None]) -> Places:
     logins = os.environ.get("DOCKER_CONFIG")
     return Places(
         Path(os.environ.get("TMPDIR") or "/tmp").absolute(),
-        docker=facts["docker"] or os.environ.get("DOCKER_HOST", ""),
+        docker=facts["docker"] or "",
+        env=os.environ,
         config=Path(logins) / "config.json" if logins else None,
         ca=facts["ca"],
         realms=facts["realms"],

@@ -9,7 +9,7 @@ cannot read zstd layers; it gets them as plain tars, which are what it keeps of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from layerkit.formats.reference import Reference
 
 __all__ = ["ENGINES", "Containerd", "Docker", "Engine", "Handed", "open_engine"]
 
+DOCKER_SOCKET: Final = "unix:///var/run/docker.sock"
 LOAD_SECONDS: Final = 600.0
 ASK_SECONDS: Final = 30.0
 ZSTD_API: Final = (1, 42)  # docker 23.0
@@ -64,12 +65,42 @@ class Engine(Protocol):
 
 
 class Docker:
-    """The Docker engine at `address` (``unix:///var/run/docker.sock``); "" is the usual one."""
+    """The Docker engine at `address` (``unix:///var/run/docker.sock``, ``tcp://host:2376``); if "",
+    it is found as the docker command finds it: by DOCKER_HOST, the context in DOCKER_CONTEXT or in
+    docker's configuration, else the usual socket. `env` has these, and what says of TLS:
+    DOCKER_TLS_VERIFY, DOCKER_CERT_PATH (or ~/.docker). A context brings its own keys."""
 
     kind = "docker"
 
-    def __init__(self, address: str = "") -> None:
-        self._address = address or "unix:///var/run/docker.sock"
+    def __init__(self, address: str = "", env: Mapping[str, str] | None = None) -> None:
+        self._env = env or {}
+        self._address = address or self._env.get("DOCKER_HOST", "")
+        self._tls: Any = None
+
+    def _find(self) -> None:
+        """Settle on an address and keys; raises what the SDK does."""
+        if not self._address and self._env.get("HOME"):
+            from docker.context import ContextAPI
+
+            context = ContextAPI.get_context(self._env.get("DOCKER_CONTEXT") or None)
+            if context is None:
+                wanted = self._env.get("DOCKER_CONTEXT") or "the current one"
+                raise UsageError(f"docker has no context {wanted}", hint="see 'docker context ls'")
+            if context.name != "default":
+                self._address, keys = context.Host, context.TLSConfig
+                if keys is not None:
+                    self._tls = _make_keys(keys.cert, keys.ca_cert, verify=bool(keys.verify))
+        self._address = self._address or DOCKER_SOCKET
+        if self._tls is None and self._address.startswith("tcp:"):
+            self._tls = self._find_keys()
+
+    def _find_keys(self) -> Any:
+        if not self._env.get("DOCKER_TLS_VERIFY"):
+            return None
+        home = Path(self._env.get("HOME", "/"))
+        where = Path(self._env.get("DOCKER_CERT_PATH") or home / ".docker")
+        keys = (str(where / "cert.pem"), str(where / "key.pem"))
+        return _make_keys(keys, str(where / "ca.pem"), verify=True)
 
     def reads_zstd(self) -> bool:
         with self._client("answer") as client:
@@ -98,6 +129,8 @@ class Docker:
 
     def is_there(self) -> bool:
         """Is there a socket at all, where the address is one?"""
+        with self._sdk("answer"):
+            self._find()
         kind, _, path = self._address.partition("://")
         return kind != "unix" or Path(path).exists()
 
@@ -134,7 +167,19 @@ class Docker:
 
     @contextmanager
     def _client(self, what: str) -> Iterator[Any]:
-        """The SDK's client; what it raises as ours."""
+        """The SDK's client."""
+        with self._sdk(what) as docker:
+            self._find()
+            address, tls = self._address, self._tls
+            client = docker.DockerClient(base_url=address, timeout=LOAD_SECONDS, tls=tls)
+            try:
+                yield client
+            finally:
+                client.close()
+
+    @contextmanager
+    def _sdk(self, what: str) -> Iterator[Any]:
+        """The SDK; what it raises as ours."""
         try:
             import docker
             import requests
@@ -143,13 +188,23 @@ class Docker:
                 "the docker package is not installed", hint="run 'pip install layerkit[docker]'"
             ) from exc
         try:
-            client = docker.DockerClient(base_url=self._address, timeout=LOAD_SECONDS)
-            try:
-                yield client
-            finally:
-                client.close()
+            yield docker
         except (docker.errors.DockerException, requests.RequestException, OSError) as exc:
-            raise ToolError(f"docker at {self._address} cannot {what}", cause=str(exc)) from exc
+            where = self._address or "its usual place"
+            raise ToolError(f"docker at {where} cannot {what}", cause=str(exc)) from exc
+
+
+def _make_keys(cert: tuple[str, str], ca: str, *, verify: bool) -> Any:
+    """Keys for the SDK, and the authority to trust: it, whatever REQUESTS_CA_BUNDLE says, which
+    `requests` would prefer to a session's own."""
+    from docker.tls import TLSConfig
+
+    class Keys(TLSConfig):  # type: ignore[misc]
+        def configure_client(self, client: Any) -> None:
+            super().configure_client(client)
+            client.trust_env = False
+
+    return Keys(client_cert=cert, ca_cert=ca, verify=verify)
 
 
 class Containerd:
@@ -199,7 +254,7 @@ class Containerd:
 def open_engine(kind: str, tools: Tools, *, address: str = "", namespace: str = "") -> Engine:
     """An engine by its kind."""
     if kind == "docker":
-        return Docker(address)
+        return Docker(address, tools.env)
     if kind == "containerd":
         return Containerd(tools, address, namespace)
     raise UsageError(f"{kind!r} is no engine", hint=f"name one of {', '.join(ENGINES)}")

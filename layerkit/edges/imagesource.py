@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -63,11 +63,13 @@ class OpenImage:
 @dataclass(frozen=True, slots=True)
 class Places:
     """What of the outside is needed to find an image. `scratch`: where temporary folders go;
-    `docker`: an engine's address; the rest is a registry's (see edges.registry.Transport)."""
+    `docker`: an engine's address, "" as `env` says; the rest is a registry's (see
+    edges.registry.Transport)."""
 
     scratch: Path
     disk: Disk = field(default_factory=Disk)
     docker: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
     config: Path | None = None
     ca: Path | None = None
     realms: Collection[str] = ()
@@ -163,7 +165,7 @@ def _open_engine(text: str, places: Places) -> Iterator[OpenImage]:
 
     ref = _parse(text.removeprefix(_ENGINE))
     name = str(ref if ref.digest is not None else ref.tagged)
-    engine = Docker(places.docker)
+    engine = Docker(places.docker, places.env)
     if not text.startswith(_ENGINE) and not engine.is_there():
         raise NotFoundError(
             f"{text} is neither a layout nor an archive, and no docker runs here", hint=_HINT

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from docker_engine import Engine
+from registry_servers import certify, free_port
 
 START_TIMEOUT = 30.0  # seconds; ready after 1.5 s as a rule
 
@@ -33,12 +34,14 @@ def _install() -> str:
     return f"docker.io cannot be installed: {done.stderr.strip()[-200:]}"
 
 
-def _command(folder: Path) -> list[str]:
-    """dockerd with everything of its own, in a private mount namespace."""
+def _command(folder: Path, port: int) -> list[str]:
+    """dockerd with everything of its own, in a private mount namespace; TLS on the port alone."""
     return [
         "unshare", "--mount", "--propagation", "private", "dockerd",
         "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
         "--pidfile", f"{folder}/pid", "-H", f"unix://{folder}/docker.sock",
+        "-H", f"tcp://127.0.0.1:{port}", "--tlsverify", "--tlscacert", f"{folder}/ca.pem",
+        "--tlscert", f"{folder}/cert.pem", "--tlskey", f"{folder}/key.pem",
         "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
         "--bridge=none", "--storage-driver", "overlay2",
         "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "layerkit",
@@ -54,9 +57,12 @@ def engine() -> Iterator[Engine]:
     if why:
         pytest.skip(why)
     folder = Path(tempfile.mkdtemp(prefix="lk-docker-"))  # short: a socket path has 108 bytes
-    found = Engine(folder / "docker.sock", folder / "log")
+    port = free_port()
+    certificate, _ = certify(folder)
+    shutil.copy(certificate, folder / "ca.pem")
+    found = Engine(folder / "docker.sock", folder / "log", f"tcp://127.0.0.1:{port}", folder)
     with found.log.open("wb") as log:
-        process = subprocess.Popen(_command(folder), stdout=log, stderr=log)
+        process = subprocess.Popen(_command(folder, port), stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_TIMEOUT
         while True:

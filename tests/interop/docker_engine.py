@@ -13,6 +13,8 @@ class Engine:
 
     socket: Path
     log: Path
+    tls_address: str = ""  # tcp://, where it asks for a certificate
+    keys: Path = Path()  # the folder of ca.pem, cert.pem and key.pem
 
     def docker(self, *argv: str | Path, timeout: float = 120) -> str:
         """Standard output of the client; fails the test with what it said."""
