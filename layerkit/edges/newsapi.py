@@ -8,6 +8,7 @@ Spec: docs/agent.md "Told by a registry". Limits: MAX_NOTIFICATION_SIZE.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from layerkit.formats.tokens import hash_token, read_credentials
 __all__ = ["NewsApi"]
 
 STOP_SECONDS: Final = 1.0
+READ_SECONDS: Final = 10.0  # that a body may take: it is some kilobytes
 Take = Callable[[tuple[Pushed, ...]], int]
 
 
@@ -63,7 +65,11 @@ class NewsApi:
         if not self._knows_secret(request.headers.get("authorization", "")):
             raise web.HTTPUnauthorized(headers={"www-authenticate": 'Basic realm="layerkit"'})
         try:
-            pushed = parse_notification(await request.read())
+            async with asyncio.timeout(READ_SECONDS):
+                raw = await request.read()
+            pushed = parse_notification(raw)
+        except TimeoutError as exc:
+            raise web.HTTPRequestTimeout from exc
         except FormatError as exc:
             raise web.HTTPBadRequest(text=f"{exc.message}\n") from exc
         return web.json_response({"woken_count": self._take(pushed)})
