@@ -69,7 +69,11 @@ class LocalApi:
         try:
             await web.TCPSite(runner, host.strip("[]"), port).start()
         except OSError as exc:
-            raise UsageError(f"cannot listen on {host}:{port}", cause=str(exc.strerror)) from exc
+            raise UsageError(
+                f"cannot listen on {host}:{port}",
+                cause=str(exc.strerror),
+                hint="choose another --metrics",
+            ) from exc
 
     async def _run(self, application: web.Application) -> web.AppRunner:
         runner = web.AppRunner(

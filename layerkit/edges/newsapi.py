@@ -54,7 +54,11 @@ class NewsApi:
         try:
             await site.start()
         except OSError as exc:
-            raise UsageError(f"cannot listen on {host}:{port}", cause=str(exc.strerror)) from exc
+            raise UsageError(
+                f"cannot listen on {host}:{port}",
+                cause=str(exc.strerror),
+                hint="choose another --events",
+            ) from exc
         return f"http://{host}:{self._runner.addresses[0][1]}/events"
 
     async def close(self) -> None:
