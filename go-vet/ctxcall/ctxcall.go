@@ -63,7 +63,7 @@ func run(pass *analysis.Pass) (any, error) {
 			return
 		}
 		var found []*ast.CallExpr
-		getsContext, isDaemon := givesRequest(pass, f), false
+		getsContext, isDaemon := givesRequest(pass, f), watchesDone(f)
 		at.Own(f.Body, func(node ast.Node) bool {
 			if selector, ok := node.(*ast.SelectorExpr); ok && selector.Sel.Name == "SysProcAttr" {
 				isDaemon = true // in a session or group of its own: it is to live on
@@ -92,6 +92,20 @@ func run(pass *analysis.Pass) (any, error) {
 		}
 	})
 	return nil, nil
+}
+
+// watchesDone says whether the function waits for the end of a context somewhere: then it ends by
+// itself what it started.
+func watchesDone(f *at.Function) bool {
+	found := false
+	ast.Inspect(f.Body, func(node ast.Node) bool {
+		if call, ok := at.Received(node).(*ast.CallExpr); ok {
+			selector, ok := call.Fun.(*ast.SelectorExpr)
+			found = found || (ok && selector.Sel.Name == "Done")
+		}
+		return !found
+	})
+	return found
 }
 
 // takesBoth says whether a call gets a request and a context: it will put the one into the other.

@@ -58,6 +58,7 @@ func walk(f *Function, visit func(*Function)) {
 			}
 		}
 	}
+	returned := returnedNames(f.Body)
 	ast.Inspect(f.Body, func(node ast.Node) bool {
 		switch node := node.(type) {
 		case *ast.ReturnStmt:
@@ -68,7 +69,7 @@ func walk(f *Function, visit func(*Function)) {
 			keep(node.Value)
 		case *ast.AssignStmt:
 			for at, to := range node.Lhs {
-				if _, local := to.(*ast.Ident); !local && at < len(node.Rhs) {
+				if id, local := to.(*ast.Ident); (!local || returned[id.Name]) && at < len(node.Rhs) {
 					keep(node.Rhs[at])
 				}
 			}
@@ -93,6 +94,22 @@ func walk(f *Function, visit func(*Function)) {
 		}
 		return true
 	})
+}
+
+// returnedNames is the names that the function's own return statements give.
+func returnedNames(body *ast.BlockStmt) map[string]bool {
+	found := map[string]bool{}
+	Own(body, func(node ast.Node) bool {
+		if statement, ok := node.(*ast.ReturnStmt); ok {
+			for _, result := range statement.Results {
+				if id, ok := ast.Unparen(result).(*ast.Ident); ok {
+					found[id.Name] = true
+				}
+			}
+		}
+		return true
+	})
+	return found
 }
 
 // registering begins the names of functions that keep a function for later: OnClose, WithLogger.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"syscall"
 )
@@ -52,3 +53,15 @@ func daemon(ctx context.Context) error {
 }
 
 func makes(ctx context.Context) (*http.Request, error) { return http.NewRequest("GET", "x", nil) }
+
+func endsItItself(ctx context.Context) error {
+	command := exec.Command("sleep", "1000")
+	if err := command.Start(); err != nil {
+		return err
+	}
+	go func() {
+		<-ctx.Done()
+		_ = command.Process.Signal(os.Interrupt)
+	}()
+	return command.Wait()
+}

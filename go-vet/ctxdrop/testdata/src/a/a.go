@@ -189,3 +189,8 @@ func explains(ctx context.Context) {
 func shutdownAll() func(context.Context) {
 	return func(ctx context.Context) { use(context.Background()) }
 }
+
+func stops(ctx context.Context) (func(), context.Context) {
+	stop := func() { use(context.Background()) }
+	return stop, ctx
+}
