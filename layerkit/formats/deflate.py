@@ -149,7 +149,7 @@ def _gunzip_parts(blob: memoryview, limit: int) -> Iterator[bytes]:
             if left < 0:
                 raise _over(limit)
             yield part
-        if blob[at : at + 2] == GZIP_MAGIC:
+        if bytes(blob[at : at + 2]) == GZIP_MAGIC:
             continue
         if not bytes(blob[at:]).strip(b"\0"):  # padding after the last member, as in tar files
             return

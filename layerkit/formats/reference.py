@@ -7,6 +7,7 @@ host is ever made up. Spec: OCI distribution-spec 1.1 "Pulling manifests" for th
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -72,14 +73,14 @@ class Reference:
     @property
     def registry_url(self) -> str:
         """The registry that the reference names; "" without a host. On this machine it is asked
-        plainly first, and by TLS if it turns out to speak that (edges/loopback); docker's own is at another address than it is named by."""
+        plainly first, and by TLS if it turns out to speak that (edges/loopback); docker's own is at
+        another address than it is named by."""
         if not self.host:
             return ""
         if self.host in _DOCKER_HUB:
             return "https://registry-1.docker.io"
         name = urlsplit(f"//{self.host}").hostname or ""
-        is_local = name in ("localhost", "::1") or name.startswith("127.")
-        return f"{'http' if is_local else 'https'}://{self.host}"
+        return f"{'http' if _is_loopback(name) else 'https'}://{self.host}"
 
     @property
     def registry_name(self) -> str:
@@ -113,6 +114,14 @@ def is_repository(text: str) -> bool:
 def is_tag(text: str) -> bool:
     """Is `text` a tag by the OCI grammar?"""
     return _TAG.fullmatch(text) is not None
+
+
+def _is_loopback(host: str) -> bool:
+    """This machine's own address? 127.example.org, which begins like one, is anybody's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _split_host(name: str) -> tuple[str, str]:

@@ -46,3 +46,21 @@ def test_bad_references_are_usage_errors(text: str) -> None:
 def test_tagged_adds_latest_only_where_nothing_is_said() -> None:
     names = [str(Reference.parse(text).tagged) for text in ("a", "a:b", f"a@{DIGEST}")]
     assert names == ["a:latest", "a:b", f"a@{DIGEST}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("hello", ""),
+        ("docker.io/hello", "https://registry-1.docker.io"),
+        ("ghcr.io/a/b", "https://ghcr.io"),
+        ("localhost:5000/a", "http://localhost:5000"),
+        ("127.0.0.1/a", "http://127.0.0.1"),
+        ("127.8.9.1:5000/a", "http://127.8.9.1:5000"),
+        ("[::1]:5000/a", "http://[::1]:5000"),
+        ("127.example.org/a", "https://127.example.org"),
+        ("127.0.0.1.example.org/a", "https://127.0.0.1.example.org"),
+    ],
+)
+def test_only_this_machine_is_asked_in_clear(text: str, url: str) -> None:
+    assert Reference.parse(text).registry_url == url
