@@ -330,7 +330,8 @@ class _Opened:
 
 
 class _Sized:
-    """A file as a body of known length, which requests streams."""
+    """A file as a body of known length, which requests streams. In large parts: with `read` it
+    would be asked for 16 KiB at a time, and wait as often for a thread that computes."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -339,11 +340,8 @@ class _Sized:
     def __len__(self) -> int:
         return self._size
 
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(min(size, PART_SIZE) if size > 0 else PART_SIZE)
-
     def __iter__(self) -> Iterator[bytes]:
-        while part := self.read():
+        while part := self._file.read(PART_SIZE):
             yield part
 
 

@@ -178,7 +178,8 @@ class RegistryTarget:
         manifest = parse_manifest(raw) if item.media_type == MANIFEST else None
         subject = manifest.subject if manifest else None
         name = ref.repository
-        in_turn = subject is not None and self._lists_by_itself is not False
+        lists_none = self._registry.lists_referrers is False or self._lists_by_itself is False
+        in_turn = subject is not None and not lists_none
         with self._listing if in_turn else contextlib.nullcontext():
             is_listed = self._registry.put_manifest(name, str(item.digest), item, raw)
             if subject is not None:
