@@ -81,19 +81,22 @@ def serve_jobs(run: Run) -> None:
     def fork() -> socket.socket:
         ours, theirs = socket.socketpair()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        pid = os.fork()
-        if pid == 0:
-            for end in (control, ours, *([spare] if spare is not None else [])):
-                end.close()
-            _wait_for_job(theirs, blocked, run)
-        forks.add(pid)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
+        with theirs:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    control.close()
+                    ours.close()
+                    _wait_for_job(theirs, blocked, run)
+                forks.add(pid)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return ours
 
     while True:
-        if spare is None and not select.select([control], [], [], SPARE_SECONDS)[0]:
-            spare = fork()
+        while spare is None and not select.select([control], [], [], SPARE_SECONDS)[0]:
+            with contextlib.suppress(OSError):  # no room for it now
+                spare = fork()
         data, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
             break
