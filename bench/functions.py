@@ -44,7 +44,7 @@ PATTERNS = {  # of a function limited to 512 MiB: MB alive, MB that come and go,
     "live heap comes and goes": (60, 200, 1000, 32),
 }
 PATTERN_LIMIT = 512 << 20
-PATTERN_SECONDS = 20
+PATTERN_SECONDS = 15
 PATTERN_ROUNDS = 3
 LOAD_SECONDS = 30
 START_ROUNDS = 30
