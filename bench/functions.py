@@ -29,6 +29,7 @@ from typing import Any
 
 import vm
 from build import BENCH, GO
+from report_functions import read_benchstat
 
 Table = dict[str, Any]
 PROGRAMS = BENCH / "runtime"
@@ -333,22 +334,6 @@ def measure_benchmarks(programs: dict[str, Path]) -> Table:
             [benchstat, "-format", "csv", raw.name], capture_output=True, text=True, check=True
         )
     return read_benchstat(said.stdout)
-
-
-def read_benchstat(text: str) -> Table:
-    """By `package Benchmark`, what benchstat's CSV says: unit -> [value, spread]."""
-    found: Table = {}
-    package = unit = ""
-    for line in text.splitlines():
-        cells = line.split(",")
-        if line.startswith("pkg: "):
-            package = line.rpartition("/")[2]
-        elif len(cells) >= 3 and cells[0] == "" and cells[1] and cells[2] == "CI":
-            unit = cells[1]
-        elif len(cells) >= 3 and cells[0] not in ("", "geomean") and unit:
-            name = f"{package} {cells[0].partition('-')[0]}"
-            found.setdefault(name, {})[unit] = [float(cells[1]), cells[2]]
-    return found
 
 
 PARTS = {

@@ -131,6 +131,22 @@ def pages_table(rows: Table) -> str:
     return grid(["table of 1 GB", "pages", "a random read", "of the heap's"], lines)
 
 
+def read_benchstat(text: str) -> Table:
+    """By `package Benchmark`, what benchstat's CSV says: unit -> [value, spread]."""
+    found: Table = {}
+    package = unit = ""
+    for line in text.splitlines():
+        cells = line.split(",")
+        if line.startswith("pkg: "):
+            package = line.rpartition("/")[2]
+        elif len(cells) >= 3 and cells[0] == "" and cells[1] and cells[2] == "CI":
+            unit = cells[1]
+        elif len(cells) >= 3 and cells[0] not in ("", "geomean") and unit:
+            name = f"{package} {cells[0].partition('-')[0]}"
+            found.setdefault(name, {})[unit] = [float(cells[1]), cells[2]]
+    return found
+
+
 def benchmarks_table(rows: Table) -> str:
     if "missing" in rows:
         return f"Not measured: {rows['missing']}."

@@ -137,3 +137,31 @@ def test_a_minute_of_soak_shows_no_leak() -> None:
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["counts"]["pulls"] > 5
+
+
+BENCHSTAT = """goos: linux
+pkg: example.com/layerkit/go-runtime/warm
+,x.txt,
+,sec/op,CI
+LazyGet-2,1.366e-08,3%
+geomean,1.366e-08
+
+,B/op,CI
+LazyGet-2,0,0%
+
+,allocs/op,CI
+LazyGet-2,0,0%
+"""
+
+
+def test_benchmarks_of_the_go_module_are_read_from_benchstat() -> None:
+    functions = importlib.import_module("report_functions")
+    found = functions.read_benchstat(BENCHSTAT)
+    assert found["warm LazyGet"]["sec/op"] == [1.366e-08, "3%"]
+    assert "| warm LazyGet | 14 ns | 3% | 0 | 0 |" in functions.benchmarks_table(found)
+
+
+def test_a_killed_function_is_told_by_its_limit() -> None:
+    functions = importlib.import_module("report_functions")
+    killed = {"status": -9, "peak": 7, "events": {"high": 0, "oom_kill": 1}, "printed": {}}
+    assert "killed (status -9)" in functions.limit_v2_table({"memory.max": killed})
