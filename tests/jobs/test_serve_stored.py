@@ -10,7 +10,7 @@ import pytest
 from builders import LayoutSource, Silent, hello_files, noise, publish_image
 
 from layerkit.edges.disk import Disk
-from layerkit.edges.http import Blob, UpdateAnswer, make_app, start_server
+from layerkit.edges.http import Blob, Joined, UpdateAnswer, make_app, start_server
 from layerkit.edges.layout import Layout
 from layerkit.edges.remote import Remote
 from layerkit.edges.storage.targets import FolderTarget
@@ -159,8 +159,9 @@ def test_no_update_starts_from_what_the_caller_may_not_see(tmp_path: Path) -> No
     olds = [Reference.parse("secret:v1")]
     assert publish(Layout(tmp_path / "l"), REF, target, Silent(), olds=olds).update_count == 1
     source = LayoutSource(tmp_path / "served")
-    assert ask(source, secret).etag
-    assert not ask(source, secret, Caller("x", ("fn",), ())).etag
+    stored, other = ask(source, secret), ask(source, secret, Caller("x", ("fn",), ()))
+    assert isinstance(stored.raw, bytes) and len(stored.raw) < 4000
+    assert isinstance(other.raw, Joined) and other.raw.size > 300_000  # all of it
 
 
 def test_who_waits_for_the_tag_gets_it_when_the_tag_moves(

@@ -17,7 +17,7 @@ from layerkit.formats.update import Entry
 
 __all__ = ["WHOLE_SIZE", "Piece", "UpdateStream"]
 
-WHOLE_SIZE: Final = 1 << 20  # bytes up to which a stored part is read at once
+WHOLE_SIZE: Final = 256 << 10  # bytes up to which a stored part is read at once, for each answer
 STEP: Final = 256 << 10  # bytes that `read` gives at once of what is in memory
 
 
