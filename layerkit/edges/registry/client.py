@@ -111,7 +111,8 @@ class Registry:
             digest = answer.headers.get("Docker-Content-Digest", "")
             size = answer.headers.get("Content-Length", "")
             media_type = _media_type(answer)
-        if not (digest and size.isdigit() and media_type in (*MANIFEST_TYPES, *INDEX_TYPES)):
+        is_size = size.isascii() and size.isdigit()
+        if not (digest and is_size and media_type in (*MANIFEST_TYPES, *INDEX_TYPES)):
             return self.read_manifest(name, ref)[0]  # an old registry tells only by the bytes
         try:
             return Descriptor(media_type, Digest.parse(digest), int(size[:12]))
@@ -163,7 +164,7 @@ class Registry:
             return None
         with self._expect(answer, 200):
             size = answer.headers.get("Content-Length", "")
-        if not size.isdigit() or int(size[:15]) > MAX_BLOB_SIZE:
+        if not (size.isascii() and size.isdigit()) or int(size[:15]) > MAX_BLOB_SIZE:
             raise RemoteError(f"{self.host} does not tell the size of blob {digest.short}")
         return int(size)
 
@@ -299,7 +300,8 @@ class Registry:
                 return answer
             answer.close()
             parts = urlsplit(self.transport.locate(url, answer.headers.get("Location", "")))
-            query = urlencode([*parse_qsl(parts.query), ("digest", str(item.digest))])
+            asked = parse_qsl(parts.query, keep_blank_values=True)
+            query = urlencode([*asked, ("digest", str(item.digest))])
             where = urlunsplit(parts._replace(query=query))
             return send("PUT", where, headers=headers, body=body, scope=name)
 

@@ -160,8 +160,13 @@ def add_fallback(
         index, missing = _find_missing(registry, name, subject, entries)
         if not missing:
             return
-        raw = serialize_index(replace(index, manifests=(*index.manifests, *missing)))
-        registry.put_manifest(name, tag, describe(raw, INDEX), raw)
+        try:
+            _put_list(registry, name, tag, index, missing)
+        except RemoteError:  # a garbage collection may have taken what is listed
+            there = [one for one in index.manifests if registry.resolve(name, str(one.digest))]
+            if len(there) == len(index.manifests):
+                raise
+            _put_list(registry, name, tag, replace(index, manifests=tuple(there)), missing)
         window = max(SETTLE_SECONDS, SETTLE_FACTOR * (now() - began))
         sleep(window * random.uniform(1.0, 2.0))
     if _find_missing(registry, name, subject, entries)[1]:
@@ -170,6 +175,13 @@ def add_fallback(
             cause=f"tried {ROUNDS} times",
             hint="push again",
         )
+
+
+def _put_list(
+    registry: Registry, name: str, tag: str, index: Index, more: Sequence[Descriptor]
+) -> None:
+    raw = serialize_index(replace(index, manifests=(*index.manifests, *more)))
+    registry.put_manifest(name, tag, describe(raw, INDEX), raw)
 
 
 def _find_missing(
