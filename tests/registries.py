@@ -44,6 +44,7 @@ class FakeRegistry:
     url: str = ""
     connection_count: int = 0
     down: bool = False
+    checks_lists: bool = False  # refuses an index of manifests that it does not have
     tls: ssl.SSLContext | None = None
     refuse_after: int = -1  # writes that it takes before it refuses all others; -1: all
 
@@ -213,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PUT":
             held = self.fake.manifests.setdefault(name, {})
             digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-            if ":" in ref and ref != digest:
+            listed = [one["digest"] for one in json.loads(body).get("manifests") or []]
+            is_hollow = self.fake.checks_lists and not held.keys() >= set(listed)
+            if (":" in ref and ref != digest) or is_hollow:
                 self._answer(400)
                 return
             held[digest] = held[ref] = (self.headers["Content-Type"], body)

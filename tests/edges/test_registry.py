@@ -593,3 +593,15 @@ def test_a_fallback_tag_that_is_no_index_lists_nothing(
 def test_fallback_tags_are_told_from_images(registry: Registry) -> None:
     tags = [fallback_tag(DIGEST), fallback_tag(DIGEST) + ".sig", "sha256-1", "v1"]
     assert [is_fallback_tag(tag) for tag in tags] == [True, True, False, False]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_garbage_collection_took_keeps_no_referrer_out(
+    fake: FakeRegistry, registry: Registry
+) -> None:
+    fake.referrers_api, fake.checks_lists = False, True
+    top = put_image(registry)
+    gone = refer(registry, top, "gone", "x/mine")
+    del fake.manifests["fn"][str(gone.digest)]
+    new = refer(registry, top, "new", "x/mine")
+    assert list_referrers(registry, "fn", top.digest) == [new]
