@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -33,7 +34,9 @@ class Chores:
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._gc_wanted = True  # what a crash left in the store
-        self._collected = time.monotonic()
+        # Soon after some starts and late after others: a node that never runs for GC_SECONDS
+        # collects, too, and in the mean no more often.
+        self._collected = time.monotonic() - random.uniform(0, GC_SECONDS)
         self._plain: dict[str, str] = {}  # names with layers that came plainly, and from where
         self._spare: set[str] = set()  # names whose next version has no spare tree
         self._engine_pause = Pause()
