@@ -41,6 +41,7 @@ __all__ = [
     "parse_root",
     "serialize_chunk_manifest",
     "serialize_root",
+    "split_runs",
 ]
 
 MAGIC: Final = b"LKCHUNKS"
@@ -62,6 +63,9 @@ HEADER: Final = struct.Struct("<8sBBHIII16s16s32sQ32sQ")
 RUN: Final = struct.Struct("<32sI")
 # size, id
 CHUNK: Final = struct.Struct("<I32s")
+SIZE_SIZE: Final = 4  # bytes of a chunk's size in its record
+# of an id's first byte: 1 where a run ends with it
+_ENDS_RUN: Final = bytes(int(not first & RUN_MASK) for first in range(256))
 assert HEADER.size == 136
 assert RUN.size == 36
 assert CHUNK.size == 36
@@ -171,24 +175,48 @@ class ChunkManifest:
 
     def runs(self) -> list[Run]:
         """The chunks as the runs that the root names."""
-        runs, raw_ids = [], self.list_raw_ids()
-        start = 0
+        records, runs, start = _join_columns(self.sizes, self.raw_ids), [], 0
         for end in _run_ends(self.raw_ids):
-            pairs = zip(self.sizes[start:end], raw_ids[start:end], strict=True)
-            data = b"".join([CHUNK.pack(size, raw) for size, raw in pairs])
+            data = records[start * CHUNK.size : end * CHUNK.size]
             runs.append(Run(raw_chunk_id(data), data))
             start = end
         return runs
 
 
+# Records and columns change into each other by strides: a tenth of the time of a loop over chunks,
+# and this is done some times for each version that a node takes.
+
+
+def _join_columns(sizes: Sequence[int], raw_ids: bytes) -> bytes:
+    """The records of chunks."""
+    lengths = struct.pack(f"<{len(sizes)}I", *sizes)
+    records = bytearray(CHUNK.size * len(sizes))
+    for at in range(SIZE_SIZE):
+        records[at :: CHUNK.size] = lengths[at::SIZE_SIZE]
+    for at in range(SIZE):
+        records[SIZE_SIZE + at :: CHUNK.size] = raw_ids[at::SIZE]
+    return bytes(records)
+
+
+def _split_records(records: bytes) -> tuple[tuple[int, ...], bytes]:
+    """The columns of whole records: sizes, ids end to end."""
+    count = len(records) // CHUNK.size
+    lengths, raw_ids = bytearray(SIZE_SIZE * count), bytearray(SIZE * count)
+    for at in range(SIZE_SIZE):
+        lengths[at::SIZE_SIZE] = records[at :: CHUNK.size]
+    for at in range(SIZE):
+        raw_ids[at::SIZE] = records[SIZE_SIZE + at :: CHUNK.size]
+    return struct.unpack(f"<{count}I", lengths), bytes(raw_ids)
+
+
 def _run_ends(raw_ids: bytes) -> list[int]:
     """Index behind the last chunk of each run."""
-    ends = []
-    start, count = 0, len(raw_ids) // SIZE
-    for index, first in enumerate(raw_ids[::SIZE]):
-        if not first & RUN_MASK or index + 1 - start == MAX_RUN_COUNT or index + 1 == count:
-            start = index + 1
-            ends.append(start)
+    marks, ends, start = raw_ids[::SIZE].translate(_ENDS_RUN), list[int](), 0
+    while start < len(marks):
+        longest = min(start + MAX_RUN_COUNT, len(marks))
+        found = marks.find(1, start, longest)
+        start = found + 1 if found >= 0 else longest
+        ends.append(start)
     return ends
 
 
@@ -281,6 +309,19 @@ def join_runs(raw_root: bytes, runs: Sequence[bytes]) -> bytes:
     return raw_root + b"".join(runs)
 
 
+def split_runs(raw: bytes) -> tuple[Root, list[bytes]]:
+    """The root of a whole chunk manifest, and the records of each run. None of it is verified."""
+    root = parse_root(raw)
+    at = len(raw) - root.chunk_count * CHUNK.size
+    if at < HEADER.size:
+        raise FormatError(f"chunk manifest: {len(raw)} bytes do not hold its runs")
+    bodies = []
+    for _, count in root.runs:
+        bodies.append(raw[at : at + count * CHUNK.size])
+        at += count * CHUNK.size
+    return root, bodies
+
+
 def _read_root(reader: Reader) -> Root:
     fixed = HEADER.unpack(reader.take(HEADER.size))
     magic, major, minor, header_size, count, run_count, role, raw_transform, raw_profile = fixed[:9]
@@ -295,8 +336,8 @@ def _read_root(reader: Reader) -> Root:
     if count > MAX_CHUNK_COUNT or run_count > count or run_count * RUN.size > reader.left:
         raise reader.fail(f"{run_count} runs do not fit into the {reader.left} bytes that follow")
     runs = tuple(RUN.iter_unpack(reader.take(run_count * RUN.size)))
-    if sum(size for _, size in runs) != count:
-        raise reader.fail(f"runs do not sum to {count} chunks")
+    if sum(size for _, size in runs) != count or not all(size for _, size in runs):
+        raise reader.fail(f"runs do not sum to {count} chunks, or one is empty")
     return Root(
         _parse_name(raw_transform, "transform"),
         _parse_name(raw_profile, "chunker profile"),
@@ -319,8 +360,8 @@ def parse_chunk_manifest(raw: bytes | memoryview) -> ChunkManifest:
         raise reader.fail(
             f"{root.chunk_count} chunks do not fill the {reader.left} bytes that follow"
         )
-    body = reader.take(reader.left)
-    records = list(CHUNK.iter_unpack(body))
+    body = bytes(reader.take(reader.left))
+    sizes, raw_ids = _split_records(body)
     manifest = ChunkManifest(
         root.transform,
         root.profile,
@@ -328,8 +369,8 @@ def parse_chunk_manifest(raw: bytes | memoryview) -> ChunkManifest:
         root.plain_size,
         root.form_digest,
         root.form_size,
-        tuple([size for size, _ in records]),
-        b"".join([name for _, name in records]),
+        sizes,
+        raw_ids,
         root.role,
     )
     done = 0
