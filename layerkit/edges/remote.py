@@ -177,6 +177,10 @@ class Remote:
         check_digest(data, digest, f"blob {digest.short} from {self.url}")
         return data
 
+    def read_start(self, name: str, digest: Digest, size: int, whole_size: int) -> bytes:
+        """The first `size` bytes of a blob of `whole_size`, as `read_ranges` reads them."""
+        return b"".join(self.read_ranges(name, digest, [(0, min(size, whole_size))]))
+
     def read_ranges(
         self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
     ) -> Iterator[bytes]:

@@ -160,6 +160,9 @@ class Upstream(Protocol):
     def fetch_referrers(self, name: str, digest: Digest, artifact_type: str) -> list[Descriptor]:
         """Descriptors of the manifests of that type whose subject is `digest`."""
 
+    def read_start(self, name: str, digest: Digest, size: int, whole_size: int) -> bytes:
+        """The first `size` bytes of a blob of `whole_size`, or all of it. Not verified."""
+
     def read_ranges(
         self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
     ) -> Iterator[bytes]:

@@ -20,7 +20,13 @@ import zstandard
 
 from layerkit.digest import SIZE, Digest
 from layerkit.errors import FormatError, VersionError
-from layerkit.formats.chunkmanifest import CHUNK, MAX_CHUNK_COUNT, ChunkManifest, Root, parse_root
+from layerkit.formats.chunkmanifest import (
+    CHUNK,
+    MAX_CHUNK_COUNT,
+    ChunkManifest,
+    parse_root,
+    split_runs,
+)
 from layerkit.formats.cursor import Reader, Writer
 
 __all__ = [
@@ -95,7 +101,7 @@ def serialize_change(
     """Chunk manifest `raw_new` for a node that holds the chunk manifests `olds` (as serialized) and
     the runs that it named by short ids."""
     named = set(named_runs)
-    root, bodies = _split(raw_new)
+    root, bodies = split_runs(raw_new)
     start = len(raw_new) - sum(map(len, bodies))
     pairs = zip(root.runs, bodies, strict=True)
     bodies = [body for (name, _), body in pairs if short_id(name) not in named]
@@ -166,17 +172,6 @@ def _read_header(reader: Reader) -> tuple[int, list[Digest]]:
     if size > MAX_CHANGE_SIZE or count > MAX_OLD_COUNT:
         raise reader.fail(f"{size} bytes from {count} chunk manifests are over the limit")
     return size, [Digest("sha256", bytes(reader.take(SIZE))) for _ in range(count)]
-
-
-def _split(raw: bytes) -> tuple[Root, list[bytes]]:
-    """Root and the records of each run of a serialized chunk manifest."""
-    root = parse_root(raw)
-    at = len(raw) - root.chunk_count * CHUNK.size
-    bodies = []
-    for _, count in root.runs:
-        bodies.append(raw[at : at + count * CHUNK.size])
-        at += count * CHUNK.size
-    return root, bodies
 
 
 def _dictionary(parts: Sequence[bytes]) -> zstandard.ZstdCompressionDict | None:

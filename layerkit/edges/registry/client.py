@@ -184,12 +184,28 @@ class Registry:
         parts = self._read_on(name, digest, size)
         return verify_stream(parts, digest, size, f"blob {digest.short} of {self.host}")
 
-    def _read_on(self, name: str, digest: Digest, size: int) -> Iterator[bytes]:
-        at, cuts = 0, 0
+    def read_start(self, name: str, digest: Digest, size: int, whole_size: int) -> bytes:
+        """The first `size` bytes of a blob of `whole_size`; all of it where the registry answers a
+        range with that, so that it is asked once. Not verified. Goes on where it is cut."""
+        raw = bytearray()
+        for part in self._read_on(name, digest, size, whole_size):
+            raw += part
+            if len(raw) > whole_size:
+                raise RemoteLimitError(f"blob {digest.short} of {self.host} is over {whole_size}")
+        return bytes(raw)
+
+    def _read_on(
+        self, name: str, digest: Digest, size: int, whole_size: int = 0
+    ) -> Iterator[bytes]:
+        """The first `size` bytes; all of the blob without `whole_size`, and where a range is
+        answered with that."""
+        at, cuts, end = 0, 0, size
         while True:
             had = at
             try:
-                found = self._open(name, digest, at, size, ranged=at > 0)
+                found = self._open(name, digest, at, end, ranged=at > 0 or end < whole_size)
+                if found.is_whole:
+                    end = max(size, whole_size)
                 skip = at - found.start
                 for part in found.parts:
                     if skip < len(part):

@@ -230,6 +230,11 @@ class RegistryUpstream:
         if self._facts.fact(self._fact) != fact:
             self._facts.put_fact(self._fact, fact)
 
+    def read_start(self, name: str, digest: Digest, size: int, whole_size: int) -> bytes:
+        """The first `size` bytes of a blob of `whole_size`, not verified; all of it where the
+        registry knows no ranges."""
+        return self._registry.read_start(self._home(name), digest, size, whole_size)
+
     def read_ranges(
         self, name: str, digest: Digest, ranges: Sequence[tuple[int, int]]
     ) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from layerkit.formats.layerform import LABELS_TYPE
 from layerkit.formats.plan import LayerWant
 from layerkit.formats.reference import Reference
 from layerkit.formats.updating import check_manifest
+from layerkit.jobs.pull.packs import MIN_PARTED_SIZE, read_chunk_manifest
 
 __all__ = ["REFUSED", "Check", "WantedImage", "host_platform"]
 
@@ -318,6 +319,7 @@ class WantedImage:
         name, limit = self.ref.repository, listed.size + CHANGE_OVERHEAD
         server = self.remote.chunk_server
         if server is None:
+            self._fetch_runs(listed, near)
             return
         try:
             raw = server.fetch_change(name, listed.digest, Have(tuple(near)), limit)
@@ -336,3 +338,14 @@ class WantedImage:
             self.blobs[listed.digest] = (data, CHUNK_MANIFEST_KIND)
         except (*REFUSED, RemoteError) as exc:
             _log.info("no change of chunk manifest %s: %s", listed.digest.short, exc.message)
+
+    def _fetch_runs(self, listed: oci.Descriptor, near: dict[Digest, bytes]) -> None:
+        """The chunk manifest from where nobody makes a change of it: what is not held of it."""
+        if listed.size < MIN_PARTED_SIZE:
+            return
+        try:
+            name = self.ref.repository
+            data = read_chunk_manifest(self.remote, name, listed, near.values())
+            self.blobs[listed.digest] = (data, CHUNK_MANIFEST_KIND)
+        except (*REFUSED, RemoteError) as exc:
+            _log.info("no parts of chunk manifest %s: %s", listed.digest.short, exc.message)
