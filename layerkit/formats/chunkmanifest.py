@@ -63,6 +63,7 @@ HEADER: Final = struct.Struct("<8sBBHIII16s16s32sQ32sQ")
 RUN: Final = struct.Struct("<32sI")
 # size, id
 CHUNK: Final = struct.Struct("<I32s")
+ALIKE_COUNT: Final = 16  # chunks compared at once with those of another form
 SIZE_SIZE: Final = 4  # bytes of a chunk's size in its record
 # of an id's first byte: 1 where a run ends with it
 _ENDS_RUN: Final = bytes(int(not first & RUN_MASK) for first in range(256))
@@ -229,13 +230,67 @@ class Cut:
     form_digest: Digest
 
 
-def cut_form(form: bytes | bytearray | memoryview, profile: str = DEFAULT_PROFILE) -> Cut:
-    """Cut `form` and name its chunks. Nearly all of the time goes into BLAKE3's calls."""
+def cut_form(
+    form: bytes | bytearray | memoryview,
+    profile: str = DEFAULT_PROFILE,
+    near: Sequence[tuple[bytes, ChunkManifest]] = (),
+) -> Cut:
+    """Cut `form` and name its chunks. Nearly all of the time goes into BLAKE3's calls, so those
+    that one of `near` (forms with their chunk manifests, verified) has byte for byte take its ids:
+    less than half the time for two versions."""
     view = memoryview(form)
     sizes = cut(view, profile)
     ends = list(accumulate(sizes, initial=0))
-    raw_ids = b"".join([raw_chunk_id(view[low:high]) for low, high in pairwise(ends)])
-    return Cut(tuple(sizes), raw_ids, sha256_digest(view))
+    known: list[bytes] = [b""] * len(sizes)
+    for old_form, manifest in near:
+        _find_ids(view, sizes, known, old_form, manifest)
+    ids = [
+        raw or raw_chunk_id(view[low:high])
+        for raw, (low, high) in zip(known, pairwise(ends), strict=True)
+    ]
+    return Cut(tuple(sizes), b"".join(ids), sha256_digest(view))
+
+
+def _find_ids(
+    form: memoryview,
+    sizes: Sequence[int],
+    ids: list[bytes],
+    old_form: bytes,
+    manifest: ChunkManifest,
+) -> None:
+    """Set the `ids` of those chunks that an old form has, too, byte for byte."""
+    offsets, olds, raw_ids = manifest.offsets(), manifest.sizes, manifest.list_raw_ids()
+    ends = list(accumulate(sizes, initial=0))
+
+    def is_same(new: int, old: int, count: int) -> bool:
+        data = form[ends[new] : ends[new + count]].tobytes()
+        return data == old_form[offsets[old] : offsets[old + count]]
+
+    for new, old, count in _align(sizes, olds):
+        if is_same(new, old, count):
+            ids[new : new + count] = raw_ids[old : old + count]
+            continue
+        for step in range(count):
+            if is_same(new + step, old + step, 1):
+                ids[new + step] = raw_ids[old + step]
+
+
+def _align(sizes: Sequence[int], olds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Chunks that may be alike: place, place among `olds`, and how many follow, ALIKE_COUNT at
+    most. After a change the old place is looked for by three sizes in a row."""
+    places: dict[tuple[int, ...], int] = {}
+    places.update(zip(zip(olds, olds[1:], olds[2:], strict=False), range(len(olds)), strict=False))
+    new, old = 0, 0
+    while new < len(sizes):
+        count, most = 0, min(ALIKE_COUNT, len(sizes) - new, len(olds) - old)
+        while count < most and sizes[new + count] == olds[old + count]:
+            count += 1
+        if count:
+            yield new, old, count
+            new, old = new + count, old + count
+        else:
+            old = places.get(tuple(sizes[new : new + 3]), len(olds))
+            new += old == len(olds)
 
 
 def build_chunk_manifest(

@@ -162,7 +162,7 @@ class PackedPart:
 
 def read_form(kind: int, data: bytes, find_old: Callable[[bytes], bytes | None]) -> bytes:
     """The form that a part of kind DELTA, PACKED or FORM gives, not verified. `find_old` gives held
-    forms by their digests as deltas have them."""
+    forms, verified, by their digests as deltas have them."""
     limit = size_limit(data)
     if kind == PACKED:
         return formpack.unpack(data, limit)
@@ -175,7 +175,8 @@ def read_form(kind: int, data: bytes, find_old: Callable[[bytes], bytes | None])
         if old is None:
             raise IntegrityError("update builds on a form that is not held", got=digest.hex())
         olds.append(old)
-    return delta.patch(olds, data, limit + OLD_GROWTH * sum(map(len, olds)))
+    limit += OLD_GROWTH * sum(map(len, olds))
+    return delta.patch(olds, data, limit, checks=False)
 
 
 def read_begun_form(data: bytes, profile: str) -> list[tuple[Digest, bytes]]:

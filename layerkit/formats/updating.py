@@ -26,6 +26,7 @@ from layerkit.formats.chunkmanifest import (
     ROLE_CODES,
     ChunkManifest,
     build_chunk_manifest,
+    cut_form,
     serialize_chunk_manifest,
 )
 from layerkit.formats.chunksync import MAX_OLD_COUNT
@@ -249,14 +250,21 @@ def read_plain(form: bytes, diff_id: Digest) -> bytes:
 
 
 def list_form(
-    form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+    form: bytes,
+    blob: oci.Descriptor,
+    diff_id: Digest,
+    listed: oci.Descriptor | None,
+    near: Sequence[tuple[bytes, ChunkManifest]] = (),
 ) -> tuple[ChunkManifest, bytes]:
-    """The chunk manifest of a form, made here, and as serialized: it must be the published one
-    (`listed`). It does not prove that the form gives the layer: `read_plain` does."""
+    """The chunk manifest of a form, made here (`near` as in `cut_form`), and as serialized: it must
+    be the published one (`listed`). It does not prove that the form gives the layer: `read_plain`
+    does."""
     transform = _transform_of(form)
     plain_size = decoded_size(form) if transform == ADDRESS_FREE else len(form)
     role = ROLE_CODES.get(blob.annotations.get(oci.ANNOTATION_ROLE, ""), 0)
-    manifest = build_chunk_manifest(form, transform, diff_id, plain_size, role, chunker_of(listed))
+    profile = chunker_of(listed)
+    done = cut_form(form, profile, near)
+    manifest = build_chunk_manifest(form, transform, diff_id, plain_size, role, profile, done)
     data = serialize_chunk_manifest(manifest)
     if listed is None or sha256_digest(data) != listed.digest:
         raise IntegrityError(

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from layerkit.digest import chunk_id, sha256_digest
 from layerkit.errors import FormatError, VersionError
+from layerkit.formats import chunkmanifest
 from layerkit.formats.chunkmanifest import (
     CHUNK,
     HEADER,
     RUN,
     ChunkManifest,
     build_chunk_manifest,
+    cut_form,
     join_runs,
     parse_chunk_manifest,
     parse_root,
@@ -52,6 +54,34 @@ def test_build_then_serialize_then_parse_gives_the_same() -> None:
     form = noise(100_000)
     manifest = build_chunk_manifest(form, "raw", sha256_digest(form), len(form), 2)
     assert parse_chunk_manifest(serialize_chunk_manifest(manifest)) == manifest
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 4000), st.binary(max_size=3000))),
+    st.booleans(),
+)
+def test_ids_of_a_near_form_are_those_that_hashing_gives(
+    edits: list[tuple[int, int, bytes]], is_dull: bool
+) -> None:
+    """Whatever was cut out or put in, and where all chunks have one size."""
+    old = bytes(60_000) if is_dull else noise(60_000)
+    new = old
+    for at, gone, data in edits:
+        new = new[:at] + data + new[at + gone :]
+    manifests = [
+        (form, build_chunk_manifest(form, "raw", sha256_digest(form), len(form)))
+        for form in (old, new[: len(new) // 2], b"")
+    ]
+    assert cut_form(new, near=manifests) == cut_form(new)
+
+
+def test_chunks_of_a_near_form_are_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = noise(100_000)
+    new = old[:50_000] + b"edited" + old[50_000:]
+    manifest, hashed = build_chunk_manifest(old, "raw", sha256_digest(old), len(old)), list[int]()
+    monkeypatch.setattr(chunkmanifest, "raw_chunk_id", lambda data: hashed.append(1) or bytes(32))
+    cut_form(new, near=[(old, manifest)])
+    assert 0 < len(hashed) <= 4
 
 
 def test_an_empty_form_has_no_chunks() -> None:

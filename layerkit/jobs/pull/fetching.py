@@ -176,14 +176,22 @@ class Fetcher:
         return _Listed(want.listed.digest, places, (best[0], gone))
 
     def keep_form(
-        self, form: bytes, blob: oci.Descriptor, diff_id: Digest, listed: oci.Descriptor | None
+        self,
+        form: bytes,
+        blob: oci.Descriptor,
+        diff_id: Digest,
+        listed: oci.Descriptor | None,
+        near: list[tuple[bytes, ChunkManifest]] | None = None,
     ) -> NewLayer:
         """The layer that a form gives, verified; its chunks are in the store then. By two threads:
         one decodes, the other cuts, hashes, and stores what is proven to be the published form;
-        most of both is done without Python's lock."""
+        most of both is done without Python's lock. `near` are the verified forms that it was made
+        from; the list is emptied as soon as they are of no more use."""
+        near = [] if near is None else near
         plain = Background(lambda: read_plain(form, diff_id))
         try:
-            manifest, data = list_form(form, blob, diff_id, listed)
+            manifest, data = list_form(form, blob, diff_id, listed, near)
+            near.clear()
             self.put_form(manifest, form)
         except BaseException:
             plain.wait()  # nothing of it runs on

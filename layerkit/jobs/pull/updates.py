@@ -185,6 +185,7 @@ class _Taker:
     _lists: dict[int, ChunkManifest] = field(default_factory=dict)  # of layers that come in chunks
     _is_marked: bool = False
     _packed: PackedPart | None = None  # of the part that comes
+    _near: list[tuple[bytes, ChunkManifest]] = field(default_factory=list)  # what it builds on
 
     def take_parts(self, reader: UpdateReader) -> None:
         """Part after part; one that is refused takes the rest of its layer with it."""
@@ -270,9 +271,12 @@ class _Taker:
             self._take_made(made, is_last)
         else:
             packed, self._packed = self._packed, None
+            self._near.clear()
             form = packed.finish() if packed else read_form(entry.kind, data, self._find_form)
             del packed
-            made = self.fetcher.keep_form(form, layer.blob, layer.diff_id, layer.chunk_manifest)
+            made = self.fetcher.keep_form(
+                form, layer.blob, layer.diff_id, layer.chunk_manifest, self._near
+            )
             self._take_made(made, is_last)
 
     def _take_made(self, made: NewLayer, is_last: bool) -> None:
@@ -312,6 +316,7 @@ class _Taker:
             return None
         form = self.fetcher.read_old(manifest)
         self.fetcher.read_ids.update(manifest.list_raw_ids())
+        self._near.append((form, manifest))
         return form
 
     def _read_list(self, digest: Digest) -> bytes:
