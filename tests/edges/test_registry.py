@@ -175,6 +175,26 @@ def test_a_whole_answer_to_a_range_is_fetched_once(fake: FakeRegistry, registry:
     assert len(fake.paths("GET", "/blobs/")) == 1
 
 
+@pytest.mark.parametrize("knows_ranges", [True, False])
+@pytest.mark.parametrize("cuts", [[], [0, 700, 0, 50], [2_000, 90_000]])
+def test_the_start_of_a_blob_is_asked_for_once(
+    fake: FakeRegistry, registry: Registry, knows_ranges: bool, cuts: list[int]
+) -> None:
+    """All of it, where the registry sends all of it anyhow, and wherever that breaks off."""
+    hold(fake)
+    fake.knows_ranges, fake.cuts = knows_ranges, list(cuts)
+    found = registry.read_start("fn", DIGEST, 1_000, len(BLOB))
+    assert found == (BLOB[:1_000] if knows_ranges else BLOB)
+    assert cuts or len(fake.paths("GET", "/blobs/")) == 1
+
+
+def test_a_whole_that_is_too_long_is_refused(fake: FakeRegistry, registry: Registry) -> None:
+    hold(fake)
+    fake.knows_ranges = False
+    with pytest.raises(RemoteLimitError):
+        registry.read_start("fn", DIGEST, 1_000, 100_000)
+
+
 def test_ranges_go_on_where_they_were_cut(fake: FakeRegistry, registry: Registry) -> None:
     hold(fake)
     fake.cuts = [7, 3, 50]

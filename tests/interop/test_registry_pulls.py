@@ -69,6 +69,18 @@ def test_an_edit_is_three_requests(
     assert pull(tmp_path, ref)["request_count"] == 1
 
 
+def test_few_bytes_without_an_update(registry: str, tmp_path: Path) -> None:
+    """Of the chunk manifest, which has 100 KB, and of the pack come only what is missing."""
+    ref, body, edit = f"{registry}/fn:latest", noise(3_000_000), noise(20_000, 2)
+    for text in (b"", edit):
+        files = hello_files(body[:900_000] + text + body[900_000:])
+        publish_image(tmp_path / "layout", ref, files)
+        layerkit("push", ref, "--from", tmp_path / "layout", "--deltas", "0", "--chunk-packs")
+        found = pull(tmp_path, ref, "--rootfs", tmp_path / "root")
+    assert found["moved_size"] < 110_000  # of the pack 64 KB
+    assert (tmp_path / "root/app/hello").read_bytes() == body[:900_000] + edit + body[900_000:]
+
+
 def test_what_others_pushed_comes_plainly(registry: str, tmp_path: Path) -> None:
     source, ref = tmp_path / "layout", f"{registry}/plain:v1"
     publish_image(source, "plain:v1", hello_files(BODY), chunks=False)

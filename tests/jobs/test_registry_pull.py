@@ -37,6 +37,7 @@ from layerkit.formats.layerform import ADDRESS_FREE
 from layerkit.formats.reference import Reference
 from layerkit.jobs.publish import publish
 from layerkit.jobs.pull import PullResult, make_check, pull
+from layerkit.jobs.pull.packs import MIN_PARTED_SIZE
 
 REF = Reference.parse("fn:v1")
 HALF = noise(60_000, 3)
@@ -450,6 +451,81 @@ def test_an_image_that_came_plainly_holds_no_list_of_chunks_that_are_not_here(
 def fake_layers(fake: FakeRegistry, top: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
     raw = next(raw for _, raw in fake.manifests["fn"].values() if sha256_digest(raw) == top.digest)
     return oci.parse_manifest(raw).layers
+
+
+# --- chunk manifests by their runs ---------------------------------------------------------------
+
+FAR = noise(3_000_000, 7)  # its chunk manifest has some 100 KB
+FAR_EDITED = FAR[:900_000] + EDIT + FAR[900_000:]
+
+
+def sent_size(fake: FakeRegistry, digest: str) -> int:
+    """Bytes that were sent of a blob of the registry, if it knows ranges."""
+    size = len(fake.blobs["fn"][digest])
+    sent = 0
+    for headers in fake.headers(digest):
+        wanted = headers.get("Range", f"bytes=0-{size - 1}").removeprefix("bytes=")
+        start, _, end = wanted.partition("-")
+        sent += min(int(end) + 1, size) - int(start)
+    return sent
+
+
+@pytest.fixture
+def listed(fake: FakeRegistry, tmp_path: Path, store: Store) -> str:
+    """The node holds a version, and there is a new one with packs; its long chunk manifest."""
+    push_packed(tmp_path / "layout", fake, FAR)
+    bring(fake, store)
+    before = set(fake.blobs["fn"])
+    push_packed(tmp_path / "layout", fake, FAR_EDITED)
+    found = [
+        digest
+        for digest in set(fake.blobs["fn"]) - before
+        if fake.blobs["fn"][digest].startswith(b"LKCHUNKS")
+    ]
+    return max(found, key=lambda digest: len(fake.blobs["fn"][digest]))
+
+
+def test_of_a_chunk_manifest_only_the_root_and_the_missing_runs_come(
+    fake: FakeRegistry, tmp_path: Path, store: Store, listed: str
+) -> None:
+    bring(fake, store)
+    assert len(fake.blobs["fn"][listed]) > MIN_PARTED_SIZE
+    assert len(fake.paths("GET", listed)) == 3  # the root, the edit, the end of the tar
+    assert sent_size(fake, listed) < 0.2 * len(fake.blobs["fn"][listed])
+    assert read_file(fake, store, tmp_path) == FAR_EDITED and store.verify().good
+
+
+def test_a_registry_without_ranges_sends_the_chunk_manifest_once(
+    fake: FakeRegistry, tmp_path: Path, store: Store, listed: str
+) -> None:
+    fake.knows_ranges = False
+    bring(fake, store)
+    assert len(fake.paths("GET", listed)) == 1
+    assert read_file(fake, store, tmp_path) == FAR_EDITED
+
+
+SPOILED = [pytest.param(30, marks=pytest.mark.slow), 200, pytest.param(-1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("offset", SPOILED, ids=["root", "run table", "last run"])
+def test_a_damaged_chunk_manifest_means_the_plain_layer(
+    fake: FakeRegistry, tmp_path: Path, store: Store, listed: str, offset: int
+) -> None:
+    spoiled = bytearray(fake.blobs["fn"][listed])
+    spoiled[offset] ^= 1
+    fake.blobs["fn"][listed] = bytes(spoiled)
+    bring(fake, store)
+    assert read_file(fake, store, tmp_path) == FAR_EDITED and store.verify().good
+
+
+@pytest.mark.parametrize("cut", [0, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_a_chunk_manifest_that_is_cut_goes_on(
+    fake: FakeRegistry, tmp_path: Path, store: Store, listed: str, cut: int
+) -> None:
+    fake.cuts += [-1, cut, cut]  # config, and then the root
+    bring(fake, store)
+    assert sent_size(fake, listed) < 0.4 * len(fake.blobs["fn"][listed])
+    assert read_file(fake, store, tmp_path) == FAR_EDITED
 
 
 def test_a_range_that_is_cut_is_asked_for_again(
