@@ -3,7 +3,8 @@
 A task is named by its kind, repository, tag and digest; to put it again while it waits changes
 nothing, and while it runs makes it run once more. A task is there until `finish`, or `give_up`,
 which keeps the last MAX_FAILURE_COUNT with why: what a process was doing when it died is taken
-again by the next one. What a tag was seen to name is kept beside it, in the same transactions.
+again by the next one. What a tag was seen to name is kept beside it, in the same transactions; and
+which updates of an image were made and found not to be worth their place.
 
 Write order: one transaction a step, durable when it returns (WAL, synchronous=FULL); a crash leaves
 the step before. A file that cannot be read is put aside and begun anew: whoever fills the queue can
@@ -37,6 +38,7 @@ MAX_TASK_COUNT: Final = 10_000  # about 3 MB of disk
 MAX_FAILURE_COUNT: Final = 100
 MAX_VERSION_COUNT: Final = 32  # of a tag
 MAX_TAG_COUNT: Final = 100_000  # whose versions are known: some 100 bytes for each version
+MAX_UNWORTHY_COUNT: Final = 10_000  # updates: some 300 bytes each
 MAX_TEXT_SIZE: Final = 1000  # characters of an error
 RETRY_SECONDS: Final = 10  # that whoever finds the queue full is told to wait
 BUSY_SECONDS: Final = 10.0
@@ -54,6 +56,11 @@ CREATE TABLE versions (at INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
 CREATE TABLE failures (at INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL,
     tag TEXT NOT NULL, digest TEXT NOT NULL, failed_at REAL NOT NULL, tries INTEGER NOT NULL,
     code TEXT NOT NULL, message TEXT NOT NULL, cause TEXT NOT NULL);
+"""
+# Not of the first version, which takes no notice of it: the file is good for both.
+_LATER: Final = """
+CREATE TABLE IF NOT EXISTS unworthy (at INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
+    digest TEXT NOT NULL, what TEXT NOT NULL, UNIQUE (name, digest, what));
 """
 _KEY: Final = "kind=? AND name=? AND tag=? AND digest=?"
 _log = logging.getLogger(__name__)
@@ -199,6 +206,19 @@ class WorkQueue:
                 self._add_version(db, name, tag, digest)
             return bool(known)
 
+    def note_unworthy(self, name: str, digest: str, updates: Iterable[str]) -> None:
+        """These updates of an image are not worth their place: a job for it that runs again need
+        not make them. The last MAX_UNWORTHY_COUNT are kept."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO unworthy (name, digest, what) VALUES (?, ?, ?)",
+                [(name, digest, what) for what in updates],
+            )
+            db.execute(
+                "DELETE FROM unworthy WHERE at <= (SELECT max(at) FROM unworthy) - ?",
+                (MAX_UNWORTHY_COUNT,),
+            )
+
     # --- doing -----------------------------------------------------------------------------------
 
     def take(self, kind: str) -> Task | None:
@@ -268,6 +288,11 @@ class WorkQueue:
         with self._mutex, _mapped(self._path):
             return self._versions(self._db, name, tag)
 
+    def list_unworthy(self, name: str, digest: str) -> list[str]:
+        """What `note_unworthy` was told of an image."""
+        sql = "SELECT what FROM unworthy WHERE name=? AND digest=? ORDER BY what"
+        return [str(row[0]) for row in self._query(sql, name, digest)]
+
     def list_failures(self) -> list[Failure]:
         """The last ones, the newest first."""
         rows = self._query(
@@ -325,6 +350,7 @@ class WorkQueue:
                 )
             if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("quick_check fails")
+            db.execute(_LATER)
             db.execute("UPDATE tasks SET taken=0")  # of a process that died
         except BaseException:
             db.close()

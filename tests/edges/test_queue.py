@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,30 @@ def test_the_same_task_is_there_once(queue: WorkQueue) -> None:
     queue.put("look", [("fn", "v1")])
     queue.finish(take(queue))
     assert queue.take("look") is None and queue.count() == QueueCounts(0, 0, 0, 0)
+
+
+def test_updates_that_are_not_worth_it_are_kept(
+    queue: WorkQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerkit.edges.queue.MAX_UNWORTHY_COUNT", 3)
+    queue.note_unworthy("fn", A, ["y", "x"])
+    queue.note_unworthy("fn", A, ["x"])
+    assert queue.list_unworthy("fn", A) == ["x", "y"]
+    assert queue.list_unworthy("fn", B) == queue.list_unworthy("other", A) == []
+    queue.note_unworthy("fn", B, ["z", "z2"])
+    assert queue.list_unworthy("fn", B) == ["z", "z2"]
+    assert len(queue.list_unworthy("fn", A)) < 2  # only so many
+
+
+def test_a_queue_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    """It had no list of such updates."""
+    WorkQueue(tmp_path, Disk()).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.sqlite")) as db:
+        db.execute("DROP TABLE unworthy")
+        db.commit()
+    with contextlib.closing(WorkQueue(tmp_path, Disk())) as queue:
+        queue.note_unworthy("fn", A, ["x"])
+        assert queue.list_unworthy("fn", A) == ["x"]
 
 
 def test_what_is_put_while_it_runs_is_done_once_more(queue: WorkQueue) -> None:

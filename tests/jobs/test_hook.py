@@ -377,6 +377,25 @@ def test_from_two_pushes_to_an_update(fake: FakeRegistry, tmp_path: Path) -> Non
         assert running.work.describe()["failures"] == []
 
 
+def test_an_update_that_is_not_worth_it_is_made_once(
+    fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerkit.jobs.updating.stored.worth_storing", lambda *_: False)
+    with Running(fake, tmp_path) as running:
+        tops = []
+        for seed in range(2):
+            tops.append(put_image(fake, seed))
+            running.work.take_in([FN])
+            running.wait()
+    monkeypatch.delattr("layerkit.jobs.updating.stored._make")  # none is made again
+    with Running(fake, tmp_path) as running:  # it is on disk
+        running.work.take_in([FN])  # the same is pushed again
+        running.wait()
+        [job] = running.forker.jobs
+        assert job["unworthy"] == [tops[0]["digest"]]
+    assert not find_updates(listed(fake, tops[1], oci.UPDATE_ARTIFACT))
+
+
 def test_no_version_is_lost_while_a_job_runs(fake: FakeRegistry, tmp_path: Path) -> None:
     free = threading.Event()
     with Running(fake, tmp_path) as running:
@@ -539,7 +558,7 @@ def test_credentials_stay_with_the_registry(tmp_path: Path) -> None:
         other.blobs = fake.blobs
         fake.redirect = other.url
         job = HookSettings(fake.url, tmp_path / "queue", config=config).as_job()
-        job |= {"name": NAME, "tag": "v1", "digest": top["digest"], "seen": []}
+        job |= {"name": NAME, "tag": "v1", "digest": top["digest"], "seen": [], "unworthy": []}
         assert run_job(job)["chunks_count"] == 1
         assert other.log and all("Authorization" not in sent for _, _, sent in other.log)
         fake.realm = f"{other.url.replace('127.0.0.1', 'localhost')}/token"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -71,6 +71,7 @@ class Made:
     pack_count: int = 0  # artifacts with packs of chunks
     sent_size: int = 0  # bytes of all blobs that were sent
     skipped: str = ""  # why nothing can be made of it
+    unworthy: list[str] = field(default_factory=list)  # updates that were made for nothing
 
 
 @dataclass(slots=True)
@@ -112,12 +113,17 @@ class _NotMadeError(FormatError):
 
 
 def make_for(
-    registry: Registry, ref: Reference, top: Digest, seen: Sequence[Digest], count: int
+    registry: Registry,
+    ref: Reference,
+    top: Digest,
+    seen: Sequence[Digest],
+    count: int,
+    unworthy: Collection[str] = (),
 ) -> Made:
     """Chunks artifacts for the image (each image of the index) `top`, which the tag of `ref` was
     seen to name, and for the `count` that it named before: `seen`, newest first, then what the
     registry tells. Which one came before is written down; updates from these are made if the tag
-    still names `top`.
+    still names `top`, but for those of `unworthy`, as `Made` told them before.
 
     Raises RemoteError and its kin as the registry fails; what is gone is left out.
     """
@@ -143,7 +149,7 @@ def make_for(
         work.target.put_was(ref, new, olds[0])
     now = registry.resolve(work.name, ref.tag)
     if now is not None and now.digest == top:
-        _add_updates(work, new, olds)
+        _add_updates(work, new, olds, unworthy)
         _add_packs(work, new, olds)
     return made
 
@@ -269,16 +275,20 @@ def _read_symbols(tar: bytes) -> dict[Digest, Hints]:
 # --- updates -------------------------------------------------------------------------------------
 
 
-def _add_updates(work: _Repository, new: Descriptor, olds: Sequence[Descriptor]) -> None:
+def _add_updates(
+    work: _Repository, new: Descriptor, olds: Sequence[Descriptor], unworthy: Collection[str]
+) -> None:
     """Those that are not there."""
     reader, image = work.target.reader, Image(work.name, new)
     known = find_stored(reader, image)
     wanted = [Image(work.name, old) for old in olds]
-    for one in make_updates([reader], image, wanted, known, warn=_log.info):
+    found = set(unworthy)
+    for one in make_updates([reader], image, wanted, known, warn=_log.info, unworthy=found):
         work.target.put_manifest(work.ref, *put_update(work.target, work.ref, new, one))
         work.made.update_count += 1
         work.made.update_size += len(one.raw)
         work.made.sent_size += len(one.raw)
+    work.made.unworthy = sorted(found.difference(unworthy))
 
 
 def _add_packs(work: _Repository, new: Descriptor, olds: Sequence[Descriptor]) -> None:

@@ -24,11 +24,11 @@ def run_job(job: Mapping[str, object]) -> dict[str, object]:
     """Make what is missing beside one image."""
     registry = _open(job)
     ref = Reference(registry.host, str(job["name"]), str(job["tag"]))
-    seen = job["seen"]
-    assert isinstance(seen, list)
+    seen, unworthy = job["seen"], job["unworthy"]
+    assert isinstance(seen, list) and isinstance(unworthy, list)
     digests = [Digest.parse(str(text)) for text in seen]
-    count = int(str(job["count"]))
-    return asdict(make_for(registry, ref, Digest.parse(str(job["digest"])), digests, count))
+    top, count = Digest.parse(str(job["digest"])), int(str(job["count"]))
+    return asdict(make_for(registry, ref, top, digests, count, [str(one) for one in unworthy]))
 
 
 def _open(job: Mapping[str, object]) -> Registry:

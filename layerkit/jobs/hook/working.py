@@ -244,6 +244,7 @@ class Work:
             "tag": task.tag,
             "digest": task.digest,
             "seen": before,
+            "unworthy": await asyncio.to_thread(self._queue.list_unworthy, task.name, task.digest),
         }
         begun = time.monotonic()
         try:
@@ -252,6 +253,10 @@ class Work:
         except TimeoutError as exc:
             seconds = self._settings.job_seconds
             raise ToolError(f"the job for {task} takes over {seconds:.0f} seconds") from exc
+        unworthy = result["unworthy"]
+        if isinstance(unworthy, list) and unworthy:
+            note = self._queue.note_unworthy
+            await asyncio.to_thread(note, task.name, task.digest, unworthy)
         await asyncio.to_thread(self._queue.finish, task)
         self._tally.made(result)
         self._tell_agents(task)
