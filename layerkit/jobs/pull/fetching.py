@@ -8,7 +8,7 @@ form or one plain layer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -182,17 +182,21 @@ class Fetcher:
         diff_id: Digest,
         listed: oci.Descriptor | None,
         near: list[tuple[bytes, ChunkManifest]] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> NewLayer:
         """The layer that a form gives, verified; its chunks are in the store then. By two threads:
         one decodes, the other cuts, hashes, and stores what is proven to be the published form;
         most of both is done without Python's lock. `near` are the verified forms that it was made
-        from; the list is emptied as soon as they are of no more use."""
+        from; the list is emptied as soon as they are of no more use. `meanwhile` is called when
+        only the first thread is still at work: all three at once would wait for Python's lock."""
         near = [] if near is None else near
         plain = Background(lambda: read_plain(form, diff_id))
         try:
             manifest, data = list_form(form, blob, diff_id, listed, near)
             near.clear()
             self.put_form(manifest, form)
+            if meanwhile is not None:
+                meanwhile()
         except BaseException:
             plain.wait()  # nothing of it runs on
             raise

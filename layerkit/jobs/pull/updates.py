@@ -52,7 +52,7 @@ class Sink(Protocol):
     """Who gets what an update brings."""
 
     def begin(self, diff_ids: Sequence[Digest]) -> None:
-        """All layers that the image has, before the first of them comes."""
+        """All layers that the image has, before the first of them is taken; again for each."""
 
     def take(self, made: NewLayer) -> None:
         """A layer that came whole, and is verified."""
@@ -105,7 +105,6 @@ def try_update(
     if not image.up_to_date:
         # what it brings takes no less room than on the line; StoreFullError ends the pull
         image.store.make_room(sum(entry.size for entry in reader.table), have[:1])
-        sink.begin([layer.diff_id for layer in layers])
         taker = _Taker(image, fetcher, sink, have, layers)
         taker.take_parts(reader)
         taker.find_held()
@@ -267,6 +266,7 @@ class _Taker:
             self.fetcher.put_chunks(chunks)
         elif entry.kind == BLOB:
             made = open_plain(LayerWant(layer.blob, layer.diff_id), data)
+            self._begin()
             self.fetcher.put_form(made.chunk_manifest, made.form)
             self._take_made(made, is_last)
         else:
@@ -275,9 +275,17 @@ class _Taker:
             form = packed.finish() if packed else read_form(entry.kind, data, self._find_form)
             del packed
             made = self.fetcher.keep_form(
-                form, layer.blob, layer.diff_id, layer.chunk_manifest, self._near
+                form,
+                layer.blob,
+                layer.diff_id,
+                layer.chunk_manifest,
+                self._near,
+                self._begin,
             )
             self._take_made(made, is_last)
+
+    def _begin(self) -> None:
+        self.sink.begin([layer.diff_id for layer in self.layers])
 
     def _take_made(self, made: NewLayer, is_last: bool) -> None:
         self.sink.take(made)
