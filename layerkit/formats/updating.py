@@ -65,6 +65,7 @@ CHUNK_COST: Final = (
 )
 Place = tuple[int, int]  # offset and size of a chunk in its form
 ReadPlaces = Callable[[oci.Descriptor], Mapping[bytes, Place]]  # chunk manifest -> by raw id
+_ReadSizes = Callable[[oci.Descriptor], Mapping[bytes, int]]  # chunk manifest -> raw id -> size
 Pair = tuple[oci.Descriptor, oci.Descriptor]  # chunk manifest, form
 
 
@@ -152,8 +153,9 @@ def choose_route(
     ids of chunks, which takes milliseconds, and makes no delta."""
     wanted = layers_of(new)
     layers = [layers_of(old) for old in olds]
-    ids = [_sizes([pair for layer in each if (pair := layer.pair)], read_places) for each in layers]
-    whole = _sizes([pair for layer in wanted if (pair := layer.pair)], read_places)
+    read = _remember(read_places)
+    ids = [_sizes([pair for layer in each if (pair := layer.pair)], read) for each in layers]
+    whole = _sizes([pair for layer in wanted if (pair := layer.pair)], read)
     shares = [_shared(whole, each) for each in ids]
     image = max(range(len(olds)), key=lambda at: (shares[at], -at), default=None)
     if image is not None and own_count and not shares[image]:
@@ -171,19 +173,19 @@ def choose_route(
         if image is not None and image < own_count:
             same = (old.pair for old in layers[image] if old.pair and old.role == layer.role)
             kin = next(same, None)
-        found = _choose_forms(layer.pair, kin, list(pairs.values()), read_places)
-        near = _choose_near(layer.pair, list(pairs.values()), read_places)
+        found = _choose_forms(layer.pair, kin, list(pairs.values()), read)
+        near = _choose_near(layer.pair, list(pairs.values()), read)
         lacking.append(LayerRoute(layer, found, near))
     return Route(image, tuple(wanted), tuple(lacking), tuple(pairs.values()))
 
 
 def _choose_forms(
-    new: Pair, kin: Pair | None, pairs: Sequence[Pair], read_places: ReadPlaces
+    new: Pair, kin: Pair | None, pairs: Sequence[Pair], read: _ReadSizes
 ) -> tuple[Pair, ...] | None:
     """Old forms that share most chunks with the new one, together. If none is near, the layer of
     that role in an image of the same repository; for a small one, nothing."""
-    wanted = _sizes([new], read_places)
-    held = [_sizes([pair], read_places) for pair in pairs]
+    wanted = read(new[0])
+    held = [read(pair[0]) for pair in pairs]
     found = tuple(pairs[at] for at in choose_cover(wanted, held))
     if found:
         return found
@@ -192,14 +194,12 @@ def _choose_forms(
     return () if sum(wanted.values()) <= SMALL_SIZE else None
 
 
-def _choose_near(new: Pair, pairs: Sequence[Pair], read_places: ReadPlaces) -> tuple[Pair, ...]:
+def _choose_near(new: Pair, pairs: Sequence[Pair], read: _ReadSizes) -> tuple[Pair, ...]:
     """Those whose chunk manifests have most in common with the new one, cut by the same profile."""
-    wanted = _sizes([new], read_places)
+    wanted = read(new[0])
     profile = chunker_of(new[0])
     shares = [
-        (_shared(wanted, _sizes([pair], read_places)), pair)
-        for pair in pairs
-        if chunker_of(pair[0]) == profile
+        (_shared(wanted, read(pair[0])), pair) for pair in pairs if chunker_of(pair[0]) == profile
     ]
     shares.sort(key=lambda one: (-one[0], one[1][0].digest))
     return tuple(pair for share, pair in shares[:MAX_OLD_COUNT] if share)
@@ -226,7 +226,7 @@ def choose_cover(wanted: Mapping[bytes, int], held: Sequence[Mapping[bytes, int]
 
 def estimate_chunks(pair: Pair, known: Set[bytes], read_places: ReadPlaces) -> int:
     """About how many bytes the layer moves as the chunks that are not `known`."""
-    wanted = _sizes([pair], read_places)
+    wanted = _remember(read_places)(pair[0])
     whole = max(1, sum(wanted.values()))
     missing = [size for raw, size in wanted.items() if raw not in known]
     ratio = min(1.0, LOOSE * pair[1].size / whole)
@@ -234,12 +234,33 @@ def estimate_chunks(pair: Pair, known: Set[bytes], read_places: ReadPlaces) -> i
 
 
 def _shared(wanted: Mapping[bytes, int], held: Mapping[bytes, int]) -> int:
-    return sum(size for raw, size in wanted.items() if raw in held)
+    return sum(map(wanted.__getitem__, wanted.keys() & held.keys()))
 
 
-def _sizes(pairs: Iterable[Pair], read_places: ReadPlaces) -> dict[bytes, int]:
+def _remember(read_places: ReadPlaces) -> _ReadSizes:
+    """The sizes of chunks by their ids, of each chunk manifest made once: most are asked for three
+    times."""
+    found: dict[Digest, dict[bytes, int]] = {}
+
+    def read(listed: oci.Descriptor) -> Mapping[bytes, int]:
+        sizes = found.get(listed.digest)
+        if sizes is None:
+            sizes = {raw: size for raw, (_, size) in read_places(listed).items()}
+            found[listed.digest] = sizes
+        return sizes
+
+    return read
+
+
+def _sizes(pairs: Iterable[Pair], read: _ReadSizes) -> Mapping[bytes, int]:
     """Ids of the chunks of these forms, and their sizes."""
-    return {raw: size for pair in pairs for raw, (_, size) in read_places(pair[0]).items()}
+    each = [read(listed) for listed, _ in pairs]
+    if len(each) == 1:
+        return each[0]
+    joined: dict[bytes, int] = {}
+    for sizes in each:
+        joined.update(sizes)
+    return joined
 
 
 def read_plain(form: bytes, diff_id: Digest) -> bytes:
