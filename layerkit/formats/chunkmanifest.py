@@ -239,6 +239,7 @@ def cut_form(
     that one of `near` (forms with their chunk manifests, verified) has byte for byte take its ids:
     less than half the time for two versions."""
     view = memoryview(form)
+    digest = sha256_digest(view)  # first: a pull's other thread needs Python's lock most then
     sizes = cut(view, profile)
     ends = list(accumulate(sizes, initial=0))
     known: list[bytes] = [b""] * len(sizes)
@@ -248,7 +249,7 @@ def cut_form(
         raw or raw_chunk_id(view[low:high])
         for raw, (low, high) in zip(known, pairwise(ends), strict=True)
     ]
-    return Cut(tuple(sizes), b"".join(ids), sha256_digest(view))
+    return Cut(tuple(sizes), b"".join(ids), digest)
 
 
 def _find_ids(

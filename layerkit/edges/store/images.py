@@ -35,7 +35,12 @@ __all__ = [
 
 MAX_BLOB_SIZE: Final = 64 << 20  # bytes: blobs in the index are small
 MAX_FACT_SIZE: Final = 4096  # characters
-QUERY_COUNT: Final = 500
+# of ids end to end: in one value, for binding each takes longer than finding it
+_COUNT_CHUNKS: Final = """
+WITH RECURSIVE places (at) AS (
+    SELECT 0 WHERE ?1 > 0 UNION ALL SELECT at + 1 FROM places WHERE at + 1 < ?1)
+SELECT COUNT(*) FROM places CROSS JOIN chunks ON id = substr(?2, 32 * at + 1, 32)
+"""
 CHUNK_MANIFEST_KIND: Final = "chunk-manifest"
 ARTIFACT_KIND: Final = "chunks-artifact"
 
@@ -368,13 +373,9 @@ def _check_whole(db: Connection, held: list[str]) -> None:
 
 
 def _check_chunks(db: Connection, raw_ids: set[bytes]) -> None:
-    wanted = sorted(raw_ids)
-    for start in range(0, len(wanted), QUERY_COUNT):
-        some = wanted[start : start + QUERY_COUNT]
-        marks = ",".join("?" * len(some))
-        found = db.execute(f"SELECT COUNT(*) FROM chunks WHERE id IN ({marks})", some).fetchone()
-        if found[0] != len(some):
-            raise StoreChangedError("chunks have gone from the store meanwhile")
+    found = db.execute(_COUNT_CHUNKS, (len(raw_ids), b"".join(sorted(raw_ids)))).fetchone()
+    if found[0] != len(raw_ids):
+        raise StoreChangedError("chunks have gone from the store meanwhile")
 
 
 def _seal_others(db: Connection, owner: str, held: list[str], but: str) -> None:
