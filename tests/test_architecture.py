@@ -15,7 +15,7 @@ MAX_LINES = 600
 FORMATS = {
     "cursor": ("", ""),
     "elf": ("cursor", ""),
-    "golang": ("cursor elf", "numpy"),
+    "golang": ("buildinfo cursor elf", "numpy"),
     "kernel": ("native", "ctypes numpy"),
     "packed": ("kernel", "numpy"),
     "filled": ("", ""),

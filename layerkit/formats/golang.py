@@ -9,6 +9,7 @@ src/cmd/link/internal/ld/pcln.go; releases go1.20 to go1.27.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerkit.errors import FormatError
+from layerkit.formats.buildinfo import read_build_info
 from layerkit.formats.elf import Elf, Section
 
 __all__ = ["GoTables", "go_release", "parse_go_tables"]
@@ -92,6 +94,29 @@ def parse_go_tables(elf: Elf) -> GoTables:
     section = elf.section(".gopclntab")
     if section is None or not section.in_file or section.size < PCHEADER.size:
         raise FormatError("no .gopclntab: not a Go binary, or linked in another mode")
+    try:
+        return _parse_tables(elf, section)
+    except FormatError as exc:
+        why = _find_foreign(elf)
+        if not why:
+            raise
+        raise FormatError(why) from exc
+
+
+def _find_foreign(elf: Elf) -> str:
+    """What others than Go's compiler put into a binary, for which its tables are not as Go's linker
+    alone writes them; "" for nothing that can be seen."""
+    # of the race detector's C code, linked by Go itself: src/runtime/race
+    with contextlib.suppress(FormatError):
+        if ("-race", "true") in read_build_info(elf).settings:
+            return "built with -race, whose C code has no place in Go's tables"
+    # the C library's start files have these, and what gcc and clang compile
+    if elf.section(".init") is not None or elf.section(".eh_frame") is not None:
+        return "linked by C's linker (-linkmode=external, or cgo with code in C), not by Go's"
+    return ""
+
+
+def _parse_tables(elf: Elf, section: Section) -> GoTables:
     data = elf.bytes_of(section)
     magic, zero, _quantum, ptr_size, *rest = PCHEADER.unpack_from(data)
     func_count, _files, text, name_off, cu_off, file_off, pctab_off, func_off = rest

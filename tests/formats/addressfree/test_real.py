@@ -10,9 +10,10 @@ import contextlib
 import fcntl
 import importlib.util
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -168,6 +169,38 @@ def test_pie_stays_raw(go_toolchain: Path) -> None:
     binary = bytearray(build_go(go_toolchain, SMALL))
     binary[16] = 3  # e_type ET_DYN
     assert addressfree.encode(bytes(binary)).why_raw
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+@pytest.mark.parametrize(
+    ("ldflags", "flags", "why"),
+    [
+        (UNSTRIPPED + " -linkmode=external", ("-trimpath",), "C's linker"),
+        (STRIPPED + " -linkmode=external -extldflags=-static", ("-trimpath",), "C's linker"),
+        (STRIPPED, ("-trimpath", "-race"), "-race"),
+    ],
+)
+def test_what_c_has_a_part_in_is_named(
+    go_toolchain: Path, ldflags: str, flags: Sequence[str], why: str
+) -> None:
+    settings = {"CGO_ENABLED": "1"}
+    binary = build_go(go_toolchain, SMALL, ldflags, flags=flags, settings=settings)
+    assert why in assert_comes_back(binary).why_raw
+
+
+@pytest.mark.parametrize("name", [b".typelink", b".eh_frame"])
+def test_damaged_tables_are_told_from_those_of_another_linker(
+    go_toolchain: Path, name: bytes
+) -> None:
+    binary = bytearray(build_go(go_toolchain, SMALL))
+    elf = parse_elf(bytes(binary))
+    section = elf.section(".gopclntab")
+    assert section is not None
+    binary[section.offset] ^= 1
+    at = binary.rindex(b".typelink\0")
+    binary[at : at + len(name)] = name
+    assert ("C's linker" in addressfree.encode(bytes(binary)).why_raw) == (name == b".eh_frame")
 
 
 # --- mutations
