@@ -25,6 +25,7 @@ from layerkit.formats.chunkmanifest import (
     parse_root,
     serialize_chunk_manifest,
     serialize_root,
+    split_runs,
 )
 
 VECTOR = Path(__file__).parent.parent / "vectors" / "chunkmanifest" / "two-chunks.txt"
@@ -104,6 +105,24 @@ def test_a_run_that_is_another_one_is_refused() -> None:
     for runs in ([], [bytes(2 * CHUNK.size)]):
         with pytest.raises(FormatError):
             join_runs(root, runs)
+
+
+def test_an_empty_run_is_refused_by_the_root_alone() -> None:
+    """Who reads in parts asks for the bytes of each run."""
+    raw = bytearray(_vector_bytes())
+    raw[16:20] = struct.pack("<I", 2)
+    empty = RUN.pack(bytes(32), 0)
+    with pytest.raises(FormatError):
+        parse_root(bytes(raw[: HEADER.size]) + empty + bytes(raw[HEADER.size :]))
+
+
+def test_a_whole_is_split_into_its_runs() -> None:
+    form = noise(300_000)
+    manifest = build_chunk_manifest(form, "raw", sha256_digest(form), len(form))
+    root, runs = split_runs(raw := serialize_chunk_manifest(manifest))
+    assert runs == [run.data for run in manifest.runs()] and len(runs) == len(root.runs)
+    with pytest.raises(FormatError):
+        split_runs(raw[: len(raw) // 2])
 
 
 def test_an_edit_changes_few_runs() -> None:
