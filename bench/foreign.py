@@ -9,10 +9,12 @@ that all files have new times.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -47,11 +49,13 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
     """A folder that `make` fills once; whole or not there."""
     target = CACHE / name
     if not target.is_dir():
-        part = CACHE / f"{name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(target)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as part:
+            made = Path(part) / name
+            made.mkdir()
+            make(made)
+            with contextlib.suppress(OSError):  # another process was first
+                made.rename(target)
     return target
 
 

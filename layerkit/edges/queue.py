@@ -195,14 +195,15 @@ class WorkQueue:
 
     def note(self, name: str, tag: str, digest: str, kind: str) -> bool:
         """What a tag names, seen without being told: its first version is only kept, news are a
-        task `kind` as if they had been told. Was it news?"""
+        task `kind` as if they had been told. Was it news? Where such a task looks at the tag
+        already the first version is left to it: it was told, so it is news."""
         with self._transaction() as db:
             known = self._versions(db, name, tag)
             if known[:1] == [digest]:
                 return False
             if known and self._count(db) < self._max_task_count:
                 self._put(db, kind, name, tag, "")
-            elif not known:
+            elif not known and not self._has(db, kind, name, tag):
                 self._add_version(db, name, tag, digest)
             return bool(known)
 
@@ -372,6 +373,10 @@ class WorkQueue:
     def _query(self, sql: str, *values: object) -> list[tuple[object, ...]]:
         with self._mutex, _mapped(self._path):
             return self._db.execute(sql, values).fetchall()
+
+    def _has(self, db: sqlite3.Connection, kind: str, name: str, tag: str) -> bool:
+        sql = "SELECT 1 FROM tasks WHERE kind=? AND name=? AND tag=?"
+        return db.execute(sql, (kind, name, tag)).fetchone() is not None
 
     def _count(self, db: sqlite3.Connection) -> int:
         return int(db.execute("SELECT count(*) FROM tasks").fetchone()[0])

@@ -143,6 +143,18 @@ def test_a_first_version_that_was_not_told_is_no_news(queue: WorkQueue) -> None:
     assert queue.list_versions("fn", "v1") == [A] and take(queue).tag == "v1"
 
 
+def test_a_first_version_that_was_told_is_news_whoever_sees_it_first(
+    queue: WorkQueue, clock: Clock
+) -> None:
+    """Told, looked at before the tag is there, seen by a scan, looked at again."""
+    queue.put("look", [("fn", "v1")])
+    assert not queue.saw(take(queue), "", "make", 1.0)
+    assert not queue.note("fn", "v1", A, "look")
+    clock.now += 1
+    assert queue.saw(take(queue), A, "make", None)
+    assert take(queue, "make").digest == A
+
+
 def test_versions_are_bounded(queue: WorkQueue) -> None:
     for number in range(MAX_VERSION_COUNT + 5):
         queue.put("look", [("fn", "v1")])

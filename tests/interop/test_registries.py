@@ -173,6 +173,7 @@ def test_tls_and_a_login(tmp_path: Path) -> None:
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of a real S3 server, versitygw over a folder."""
+    pytest.importorskip("boto3", reason="boto3 is not installed: pip install layerkit[s3]")
     tool, port = find_tool("versitygw"), free_port()
     (tmp_path / "s3" / "images").mkdir(parents=True)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
