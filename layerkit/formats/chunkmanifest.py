@@ -184,7 +184,7 @@ class ChunkManifest:
         return runs
 
 
-# Records and columns change into each other by strides: a tenth of the time of a loop over chunks,
+# Records and columns change into each other by strides: half the time of a loop over chunks,
 # and this is done some times for each version that a node takes.
 
 
@@ -237,7 +237,7 @@ def cut_form(
 ) -> Cut:
     """Cut `form` and name its chunks. Nearly all of the time goes into BLAKE3's calls, so those
     that one of `near` (forms with their chunk manifests, verified) has byte for byte take its ids:
-    less than half the time for two versions."""
+    about half the time for two versions of a binary."""
     view = memoryview(form)
     digest = sha256_digest(view)  # first: a pull's other thread needs Python's lock most then
     sizes = cut(view, profile)
