@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import os
 import random
 import shutil
 import subprocess
@@ -31,8 +32,11 @@ from go_builds import (
 from mutations import HALVES, mutations
 from trust import TrustCases
 
+from layerkit.edges.disk import Disk
+from layerkit.edges.goruntime import offer_runtime
 from layerkit.formats import addressfree, delta
 from layerkit.formats.elf import parse_elf, strip_symbols
+from layerkit.jobs.init import init
 
 ROOT = Path(__file__).parent.parent.parent.parent
 ARCHES = ("amd64", "arm64")
@@ -126,10 +130,21 @@ def test_every_release_comes_back(
 @pytest.mark.parametrize("minor", [25, 27])
 @pytest.mark.parametrize("name", ["http", "cron", "worker"])
 def test_templates_come_back(
-    go_toolchain: Path, name: str, minor: int, how: str, arch: str, trust_cases: TrustCases
+    go_toolchain: Path,
+    name: str,
+    minor: int,
+    how: str,
+    arch: str,
+    trust_cases: TrustCases,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Their go.mod says go 1.25: the oldest release that builds them."""
-    sources = sources_of(ROOT / "templates" / name)
+    """As `layerkit init` writes them. Their go.mod says go 1.25: the oldest that builds them."""
+    folder = tmp_path / name
+    init(folder, name)
+    for key, value in offer_runtime(Disk(), tmp_path, folder, os.environ).environment.items():
+        monkeypatch.setenv(key, value)
+    sources = sources_of(folder)
     release = release_of(go_toolchain, minor)
     assert_right(build(go_toolchain, sources, how, arch, release, minor), how, trust_cases)
 
