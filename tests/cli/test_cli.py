@@ -191,6 +191,7 @@ class Hook:
     def find_spec(self, name, *_):
         if name == "layerkit.cli.make":
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's `&` began us
 sys.meta_path.insert(0, Hook())
 import layerkit.__main__
 """
