@@ -110,14 +110,14 @@ EDGES = {
         "",
     ),
     "upstream": ("digest formats.chunksync formats.oci", ""),
-    "httpclient": ("edges.upstream formats.protocol", "urllib3"),
+    "httpclient": ("edges.upstream formats.protocol formats.reference", "urllib3"),
     "remote": (
         "digest edges.httpclient edges.upstream formats.protocol formats.oci formats.chunkmanifest"
         " formats.chunksync formats.formpack"
         " formats.reference formats.update",
         "",
     ),
-    "loopback": ("", ""),
+    "loopback": ("formats.reference", ""),
     "registry": (
         "digest edges.loopback edges.upstream formats.oci formats.reference formats.storedupdate",
         "oras requests urllib3",
@@ -149,9 +149,10 @@ EDGES = {
     "versions": ("digest edges.disk formats.reference", ""),
     "spares": ("digest edges.disk", ""),
     "polling": ("digest edges.loopback edges.upstream formats.oci formats.update", "aiohttp"),
-    "localapi": ("edges.forked", "aiohttp"),
+    "tcpsite": ("", "aiohttp"),
+    "localapi": ("edges.forked edges.tcpsite", "aiohttp"),
     "telling": ("edges.httpclient formats.notifications", ""),
-    "newsapi": ("formats.notifications formats.tokens", "aiohttp"),
+    "newsapi": ("edges.tcpsite formats.notifications formats.reference formats.tokens", "aiohttp"),
     "localclient": ("edges.forked", ""),
     "notify": ("", ""),
     "agentmetrics": ("", "prometheus_client"),
@@ -171,7 +172,7 @@ ONE_OWNER = {
     "uvicorn": HTTP,
     "jinja2": {"edges.http.page"},
     "prometheus_client": {"edges.agentmetrics", "edges.http.metrics"},
-    "aiohttp": {"edges.localapi", "edges.newsapi", "edges.polling"},
+    "aiohttp": {"edges.localapi", "edges.newsapi", "edges.polling", "edges.tcpsite"},
     "urllib3": {"edges.registry.traffic", "edges.httpclient"},
     "rich": {"console"},
     "click": {

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = ("go-runtime", "go-vet")
 RELEASES = ("go1.24.9", "go1.25.4", "go1.27.1")  # besides the one that is on PATH
+VET_RELEASES = ("go1.25.4", "go1.27.1")
 
 
 def run_go(argv: list[str | Path], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -55,20 +56,17 @@ def test_staticcheck_finds_nothing(module: str, go_toolchain: Path) -> None:
 
 @pytest.mark.go
 @pytest.mark.slow
-@pytest.mark.parametrize("release", RELEASES)
-def test_go_runtime_passes_with_other_releases(release: str, go_toolchain: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "release"),
+    [
+        *(("go-runtime", release) for release in RELEASES),
+        *(("go-vet", release) for release in VET_RELEASES),
+    ],
+)
+def test_a_module_passes_with_other_releases(module: str, release: str, go_toolchain: Path) -> None:
     if run_go([go_toolchain, "version"], ROOT, GOTOOLCHAIN=release).returncode:
         pytest.skip(f"{release} is not to be had")
-    passes(run_go([go_toolchain, "test", "./..."], ROOT / "go-runtime", GOTOOLCHAIN=release))
-
-
-@pytest.mark.go
-@pytest.mark.slow
-@pytest.mark.parametrize("release", ("go1.25.4", "go1.27.1"))
-def test_the_passes_pass_with_other_releases(release: str, go_toolchain: Path) -> None:
-    if run_go([go_toolchain, "version"], ROOT, GOTOOLCHAIN=release).returncode:
-        pytest.skip(f"{release} is not to be had")
-    passes(run_go([go_toolchain, "test", "./..."], ROOT / "go-vet", GOTOOLCHAIN=release))
+    passes(run_go([go_toolchain, "test", "./..."], ROOT / module, GOTOOLCHAIN=release))
 
 
 @pytest.mark.go

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerkit.cli.common import DEFAULT_LAYOUT, document_of, json_option, option, state_of, verb
+from layerkit.cli.common import (
+    DEFAULT_LAYOUT,
+    docker_config,
+    document_of,
+    json_option,
+    option,
+    state_of,
+    verb,
+)
 from layerkit.cli.loading import check_load, load_image, load_options, say_loaded, scratch_folder
 from layerkit.cli.pushing import find_push, push_options, say_pushed
 
@@ -268,12 +276,11 @@ def split(
 def _places(facts: dict[str, Any], progress: Callable[[int], None]) -> Places:
     from layerkit.edges.imagesource import Places
 
-    logins = os.environ.get("DOCKER_CONFIG")
     return Places(
         Path(os.environ.get("TMPDIR") or "/tmp").absolute(),
         docker=facts["docker"] or "",
         env=os.environ,
-        config=Path(logins) / "config.json" if logins else None,
+        config=docker_config(),
         ca=facts["ca"],
         realms=facts["realms"],
         progress=progress,

@@ -243,13 +243,11 @@ class Disk:
     def hold_new(self, path: Path) -> Iterator[None]:
         """A new empty file that is locked from its first moment until it is removed at the end.
         A killed owner leaves it unlocked."""
-        fd = self._make_held(path)
+        held = HeldFile(self._make_held(path), path)
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            os.close(fd)
+            held.release()
 
     def _make_held(self, path: Path) -> int:
         """Its descriptor. Who cleans up may take the temp file for a dead one's before it is

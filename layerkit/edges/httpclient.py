@@ -13,7 +13,6 @@ Not for sharing between threads.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 import threading
@@ -39,6 +38,7 @@ from layerkit.errors import (
     UsageError,
 )
 from layerkit.formats.protocol import parse_errors
+from layerkit.formats.reference import is_loopback
 
 __all__ = ["Answer", "Client", "Tls"]
 
@@ -408,16 +408,9 @@ def _check_token(token: str, url: str) -> str:
     if not (token.isascii() and token.isprintable() and " " not in token):
         raise UsageError("the token is not one line of printable characters")
     parts = urlsplit(url)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         _log.warning("the token for %s travels in clear: use https", url)
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _begins_at(answer: Answer, start: int) -> bool:

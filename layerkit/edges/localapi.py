@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from layerkit.edges.tcpsite import listen_on_tcp
 from layerkit.errors import (
     LayerkitError,
     NotFoundError,
@@ -66,14 +67,7 @@ class LocalApi:
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthy)
         runner = await self._run(application)
-        try:
-            await web.TCPSite(runner, host.strip("[]"), port).start()
-        except OSError as exc:
-            raise UsageError(
-                f"cannot listen on {host}:{port}",
-                cause=str(exc.strerror),
-                hint="choose another --metrics",
-            ) from exc
+        await listen_on_tcp(runner, host, port, "--metrics")
 
     async def _run(self, application: web.Application) -> web.AppRunner:
         runner = web.AppRunner(

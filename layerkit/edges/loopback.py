@@ -1,4 +1,4 @@
-"""Servers on this machine: which addresses are its own, and whether a port speaks TLS.
+"""Servers on this machine: whether a port speaks TLS.
 
 A reference says nothing of a scheme. Engines try TLS first and then, on a loopback address, plain
 HTTP. Here the first plain request tells: where it is refused or breaks, a handshake shows whether
@@ -8,23 +8,16 @@ asked in clear.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["is_loopback", "speaks_tls"]
+from layerkit.formats.reference import is_loopback
+
+__all__ = ["speaks_tls"]
 
 HANDSHAKE_SECONDS: Final = 3.0
-
-
-def is_loopback(host: str) -> bool:
-    """Is a host's name or address this machine's own?"""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def speaks_tls(url: str) -> bool:

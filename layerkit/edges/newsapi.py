@@ -9,16 +9,16 @@ Spec: docs/agent.md "Told by a registry". Limits: MAX_NOTIFICATION_SIZE.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
 
+from layerkit.edges.tcpsite import listen_on_tcp
 from layerkit.errors import FormatError, UsageError
 from layerkit.formats.notifications import MAX_NOTIFICATION_SIZE, Pushed, parse_notification
-from layerkit.formats.tokens import hash_token, read_credentials
+from layerkit.formats.reference import is_loopback
+from layerkit.formats.tokens import hash_token, shows_secret
 
 __all__ = ["NewsApi"]
 
@@ -38,7 +38,7 @@ class NewsApi:
 
     async def listen(self, host: str, port: int) -> str:
         """Take notifications; the URL for them."""
-        if self._raw_hash is None and not _is_loopback(host):
+        if self._raw_hash is None and not is_loopback(host.strip("[]")):
             raise UsageError(
                 f"{host}:{port} is not a loopback address, and no secret is asked for",
                 hint="add --events-secret-file",
@@ -50,23 +50,16 @@ class NewsApi:
             application, access_log=None, handle_signals=False, shutdown_timeout=STOP_SECONDS
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host.strip("[]"), port)
-        try:
-            await site.start()
-        except OSError as exc:
-            raise UsageError(
-                f"cannot listen on {host}:{port}",
-                cause=str(exc.strerror),
-                hint="choose another --events",
-            ) from exc
-        return f"http://{host}:{self._runner.addresses[0][1]}/events"
+        port = await listen_on_tcp(self._runner, host, port, "--events")
+        return f"http://{host}:{port}/events"
 
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
 
     async def _hear(self, request: web.Request) -> web.Response:
-        if not self._knows_secret(request.headers.get("authorization", "")):
+        credentials = request.headers.get("authorization", "")
+        if self._raw_hash is not None and not shows_secret(credentials, self._raw_hash):
             raise web.HTTPUnauthorized(headers={"www-authenticate": 'Basic realm="layerkit"'})
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -78,19 +71,6 @@ class NewsApi:
             raise web.HTTPBadRequest(text=f"{exc.message}\n") from exc
         return web.json_response({"woken_count": self._take(pushed)})
 
-    def _knows_secret(self, credentials: str) -> bool:
-        """Hashes are compared, in constant time: neither bytes nor length of it leak."""
-        if self._raw_hash is None:
-            return True
-        return hmac.compare_digest(hash_token(read_credentials(credentials)), self._raw_hash)
-
 
 async def _healthy(_: web.Request) -> web.Response:
     return web.Response(text="ok\n")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -244,7 +244,7 @@ def cut_form(
     ends = list(accumulate(sizes, initial=0))
     known: list[bytes] = [b""] * len(sizes)
     for old_form, manifest in near:
-        _find_ids(view, sizes, known, old_form, manifest)
+        _find_ids(view, sizes, ends, known, old_form, manifest)
     ids = [
         raw or raw_chunk_id(view[low:high])
         for raw, (low, high) in zip(known, pairwise(ends), strict=True)
@@ -255,13 +255,14 @@ def cut_form(
 def _find_ids(
     form: memoryview,
     sizes: Sequence[int],
+    ends: Sequence[int],
     ids: list[bytes],
     old_form: bytes,
     manifest: ChunkManifest,
 ) -> None:
-    """Set the `ids` of those chunks that an old form has, too, byte for byte."""
+    """Set the `ids` of those chunks that an old form has, too, byte for byte. `ends` are sums of
+    `sizes`, from 0."""
     offsets, olds, raw_ids = manifest.offsets(), manifest.sizes, manifest.list_raw_ids()
-    ends = list(accumulate(sizes, initial=0))
 
     def is_same(new: int, old: int, count: int) -> bool:
         data = form[ends[new] : ends[new + count]].tobytes()

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from layerkit.digest import Digest
 from layerkit.errors import FormatError, UsageError
 
-__all__ = ["DEFAULT_TAG", "Reference", "is_repository", "is_tag"]
+__all__ = ["DEFAULT_TAG", "Reference", "is_loopback", "is_repository", "is_tag"]
 
 DEFAULT_TAG: Final = "latest"
 MAX_NAME_SIZE: Final = 255  # characters of host and repository together, as registries count
@@ -80,7 +80,7 @@ class Reference:
         if self.host in _DOCKER_HUB:
             return "https://registry-1.docker.io"
         name = urlsplit(f"//{self.host}").hostname or ""
-        return f"{'http' if _is_loopback(name) else 'https'}://{self.host}"
+        return f"{'http' if is_loopback(name) else 'https'}://{self.host}"
 
     @property
     def registry_name(self) -> str:
@@ -116,7 +116,7 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """This machine's own address? 127.example.org, which begins like one, is anybody's."""
     try:
         return ipaddress.ip_address(host).is_loopback

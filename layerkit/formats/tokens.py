@@ -30,6 +30,7 @@ __all__ = [
     "parse_tokens",
     "read_credentials",
     "serialize_tokens",
+    "shows_secret",
 ]
 
 KIND: Final = "layerkit-tokens"
@@ -118,6 +119,12 @@ def read_credentials(credentials: str) -> str:
     except (binascii.Error, UnicodeDecodeError):
         return ""
     return plain.partition(":")[2]
+
+
+def shows_secret(credentials: str, raw_hash: bytes) -> bool:
+    """Does an Authorization header show the secret with this hash? Hashes are compared, in constant
+    time: neither bytes nor length of the secret leak."""
+    return hmac.compare_digest(hash_token(read_credentials(credentials)), raw_hash)
 
 
 def find_caller(tokens: Iterable[Token], raw_hash: bytes) -> Caller | None:

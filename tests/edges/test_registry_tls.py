@@ -18,14 +18,14 @@ from registries import FakeRegistry
 from test_httpclient_tls import certify
 
 from layerkit.digest import sha256_digest
-from layerkit.edges.loopback import is_loopback, speaks_tls
+from layerkit.edges.loopback import speaks_tls
 from layerkit.edges.polling import Poller, Question
 from layerkit.edges.registry import SENT, Registry
 from layerkit.edges.registry.upstream import open_upstream
 from layerkit.edges.storage.opening import open_registry
 from layerkit.errors import NotFoundError, RemoteDeniedError, RemoteError
 from layerkit.formats import oci
-from layerkit.formats.reference import Reference
+from layerkit.formats.reference import Reference, is_loopback
 
 BLOB = noise(200_000)
 ITEM = oci.describe(BLOB, "application/octet-stream")

@@ -6,13 +6,19 @@ NAME:TOKEN` (what container engines send after a login; the name is not looked a
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from typing import Final
 
 from layerkit.edges.tokens import TokenFile
 from layerkit.errors import UnauthorizedError
-from layerkit.formats.tokens import ANYONE, Caller, find_caller, hash_token, read_credentials
+from layerkit.formats.tokens import (
+    ANYONE,
+    Caller,
+    find_caller,
+    hash_token,
+    read_credentials,
+    shows_secret,
+)
 
 __all__ = ["CHALLENGE", "Gate", "SecretGate"]
 
@@ -64,7 +70,6 @@ class SecretGate:
         credentials = headers.get("authorization", "")
         if not credentials:
             raise UnauthorizedError("this server asks for a secret")
-        # hashes are compared, in constant time: neither bytes nor length of the secret leak
-        if not hmac.compare_digest(hash_token(read_credentials(credentials)), self._raw_hash):
+        if not shows_secret(credentials, self._raw_hash):
             raise UnauthorizedError("this secret is not known here")
         return ANYONE

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from layerkit.errors import UsageError
+from layerkit.formats.reference import is_loopback
 
 __all__ = ["DEFAULT_LISTEN", "Limits", "ServerOptions", "TlsFiles", "parse_listen"]
 
@@ -61,7 +61,7 @@ class ServerOptions:
         if not 1 <= self.worker_count <= MAX_WORKER_COUNT:
             raise UsageError(f"{self.worker_count} workers, want 1 to {MAX_WORKER_COUNT}")
         guarded = self.token_file is not None or (self.tls and self.tls.client_ca)
-        if not guarded and not self.open_to_all and not _is_loopback(host):
+        if not guarded and not self.open_to_all and not is_loopback(host):
             raise UsageError(
                 f"{self.listen} is not a loopback address, and no tokens are asked for",
                 hint="add --token-file (see 'layerkit token add'), or --open to serve everyone",
@@ -74,12 +74,3 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not colon or not (raw_port.isascii() and raw_port.isdigit()) or int(raw_port) > 65535:
         raise UsageError(f"{text[:80]!r} is not an address", hint=f"write {DEFAULT_LISTEN}")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(raw_port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -95,9 +95,7 @@ class _Session(requests.Session):
         if not streamed:
             answer._content = self._traffic.read(answer, MAX_TOKEN_SIZE)
         elif method == "HEAD" or answer.headers.get("Content-Length") == "0":
-            _ = (
-                answer.content
-            )  # nothing: but only an answer that was read gives its connection back
+            _ = answer.content  # nothing: but only what was read gives its connection back
         return answer
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:

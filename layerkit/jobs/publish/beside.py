@@ -85,7 +85,8 @@ class Beside:
     def make(self, is_vain: Callable[[], bool]) -> None:
         """Until all is made, or `is_vain` says that nobody will need it."""
         new, extras = Image(self.ref.repository, self.top), self.extras
-        readers: tuple[ImageReader, ...] = (LayoutReader(self.layout), self.target.reader)
+        plain = (LayoutReader(self.layout), self.target.reader)
+        readers: tuple[ImageReader, ...] = plain
         if self.target.is_lean:
             readers = (LeanReader(self.layout, self.target.reader, self.lean), self.target.reader)
         with self._told():
@@ -101,8 +102,7 @@ class Beside:
             return
         with self._told():
             last = self._before[0] if self._before else None
-            readers = (LayoutReader(self.layout), self.target.reader)
-            for document in put_packs(readers, self.target, self.ref, new, last):
+            for document in put_packs(plain, self.target, self.ref, new, last):
                 self.documents.append(document)  # one by one: what is there counts
                 if is_vain():
                     return
